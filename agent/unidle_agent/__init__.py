@@ -1,0 +1,1 @@
+"""The daemon on every GPU node: samples, keeps what is not yet acknowledged, and ships it."""

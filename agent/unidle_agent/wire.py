@@ -1,0 +1,207 @@
+"""The wire: one batch of rows from one node, as MessagePack of column buffers, zlib-compressed.
+
+Self-describing: a reader skips keys and columns that it does not know and reads missing ones as
+unknown, so neighbouring versions work together. Needs neither numpy nor pyarrow.
+"""
+
+from __future__ import annotations
+
+import zlib
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+import msgpack
+
+from unidle_agent.errors import WireError
+from unidle_agent.fields import BY_NAME, UNKNOWN_U8, Field
+
+VERSION = 1
+CONTENT_TYPE = "application/vnd.unidle.batch"
+MAX_BATCH_BYTES = 32 * 1024 * 1024
+"""Most bytes that a batch may have once unpacked: a 60 s batch of 16 GPUs with 60 fields is 0.5 MB."""
+
+TYPECODES: dict[str, Literal["f", "d", "Q"]] = {"f4": "f", "f8": "d", "u8": "Q"}
+NAN = float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who holds a GPU, as far as the node knows. `allocated` is None when nobody says."""
+
+    allocated: bool | None = None
+    job: str = ""
+    user: str = ""
+    interactive: bool = False
+    source: str = ""
+    """Where the answer comes from: `slurm`, `dcgm-labels`, `processes`, ..."""
+    confidence: str = ""
+    """`high`, `medium` or `low`; `inferred` where allocation was concluded from use."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuFacts:
+    """What changes rarely about one GPU or MIG instance."""
+
+    uuid: str
+    index: int | None = None
+    model: str = ""
+    pci_bus_id: str = ""
+    minor: int | None = None
+    driver: str = ""
+    mig_profile: str = ""
+    share: float = 1.0
+    """Share of the whole GPU: 1, or a MIG instance's part of it."""
+    sources: dict[str, str] = field(default_factory=dict)
+    """Field name -> source that gave it (`nvml`, `gpm`, `dcgm-exporter`, `simulator`)."""
+    owner: Owner = Owner()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of one node: `len(times_ns)` instants x `len(gpus)` GPUs, time-major.
+
+    `columns[name]` is an array of instants x GPUs values, `host[name]` one of instants values, in the
+    dtype of the field table. `facts` is None when it has not changed since `facts_id` was last sent.
+    """
+
+    node: str
+    boot: str
+    seq: int
+    sent_ns: int
+    """The node's clock when it sent, so that the receiver sees a skew."""
+    period_s: float
+    times_ns: Sequence[int]
+    gpus: tuple[str, ...]
+    columns: Mapping[str, Any]
+    host: Mapping[str, Any]
+    facts_id: int = 0
+    facts: tuple[GpuFacts, ...] | None = None
+    simulated: bool = False
+
+
+def column(spec: Field, values: Iterable[float | int | None]) -> array[Any]:
+    """A column of `spec`'s dtype from values in base units; None and NaN become unknown.
+
+    A counter is given as a whole number of its resolution already: it never passes through a float.
+    """
+    if spec.dtype == "u8":
+        return array("Q", [UNKNOWN_U8 if v is None or v != v or v < 0 else int(v) for v in values])
+    return array(TYPECODES[spec.dtype], [NAN if v is None else float(v) for v in values])
+
+
+def encode(batch: Batch) -> bytes:
+    """The bytes that travel."""
+    document: dict[str, Any] = {
+        "v": VERSION,
+        "node": batch.node,
+        "boot": batch.boot,
+        "seq": batch.seq,
+        "sent_ns": batch.sent_ns,
+        "period_s": batch.period_s,
+        "simulated": batch.simulated,
+        "times_ns": array("q", batch.times_ns).tobytes(),
+        "gpus": list(batch.gpus),
+        "cols": {name: bytes(values) for name, values in batch.columns.items()},
+        "host": {name: bytes(values) for name, values in batch.host.items()},
+        "facts_id": batch.facts_id,
+    }
+    if batch.facts is not None:
+        document["facts"] = [asdict(facts) for facts in batch.facts]
+    return zlib.compress(msgpack.packb(document), 1)
+
+
+def decode(data: bytes) -> Batch:
+    """Read what `encode` wrote, by any neighbouring version; raises WireError saying what is wrong.
+
+    Columns come back as memoryviews of little-endian values; those of unknown fields are dropped.
+    """
+    document = _unpack(data)
+    try:
+        if document["v"] != VERSION:
+            raise WireError(
+                f"expected schema version {VERSION}, came {document['v']!r}: update the older side"
+            )
+        times = array("q", document["times_ns"])
+        gpus = tuple(_text(uuid, "gpus") for uuid in document["gpus"])
+        facts = document.get("facts")
+        return Batch(
+            node=_text(document["node"], "node"),
+            boot=_text(document["boot"], "boot"),
+            seq=_whole(document["seq"], "seq"),
+            sent_ns=_whole(document["sent_ns"], "sent_ns"),
+            period_s=float(document["period_s"]),
+            times_ns=times,
+            gpus=gpus,
+            columns=_columns(document["cols"], "gpu", len(times) * len(gpus)),
+            host=_columns(document["host"], "host", len(times)),
+            facts_id=_whole(document.get("facts_id", 0), "facts_id"),
+            facts=None if facts is None else tuple(_facts(item) for item in facts),
+            simulated=bool(document.get("simulated", False)),
+        )
+    except WireError:
+        raise
+    except KeyError as error:
+        raise WireError(f"expected the key {error.args[0]!r} in the batch, it is missing") from error
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise WireError(f"expected a batch of schema version {VERSION}: {error}") from error
+
+
+def _unpack(data: bytes) -> dict[str, Any]:
+    unzip = zlib.decompressobj()
+    try:
+        raw = unzip.decompress(data, MAX_BATCH_BYTES)
+    except zlib.error as error:
+        raise WireError(f"expected zlib-compressed MessagePack: {error}") from error
+    if unzip.unconsumed_tail:
+        raise WireError(f"expected at most {MAX_BATCH_BYTES} bytes unpacked, there are more")
+    if not unzip.eof:
+        raise WireError("expected a whole batch, the end is missing")
+    try:
+        document = msgpack.unpackb(raw, strict_map_key=True)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise WireError(f"expected MessagePack: {error}") from error
+    if not isinstance(document, dict):
+        raise WireError(f"expected a map, came {type(document).__name__}")
+    return document
+
+
+def _text(value: object, key: str) -> str:
+    if not isinstance(value, str) or not value or len(value) > 256:
+        raise WireError(f"{key}: expected a text of 1 to 256 characters, came {str(value)[:40]!r}")
+    return value
+
+
+def _whole(value: object, key: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise WireError(f"{key}: expected a whole number of at least 0, came {value!r}")
+    return value
+
+
+def _columns(raw: Any, scope: str, count: int) -> dict[str, memoryview]:
+    out = {}
+    for name, data in raw.items():
+        spec = BY_NAME.get(name)
+        if spec is None or spec.scope != scope:
+            continue
+        code = TYPECODES[spec.dtype]
+        size = array(code).itemsize * count
+        if not isinstance(data, bytes) or len(data) != size:
+            came = len(data) if isinstance(data, bytes) else type(data).__name__
+            raise WireError(
+                f"column {name}: expected {count} values of {spec.dtype} ({size} bytes), came {came}"
+            )
+        out[name] = memoryview(data).cast(code)
+    return out
+
+
+_OWNER_KEYS = frozenset(item.name for item in fields(Owner))
+_FACT_KEYS = frozenset(item.name for item in fields(GpuFacts))
+
+
+def _facts(raw: Mapping[str, Any]) -> GpuFacts:
+    known = {key: value for key, value in raw.items() if key in _FACT_KEYS}
+    _text(known.get("uuid"), "facts.uuid")
+    owner = {key: value for key, value in (known.get("owner") or {}).items() if key in _OWNER_KEYS}
+    return GpuFacts(**{**known, "owner": Owner(**owner)})

@@ -1,0 +1,1 @@
+"""Messages: one per incident when it opens, one when it resolves, none lost."""

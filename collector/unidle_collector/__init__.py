@@ -1,0 +1,1 @@
+"""The collector: takes rows, accounts every GPU instant, finds what is lost and says what to do."""

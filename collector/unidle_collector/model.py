@@ -1,0 +1,272 @@
+"""What the collector says: the types of its API, and of everything that reads it.
+
+Times are integer nanoseconds since the epoch. Unknown is None. Money is EUR, energy is measured at
+the GPU board (kWh), a GPU-hour of a MIG instance counts by its share of the GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+State = Literal["failed", "unknown", "unallocated", "idle", "throttled", "starved", "productive"]
+STATES: tuple[State, ...] = (
+    "failed",
+    "unknown",
+    "unallocated",
+    "idle",
+    "throttled",
+    "starved",
+    "productive",
+)
+"""Every instant of every GPU has exactly one of these; where several apply, the first counts."""
+
+Severity = Literal["critical", "warning", "info"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What something costs or wins."""
+
+    gpu_h: float
+    eur: float | None
+    """None when the price of a GPU concerned is not known."""
+    kwh: float | None
+    """None when the power of a GPU concerned is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuRef:
+    """One GPU or MIG instance."""
+
+    node: str
+    gpu: str
+    """UUID; the index as text where a recording has no UUID."""
+    index: int | None = None
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One measured fact that a finding rests on."""
+
+    field: str
+    value: float | None
+    unit: str
+    threshold: float | None
+    window_s: float
+    text: str
+    """The same as a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class CauseShare:
+    """A cause and how likely it is, 0-1."""
+
+    cause: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that loses GPU time, or is about to: one cause on one subject."""
+
+    id: str
+    kind: str
+    """The detector's id: `idle`, `starvation`, `throttling_thermal`, `throttling_power`, `oom_risk`, ..."""
+    cause: str
+    severity: Severity
+    confidence: float
+    subject_kind: Literal["job", "gpu", "node"]
+    subject: str
+    title: str
+    """One sentence with the number."""
+    since_ns: int
+    updated_ns: int
+    told_ns: int | None
+    """When its finding delay was over and people were told; None while it is still developing."""
+    ended_ns: int | None = None
+    job: str = ""
+    user: str = ""
+    nodes: tuple[str, ...] = ()
+    gpus: tuple[GpuRef, ...] = ()
+    runners_up: tuple[CauseShare, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
+    cost_so_far: Cost = Cost(0.0, None, None)
+    cost_per_h: Cost = Cost(0.0, None, None)
+    advice: str = ""
+    """The exact change to make, or "cannot tell, because ..."."""
+    confirm: str = ""
+    """What would confirm it."""
+    simulated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """What a recommendation would win within `horizon_h` hours: low, expected, high."""
+
+    horizon_h: float
+    low: Cost
+    expected: Cost
+    high: Cost
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """One thing to do. Nothing is ever executed: `command` is for a person to read and run."""
+
+    id: str
+    kind: str
+    lever: Literal["reclaim", "fix", "pack", "place"]
+    title: str
+    subject: str
+    finding_ids: tuple[str, ...]
+    gain: Gain
+    binding_constraint: str
+    risk: str
+    assumptions: tuple[str, ...]
+    command: str
+    undo: str
+    notice: str
+    """How the owner is told, how long they have, and how they say "keep"."""
+    measure: str
+    """How what was really won is measured afterwards."""
+    created_ns: int
+    job: str = ""
+    user: str = ""
+    nodes: tuple[str, ...] = ()
+    gpus: tuple[GpuRef, ...] = ()
+    simulated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """A finding that people are told about, from open to resolved."""
+
+    id: str
+    state: Literal["open", "resolved"]
+    revision: int
+    opened_ns: int
+    resolved_ns: int | None
+    finding: Finding
+    recommendations: tuple[Recommendation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class IncidentEvent:
+    """One change of an incident, in the order of `seq`; readers keep the last seq they have handled."""
+
+    seq: int
+    time_ns: int
+    incident: Incident
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Where the time of a set of GPUs went within a window (accounting.md)."""
+
+    key: str
+    """What the set is: `fleet`, a node, a GPU, a job, a user pseudonym or a model."""
+    start_ns: int
+    end_ns: int
+    gpus: int
+    seconds: dict[str, float]
+    """State -> GPU-seconds; the states add up to all the time."""
+    causes: dict[str, float] = field(default_factory=dict)
+    """`state.cause` -> lost GPU-seconds (loss weight applied)."""
+    lost: Cost = Cost(0.0, None, None)
+    """Lost to jobs: idle, throttled, starved, failed; without the capacity loss of `unallocated`."""
+    unallocated: Cost = Cost(0.0, None, None)
+    allocated_ratio: float | None = None
+    active_ratio: float | None = None
+    effective_ratio: float | None = None
+    gpu_util_ratio: float | None = None
+    """Mean of gpu_util_ratio, for comparison only."""
+    sm_active_ratio: float | None = None
+    grade: Literal["sm", "util", "mixed", "none"] = "none"
+    """Which activity the losses of starved time rest on."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuNow:
+    """One GPU as it is now."""
+
+    node: str
+    gpu: str
+    index: int | None
+    model: str
+    state: State
+    cause: str
+    inferred: bool
+    """True where allocation was concluded from use."""
+    sampled_ns: int | None
+    job: str
+    user: str
+    values: dict[str, float | None]
+    """Field -> latest value in base units."""
+    simulated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NodeNow:
+    """One node as it is now, with what the collector received from it."""
+
+    node: str
+    gpus: int
+    last_sample_ns: int | None
+    last_push_ns: int | None
+    """Receiver's clock."""
+    clock_skew_s: float | None
+    rows: int
+    duplicates: int
+    late_rows: int
+    counter_resets: int
+    values: dict[str, float | None]
+    simulated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The fleet at a glance."""
+
+    site: str
+    time_ns: int | None
+    """Event time up to which everything was looked at."""
+    simulated: bool
+    nodes: int
+    gpus: int
+    jobs: int
+    states: dict[str, int]
+    """State -> GPUs now."""
+    account: Account
+    """The window asked for."""
+    open_incidents: int
+    recommendations: int
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Can this collector be trusted now."""
+
+    ok: bool
+    problems: tuple[str, ...]
+    version: str
+    simulated: bool
+    uptime_s: float
+    event_time_ns: int | None
+    lag_s: float | None
+    counters: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One field of one GPU (or host) over time; `values` holds None where nothing is known."""
+
+    node: str
+    gpu: str
+    field: str
+    unit: str
+    step_s: float
+    times_ns: tuple[int, ...]
+    values: tuple[float | None, ...]
+    simulated: bool

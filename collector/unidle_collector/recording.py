@@ -1,0 +1,41 @@
+"""Recorded telemetry of some GPUs on one grid of time: what `unidle diagnose` works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unidle_collector.model import GpuRef
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Samples on a regular grid: T instants x G GPUs.
+
+    Instants at which a GPU has no sample hold NaN in every column: unknown, never zero.
+    """
+
+    start_ns: int
+    """Time of the first instant."""
+    period_s: float
+    """The inferred sampling period: the grid's step."""
+    gpus: tuple[GpuRef, ...]
+    columns: dict[str, NDArray[np.float64]]
+    """Field of the table -> array [T, G] in base units; NaN is unknown. A counter is the increase since
+    the GPU's sample before (never negative: a reset gives NaN). Host fields are repeated per GPU."""
+    sampled: NDArray[np.bool_]
+    """[T, G]: is there a sample at all."""
+    jobs: tuple[str, ...]
+    """Names of jobs; index 0 is the empty name."""
+    job: NDArray[np.int32]
+    """[T, G]: index into `jobs`; 0 allocated to nobody, -1 the recording does not say."""
+    notes: tuple[str, ...]
+    """What was skipped, guessed or converted, in words."""
+    simulated: bool = False
+
+    @property
+    def instants(self) -> int:
+        """T."""
+        return int(self.sampled.shape[0])
