@@ -179,8 +179,8 @@ def _whole(value: object, key: str) -> int:
     return value
 
 
-def _columns(raw: Any, scope: str, count: int) -> dict[str, memoryview]:
-    out = {}
+def _columns(raw: Any, scope: str, count: int) -> dict[str, Any]:
+    out: dict[str, Any] = {}
     for name, data in raw.items():
         spec = BY_NAME.get(name)
         if spec is None or spec.scope != scope:

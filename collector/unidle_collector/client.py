@@ -9,6 +9,7 @@ import json
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Hashable
 from functools import cache
 from typing import Any, Protocol, TypeVar, cast
 
@@ -113,14 +114,14 @@ class Client:
                 f"no collector answers at {self._url} ({error}); start one with: unidle collector"
             ) from error
         try:
-            return cast(T, _adapter(kind).validate_json(body))
+            return cast(T, _adapter(cast(Hashable, kind)).validate_json(body))
         except ValidationError as error:
             raise ApiError(f"{url}: the answer does not fit this version of unidle: {error}") from error
 
 
 @cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+def _adapter(kind: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(cast(Any, kind))
 
 
 def _detail(error: urllib.error.HTTPError) -> str:
