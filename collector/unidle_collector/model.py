@@ -174,6 +174,8 @@ class Account:
     """State -> GPU-seconds; the states add up to all the time."""
     causes: dict[str, float] = field(default_factory=dict)
     """`state.cause` -> lost GPU-seconds (loss weight applied)."""
+    cause_costs: dict[str, Cost] = field(default_factory=dict)
+    """`state.cause` -> what it cost; a cause that is not here has a cost that nobody worked out."""
     lost: Cost = Cost(0.0, None, None)
     """Lost to jobs: idle, throttled, starved, failed; without the capacity loss of `unallocated`."""
     unallocated: Cost = Cost(0.0, None, None)

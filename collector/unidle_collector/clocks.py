@@ -1,0 +1,58 @@
+"""The clock that a GPU would run at: that of unthrottled siblings on the same work, else its own."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from unidle_collector.pergpu import Bools, Floats, PerGpu
+from unidle_collector.signals import NOTHING_RAN, View
+
+FADE_PER_STEP = 0.0002
+"""The GPU's own best clock fades slowly, so that a change of clock settings is followed."""
+SIBLINGS = 3
+"""Fewest unthrottled GPUs of one model in one job (else on one node) that a median is taken of."""
+
+
+class ReferenceClock:
+    """Keeps each GPU's own unthrottled clock."""
+
+    def __init__(self, size: int) -> None:
+        self._a = PerGpu(size)
+        self._a.make("own", np.float64, np.nan)
+
+    def of(self, view: View, slowed: Bools) -> tuple[Floats, Floats]:
+        """[GPUs] clock in Hz by siblings, and by the GPU itself; NaN where nothing is known.
+
+        `slowed` are GPUs that cannot serve as a reference now.
+        """
+        clock = view.step.get("sm_clock_hz")
+        healthy = view.alive & ~slowed & ~np.isnan(clock) & (view.activity >= NOTHING_RAN)
+        own = self._a["own"]
+        own *= 1 - FADE_PER_STEP
+        np.fmax(own, np.where(healthy, clock, np.nan), out=own)
+        return _sibling_median(view, np.where(healthy, clock, np.nan)), own
+
+    def reset(self, gpus: Bools) -> None:
+        """Another job may run at another clock."""
+        self._a["own"][gpus] = np.nan
+
+    def resize(self, size: int) -> None:
+        """Grow to `size` GPUs."""
+        self._a.resize(size)
+
+
+def _sibling_median(view: View, clock: Floats) -> Floats:
+    """[GPUs] median of the known clocks of the GPU's group, NaN where fewer than SIBLINGS are known."""
+    a = view.inventory.a
+    job, node, model = a["job"].astype(np.int64), a["node"].astype(np.int64), a["model"].astype(np.int64)
+    place = np.where(job > 0, job, -1 - node)
+    group = place * 4096 + model
+    order = np.lexsort((clock, group))  # NaN sorts last within its group
+    bounds = np.flatnonzero(np.diff(group[order], prepend=group[order[0]] - 1))
+    known = np.add.reduceat((~np.isnan(clock[order])).astype(np.int64), bounds)
+    middle = np.minimum(bounds + np.maximum(known - 1, 0) // 2, order.size - 1)
+    median = np.where(known >= SIBLINGS, clock[order][middle], np.nan)
+    sizes = np.diff(bounds, append=order.size)
+    out = np.empty_like(clock)
+    out[order] = np.repeat(median, sizes)
+    return out

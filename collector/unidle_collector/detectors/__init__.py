@@ -1,0 +1,128 @@
+"""Detectors: one per file, named after what it says is wrong; found by walking this package.
+
+A detector looks at each step of the whole fleet (a `View`) and answers a `Verdict`: where its
+condition is on, since when, with which cause and loss. Its module docstring is its documentation
+page. Adding one edits no other file.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import ClassVar, Literal, Protocol
+
+import numpy as np
+
+from unidle_collector.model import Evidence, Severity, State
+from unidle_collector.pergpu import Bools, Floats, Times
+from unidle_collector.signals import View
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One detector's answer at one step; every array is [GPUs]."""
+
+    on: Bools
+    since: Times
+    """Where on: from when on the state applies; may lie before the step (evidence takes time)."""
+    cause: np.ndarray[tuple[int], np.dtype[np.int16]]
+    """Index into the detector's `causes`."""
+    loss: Floats
+    """Loss weight 0-1 at this step where on."""
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a person is told about some GPUs of one subject with one cause."""
+
+    title: str
+    severity: Severity
+    confidence: float
+    evidence: tuple[Evidence, ...]
+    advice: str
+    confirm: str
+    runners_up: tuple[tuple[str, float], ...] = ()
+
+
+class Detector(Protocol):
+    """What a file in this package provides as the class `Detector_` exported by `make`."""
+
+    kind: ClassVar[str]
+    """Stable id, never reused."""
+    state: ClassVar[State | None]
+    """The state of accounting.md that it explains; None for a risk, which loses nothing yet."""
+    causes: ClassVar[tuple[str, ...]]
+    groups_by: ClassVar[Literal["job", "node"]]
+    """Findings on GPUs of one job (else node), or of one node, are one finding."""
+    finding_delay_s: ClassVar[float]
+    """How long it must have lasted before a person is told."""
+    accounting_delay_s: ClassVar[float]
+    """How long until the account is right; it is then corrected back to the begin."""
+    grace: ClassVar[str]
+    """What is not held against a job, in words."""
+
+    def look(self, view: View) -> Verdict:
+        """Take one step."""
+
+    def about(
+        self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float
+    ) -> About:
+        """Say it for the GPUs at these positions."""
+
+    def reset(self, gpus: Bools) -> None:
+        """The job on `gpus` changed: start anew."""
+
+    def resize(self, size: int) -> None:
+        """Grow to `size` GPUs."""
+
+    def delay_s(self, cause: str) -> float:
+        """Finding delay of a cause."""
+
+
+Maker = Callable[[int, float], Detector]
+
+
+@cache
+def makers() -> tuple[Maker, ...]:
+    """`make(size, period_s)` of every detector file, in order of name."""
+    names = sorted(info.name for info in pkgutil.iter_modules(__path__))
+    return tuple(import_module(f"{__name__}.{name}").make for name in names)
+
+
+@cache
+def pages() -> dict[str, str]:
+    """Kind of finding -> its documentation page."""
+    out = {}
+    for info in sorted(pkgutil.iter_modules(__path__), key=lambda item: item.name):
+        module = import_module(f"{__name__}.{info.name}")
+        out[module.make(1, 1.0).kind] = module.__doc__ or ""
+    return out
+
+
+def mean_of(values: Floats, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> float | None:
+    """Mean of the known values at `gpus`, None where none is known."""
+    chosen = values[gpus]
+    chosen = chosen[~np.isnan(chosen)]
+    return float(chosen.mean()) if chosen.size else None
+
+
+def percent(value: float | None) -> str:
+    """A ratio as people read it."""
+    return "unknown" if value is None else f"{value * 100:.0f} %" if value >= 0.1 else f"{value * 100:.1f} %"
+
+
+def plural(count: int, word: str) -> str:
+    """`1 GPU`, `8 GPUs`."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def duration(seconds: float) -> str:
+    """A span of time as people read it: `45 s`, `12 min`, `3.5 h`, `2.1 d`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} d"

@@ -1,0 +1,154 @@
+"""Idle: a GPU has an owner and nothing runs on it.
+
+What it means
+    Somebody holds the GPU - a job, a pod, a process, or memory on it - and no kernel has run for
+    longer than the grace. The whole GPU is lost while it lasts. Sub-kinds: `no_process` (held by the
+    scheduler, no process on the GPU: a job that hangs before it starts, or that asked for more GPUs
+    than it uses), `held` (a process or memory is there: a loaded model without requests, a notebook
+    left open, a dead rank), `interactive` (the owner is known to be an interactive session).
+
+Evidence
+    gpu_util_ratio, sm_active_ratio, graphics_active_ratio all below 1 %; memory and processes held.
+
+How it decides
+    Activity is the largest of the three that is known. Below 1 % it is nothing (profilers have a noise
+    floor, so exactly 0 would miss idle GPUs); up to 5 % for at most 10 s is a probe of some tool and
+    changes nothing; anything else means that something ran and the clock starts anew. Accounted after
+    2 min without activity (interactive: 15 min), back to the first idle second. A job on which nothing
+    has run yet gets 10 min to start. A person is told after 30 min (no process: 15 min, interactive:
+    60 min). GPUs that nobody owns are not idle but unallocated.
+
+What to do
+    Ask the owner; end the job or the session, or shrink it to the GPUs that it uses.
+
+How to silence it
+    `silence = ["idle:JOB"]` in `[collector]`, or tell unidle that the session is interactive.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from unidle_collector.detectors import About, Verdict, duration, mean_of, percent, plural
+from unidle_collector.model import Evidence, State
+from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Hold, PerGpu
+from unidle_collector.signals import BLIP, NOTHING_RAN, START_GRACE_S, View
+
+NO_PROCESS, HELD, INTERACTIVE = range(3)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Seconds."""
+
+    grace_s: float = 120.0
+    interactive_grace_s: float = 900.0
+    blip_s: float = 10.0
+    forget_s: float = 1800.0
+
+
+class Idle:
+    """The condition, vectorised."""
+
+    kind: ClassVar[str] = "idle"
+    state: ClassVar[State | None] = "idle"
+    causes: ClassVar[tuple[str, ...]] = ("no_process", "held", "interactive")
+    groups_by: ClassVar[Literal["job", "node"]] = "job"
+    finding_delay_s: ClassVar[float] = 1800.0
+    accounting_delay_s: ClassVar[float] = 120.0
+    grace: ClassVar[str] = "10 min to start; 15 min without activity in an interactive session"
+
+    def __init__(self, size: int, period_s: float, settings: Settings) -> None:
+        self._settings = settings
+        self._hold = Hold(size, 0.0, settings.forget_s)
+        self._a = PerGpu(size)
+        self._a.make("blip_since", np.int64, NEVER)
+        self._a.make("cause", np.int16, HELD)
+        self._blip_ns = int(max(settings.blip_s, 0.0) * SECOND_NS)
+        self._coarse = period_s > settings.blip_s
+
+    def look(self, view: View) -> Verdict:
+        """See the module's docstring."""
+        step, settings = view.step, self._settings
+        known = view.alive & ~np.isnan(view.activity)
+        quiet = view.allocated & (view.activity < NOTHING_RAN)
+        blip = view.allocated & (view.activity >= NOTHING_RAN) & (view.activity < BLIP)
+        known &= ~self._is_probe(blip & known, step.start_ns, step.end_ns)
+        after = np.where(
+            view.inventory.a["interactive"],
+            settings.interactive_grace_s,
+            np.where(view.never_ran, START_GRACE_S, settings.grace_s),
+        )
+        self._hold.update(quiet, known, step.start_ns, step.end_ns, (after * SECOND_NS).astype(np.int64))
+        self._a["cause"][:] = self._cause(view)
+        return Verdict(self._hold.on, self._hold.since, self._a["cause"], np.ones(len(after)))
+
+    def _is_probe(self, blip: Bools, start_ns: int, end_ns: int) -> Bools:
+        """Where activity is slight and has been for a moment only: it says nothing."""
+        since = self._a["blip_since"]
+        since[~blip] = NEVER
+        since[blip & (since == NEVER)] = start_ns
+        if self._coarse:
+            return np.zeros_like(blip)
+        probe: Bools = blip & (end_ns - since <= self._blip_ns)
+        return probe
+
+    def _cause(self, view: View) -> np.ndarray[tuple[int], np.dtype[np.int16]]:
+        processes, used = view.step.get("process_count"), view.step.get("memory_used_bytes")
+        empty = np.where(np.isnan(processes), used < (1 << 30), processes == 0)
+        cause = np.where(view.inventory.a["interactive"], INTERACTIVE, np.where(empty, NO_PROCESS, HELD))
+        return np.where(view.step.sampled, cause, self._a["cause"]).astype(np.int16)
+
+    def delay_s(self, cause: str) -> float:
+        """30 min; 15 min without any process; 60 min in an interactive session."""
+        return {"no_process": 900.0, "interactive": 3600.0}.get(cause, self.finding_delay_s)
+
+    def about(
+        self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float
+    ) -> About:
+        """What a colleague would say."""
+        activity, power = mean_of(view.activity, gpus), mean_of(view.step.get("power_w"), gpus)
+        memory = mean_of(view.step.get("memory_used_bytes"), gpus)
+        held = {
+            "no_process": "no process is on them",
+            "held": "a process holds them",
+            "interactive": "an interactive session holds them",
+        }[cause]
+        evidence = [
+            Evidence(
+                "gpu_util_ratio", activity, "1", NOTHING_RAN, lasted_s,
+                f"activity {percent(activity)} for {duration(lasted_s)}, below {percent(NOTHING_RAN)}",
+            )
+        ]  # fmt: skip
+        if memory is not None:
+            text = f"{memory / 2**30:.1f} GiB of memory held per GPU"
+            evidence.append(Evidence("memory_used_bytes", memory, "By", None, lasted_s, text))
+        if power is not None:
+            evidence.append(Evidence("power_w", power, "W", None, lasted_s, f"{power:.0f} W drawn per GPU"))
+        return About(
+            title=f"{plural(gpus.size, 'GPU')} idle for {duration(lasted_s)}: {held}",
+            severity="warning",
+            confidence=0.8 if bool(view.inferred[gpus].any()) else 0.95,
+            evidence=tuple(evidence),
+            advice=(
+                "Ask the owner whether the work is over; end the job, or request only the GPUs that it uses."
+            ),
+            confirm="nvidia-smi --query-compute-apps=gpu_uuid,pid,used_memory --format=csv on the node",
+        )
+
+    def reset(self, gpus: Bools) -> None:
+        """Another job: anew."""
+        self._hold.reset(gpus)
+
+    def resize(self, size: int) -> None:
+        """Grow."""
+        self._hold.resize(size)
+        self._a.resize(size)
+
+
+def make(size: int, period_s: float) -> Idle:
+    """The detector with the product's defaults."""
+    return Idle(size, period_s, Settings())

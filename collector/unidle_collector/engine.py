@@ -1,0 +1,73 @@
+"""The whole way from one step of samples to findings, on one screen.
+
+Pure: time comes with the samples, so that replaying a day in a minute gives the same as living it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from unidle_agent.wire import Owner
+from unidle_collector import detectors
+from unidle_collector.detectors import Detector
+from unidle_collector.findings import Book, Change
+from unidle_collector.inventory import Inventory
+from unidle_collector.ledger import Ledger
+from unidle_collector.model import Finding, GpuRef
+from unidle_collector.signals import Signals, Step
+
+
+class Engine:
+    """Windows, detectors, ledger and findings of one fleet sampled each `period_s`."""
+
+    def __init__(self, period_s: float, site: str = "", silence: tuple[str, ...] = ()) -> None:
+        self.period_s = period_s
+        self.inventory = Inventory()
+        self._size = self.inventory.capacity
+        self._signals = Signals(self.inventory, period_s)
+        self._detectors: list[Detector] = [make(self._size, period_s) for make in detectors.makers()]
+        self.ledger = Ledger(self.inventory, self._detectors, period_s)
+        self._book = Book(self.inventory, self._detectors, site, silence)
+        self._last: Step | None = None
+
+    def add(self, ref: GpuRef, share: float = 1.0, simulated: bool = False) -> int:
+        """Position of a GPU in every column, which is added or updated."""
+        position = self.inventory.add(ref, share, simulated)
+        if self.inventory.capacity != self._size:
+            self._size = self.inventory.capacity
+            self._signals.resize(self._size)
+            self.ledger.resize(self._size)
+            self._book.resize(self._size)
+            for detector in self._detectors:
+                detector.resize(self._size)
+        return position
+
+    def own(self, position: int, owner: Owner) -> None:
+        """Say who holds a GPU from the next step on."""
+        if self.inventory.own(position, owner):
+            changed = np.zeros(self._size, dtype=np.bool_)
+            changed[position] = True
+            self._signals.changed_owner(changed)
+            for detector in self._detectors:
+                detector.reset(changed)
+
+    def step(self, step: Step) -> list[Change]:
+        """Take one step; every array of it has `inventory.capacity` entries."""
+        view = self._signals.view(step)
+        verdicts = [(detector, detector.look(view)) for detector in self._detectors]
+        self.ledger.book(view, verdicts)
+        self._last = step
+        return self._book.update(view, verdicts)
+
+    def findings(self) -> list[Finding]:
+        """Everything open now: told, and still developing (`told_ns` is None)."""
+        return self._book.findings()
+
+    def remember(self, finding: Finding) -> None:
+        """A finding told before a restart."""
+        self._book.remember(finding)
+
+    @property
+    def last(self) -> Step | None:
+        """The last step taken."""
+        return self._last

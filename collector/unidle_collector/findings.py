@@ -1,0 +1,266 @@
+"""The book of findings: from conditions on single GPUs to what a person is told.
+
+GPUs of one subject (job, else node) with one kind of finding are one finding. A finding develops,
+is told once its delay is over, and ends; one that ends before it was told is never heard of.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unidle_collector.detectors import Detector, Verdict
+from unidle_collector.inventory import Inventory
+from unidle_collector.model import CauseShare, Cost, Finding
+from unidle_collector.pergpu import SECOND_NS, Floats, PerGpu
+from unidle_collector.signals import View
+
+REFRESH_NS = 10 * SECOND_NS
+JOULES_PER_KWH = 3.6e6
+
+Positions = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A finding that was told, changed after it was told, or ended after it was told."""
+
+    what: Literal["told", "updated", "ended"]
+    finding: Finding
+
+
+@dataclass(slots=True)
+class _Open:
+    """A finding as it develops."""
+
+    subject_kind: Literal["job", "node"]
+    subject: str
+    since_ns: int
+    gpus: set[int] = field(default_factory=set)
+    all_gpus: set[int] = field(default_factory=set)
+    left: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    """Lost GPU-seconds, EUR and joules of GPUs for which it is over."""
+    votes: Counter[str] = field(default_factory=Counter)
+    finding: Finding | None = None
+    told_ns: int | None = None
+    refreshed_ns: int = 0
+
+
+class Book:
+    """All findings that are open, by detector and subject."""
+
+    def __init__(
+        self, inventory: Inventory, detectors: Iterable[Detector], site: str, silence: tuple[str, ...] = ()
+    ) -> None:
+        self._inventory = inventory
+        self._site = site
+        self._silence = frozenset(silence)
+        self._detectors = {detector.kind: detector for detector in detectors}
+        self._open: dict[str, dict[tuple[str, str], _Open]] = {kind: {} for kind in self._detectors}
+        self._place: dict[str, dict[int, tuple[str, str]]] = {kind: {} for kind in self._detectors}
+        self._known: dict[tuple[str, str, str], tuple[int, int]] = {}
+        self._sums = {kind: PerGpu(inventory.capacity) for kind in self._detectors}
+        for sums in self._sums.values():
+            sums.make("on", np.bool_, False)
+            sums.make("lost", np.float64, 0.0, 3)  # GPU-seconds, EUR, joules
+
+    def resize(self, size: int) -> None:
+        """Grow to `size` GPUs."""
+        for sums in self._sums.values():
+            sums.resize(size)
+
+    def remember(self, finding: Finding) -> None:
+        """A finding told before a restart: when it is seen again it keeps its id, since and told time."""
+        if finding.told_ns is not None:
+            self._known[finding.kind, finding.subject_kind, finding.subject] = (
+                finding.since_ns,
+                finding.told_ns,
+            )
+
+    def update(self, view: View, verdicts: Iterable[tuple[Detector, Verdict]]) -> list[Change]:
+        """Take one step's verdicts."""
+        changes: list[Change] = []
+        for detector, verdict in verdicts:
+            self._members(detector, verdict, view)
+            changes += self._tell(detector, verdict, view)
+        return changes
+
+    def findings(self) -> list[Finding]:
+        """Everything that is open now: told, and still developing."""
+        every = (entry.finding for group in self._open.values() for entry in group.values())
+        return [finding for finding in every if finding is not None]
+
+    # -- membership ------------------------------------------------------------------------------
+
+    def _members(self, detector: Detector, verdict: Verdict, view: View) -> None:
+        """Who joined, who left, and what the step cost those inside."""
+        kind, sums = detector.kind, self._sums[detector.kind]
+        was, lost = sums["on"], sums["lost"]
+        for position in np.flatnonzero(was & ~verdict.on):
+            self._leave(kind, int(position))
+        joining = np.flatnonzero(verdict.on & ~was)
+        for position in joining:
+            self._join(detector, verdict, int(position))
+        step_s = view.step.period_ns / SECOND_NS
+        power = np.nan_to_num(view.step.get("power_w"), nan=0.0)
+        price = self._inventory.a["eur_per_h"] / 3600
+        gpu_s = (
+            np.where(verdict.on & view.step.sampled, verdict.loss, 0.0) * self._inventory.a["share"] * step_s
+        )
+        back_s = np.zeros_like(gpu_s)
+        back_s[joining] = (view.step.start_ns - verdict.since[joining]) / SECOND_NS * verdict.loss[joining]
+        gpu_s += np.maximum(back_s, 0.0) * self._inventory.a["share"]
+        lost += np.stack((gpu_s, gpu_s * price, gpu_s * power))
+        was[:] = verdict.on
+
+    def _join(self, detector: Detector, verdict: Verdict, position: int) -> None:
+        key = self._subject(detector, position)
+        group = self._open[detector.kind]
+        since = max(int(verdict.since[position]), 0)
+        entry = group.get(key)
+        if entry is None:
+            known = self._known.pop((detector.kind, *key), None)
+            entry = group[key] = _Open(
+                "job" if key[0] == "job" else "node", key[1], known[0] if known else since
+            )
+            entry.told_ns = known[1] if known else None
+        entry.since_ns = min(entry.since_ns, since) if entry.told_ns is None else entry.since_ns
+        entry.gpus.add(position)
+        entry.all_gpus.add(position)
+        entry.refreshed_ns = 0
+        self._place[detector.kind][position] = key
+        self._sums[detector.kind]["lost"][:, position] = 0.0
+
+    def _leave(self, kind: str, position: int) -> None:
+        key = self._place[kind].pop(position)
+        entry = self._open[kind][key]
+        entry.gpus.discard(position)
+        lost = self._sums[kind]["lost"]
+        for number in range(3):
+            entry.left[number] += float(lost[number, position])
+        lost[:, position] = 0.0
+        entry.refreshed_ns = 0
+
+    def _subject(self, detector: Detector, position: int) -> tuple[str, str]:
+        owner = self._inventory.owner(position)
+        if detector.groups_by == "job" and owner.job:
+            return "job", owner.job
+        return "node", self._inventory.refs[position].node
+
+    # -- telling ---------------------------------------------------------------------------------
+
+    def _tell(self, detector: Detector, verdict: Verdict, view: View) -> list[Change]:
+        changes = []
+        now = view.step.end_ns
+        group = self._open[detector.kind]
+        for key, entry in list(group.items()):
+            if not entry.gpus:
+                del group[key]
+                if entry.finding is not None and entry.told_ns is not None:
+                    changes.append(Change("ended", self._ended(entry, entry.finding, now)))
+                continue
+            if now - entry.refreshed_ns < REFRESH_NS:
+                continue
+            before = entry.finding
+            entry.refreshed_ns = now
+            entry.finding = self._say(detector, verdict, view, entry)
+            if entry.told_ns is None:
+                lasted = (now - entry.since_ns) / SECOND_NS
+                silenced = f"{detector.kind}:{entry.subject}" in self._silence
+                if lasted < detector.delay_s(entry.finding.cause) or silenced:
+                    continue
+                entry.told_ns = now
+                entry.finding = replace(entry.finding, told_ns=now)
+                changes.append(Change("told", entry.finding))
+            elif before is None or (before.cause, before.severity) != (
+                entry.finding.cause,
+                entry.finding.severity,
+            ):
+                changes.append(Change("updated", entry.finding))
+        return changes
+
+    def _say(self, detector: Detector, verdict: Verdict, view: View, entry: _Open) -> Finding:
+        """The finding in words and numbers, as of this step."""
+        positions: Positions = np.array(sorted(entry.gpus), dtype=np.intp)
+        here = Counter(detector.causes[int(number)] for number in verdict.cause[positions])
+        entry.votes.update(here)
+        cause = entry.votes.most_common(1)[0][0]
+        now = view.step.end_ns
+        about = detector.about(view, positions, cause, (now - entry.since_ns) / SECOND_NS)
+        inventory = self._inventory
+        members = sorted(entry.gpus)
+        refs = tuple(inventory.refs[position] for position in members)
+        owners = [inventory.owner(position) for position in members]
+        jobs = {owner.job for owner in owners if owner.job}
+        users = {owner.user for owner in owners if owner.user}
+        lost = self._sums[detector.kind]["lost"][:, positions].sum(axis=1) + np.array(entry.left)
+        return Finding(
+            id=finding_id(self._site, detector.kind, entry.subject, entry.since_ns),
+            kind=detector.kind,
+            cause=cause,
+            severity=about.severity,
+            confidence=about.confidence,
+            subject_kind=entry.subject_kind,
+            subject=entry.subject,
+            title=about.title,
+            since_ns=entry.since_ns,
+            updated_ns=now,
+            told_ns=entry.told_ns,
+            job=", ".join(sorted(jobs)),
+            user=", ".join(sorted(users)),
+            nodes=tuple(sorted({ref.node for ref in refs})),
+            gpus=refs,
+            runners_up=tuple(CauseShare(name, share) for name, share in about.runners_up),
+            evidence=about.evidence,
+            cost_so_far=_cost(lost),
+            cost_per_h=self._rate(verdict.loss, view, positions),
+            advice=about.advice,
+            confirm=about.confirm,
+            simulated=all(inventory.simulated[position] for position in members),
+        )
+
+    def _rate(self, loss: Floats, view: View, positions: Positions) -> Cost:
+        """What it costs in an hour as it is now."""
+        weight = loss[positions] * self._inventory.a["share"][positions]
+        price, power = self._inventory.a["eur_per_h"][positions], view.step.get("power_w")[positions]
+        known = power[~np.isnan(power)]
+        return Cost(
+            gpu_h=float(weight.sum()),
+            eur=None if np.isnan(price).any() else float((weight * price).sum()),
+            kwh=float(weight.mean() * known.mean() * positions.size / 1000) if known.size else None,
+        )
+
+    def _ended(self, entry: _Open, last: Finding, now: int) -> Finding:
+        """The finding as it closes: all GPUs it ever had, and the whole cost."""
+        refs = tuple(self._inventory.refs[position] for position in sorted(entry.all_gpus))
+        return replace(
+            last,
+            updated_ns=now,
+            ended_ns=now,
+            gpus=refs,
+            nodes=tuple(sorted({ref.node for ref in refs})),
+            cost_so_far=_cost(np.array(entry.left)),
+            cost_per_h=Cost(0.0, 0.0, 0.0),
+        )
+
+
+def finding_id(site: str, kind: str, subject: str, since_ns: int) -> str:
+    """A stable id: the same recording gives the same ids."""
+    digest = hashlib.sha256(f"{site}\0{kind}\0{subject}\0{since_ns}".encode()).digest()
+    return f"{kind.split('_')[0]}-{base64.b32encode(digest[:5]).decode().lower()}"
+
+
+def _cost(lost: Floats) -> Cost:
+    """[GPU-seconds, EUR, joules] as a cost; NaN money is unknown."""
+    return Cost(
+        gpu_h=float(lost[0]) / 3600,
+        eur=None if np.isnan(lost[1]) else float(lost[1]),
+        kwh=float(lost[2]) / JOULES_PER_KWH if lost[2] > 0 or lost[0] == 0 else None,
+    )

@@ -1,0 +1,113 @@
+"""Which GPUs there are, and who holds each of them since when.
+
+A tenure is one GPU held by one owner: the unit that time is accounted to, so that sums per GPU,
+job, user, node and model are all sums over tenures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from unidle_agent.wire import Owner
+from unidle_collector.catalogue import catalogue
+from unidle_collector.model import GpuRef
+from unidle_collector.pergpu import PerGpu
+
+UNSAID, NO, YES = -1, 0, 1
+"""What is known of a GPU's allocation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tenure:
+    """One GPU held by one owner (or by nobody)."""
+
+    gpu: int
+    """Position of the GPU in the inventory."""
+    owner: Owner
+
+
+class Inventory:
+    """The GPUs that were ever seen, in the order in which they appeared."""
+
+    def __init__(self) -> None:
+        self.refs: list[GpuRef] = []
+        self.tenures: list[Tenure] = []
+        self.simulated: list[bool] = []
+        self._by_key: dict[tuple[str, str], int] = {}
+        self._capacity = 64
+        self.a = PerGpu(self._capacity)
+        self.a.make("tenure", np.int32, -1)
+        self.a.make("said", np.int8, UNSAID)
+        self.a.make("interactive", np.bool_, False)
+        self.a.make("share", np.float64, 1.0)
+        self.a.make("node", np.int32, -1)
+        self.a.make("model", np.int32, -1)
+        self.a.make("job", np.int32, 0)
+        self.a.make("eur_per_h", np.float64, np.nan)
+        self.a.make("slowdown_margin_c", np.float64, np.nan)
+        self.a.make("limit_c", np.float64, np.nan)
+        self._nodes: dict[str, int] = {}
+        self._models: dict[str, int] = {}
+        self._jobs: dict[str, int] = {"": 0}
+
+    def __len__(self) -> int:
+        return len(self.refs)
+
+    @property
+    def capacity(self) -> int:
+        """Length of every per-GPU array; positions from len(self) on are empty."""
+        return self._capacity
+
+    @property
+    def jobs(self) -> int:
+        """How many jobs hold a GPU now."""
+        held = self.a["job"][: len(self)]
+        return int(np.unique(held[held > 0]).size)
+
+    def find(self, node: str, gpu: str) -> int | None:
+        """Position of a GPU, or None."""
+        return self._by_key.get((node, gpu))
+
+    def add(self, ref: GpuRef, share: float = 1.0, simulated: bool = False) -> int:
+        """Position of the GPU `ref`, which is added or updated."""
+        key = (ref.node, ref.gpu)
+        position = self._by_key.get(key)
+        if position is None:
+            position = len(self.refs)
+            self._by_key[key] = position
+            if position == self._capacity:
+                self._capacity *= 2
+                self.a.resize(self._capacity)
+            self.refs.append(ref)
+            self.simulated.append(simulated)
+            self.a["tenure"][position] = self._tenure(position, Owner())
+        self.refs[position] = ref
+        self.a["share"][position] = share
+        self.a["node"][position] = self._nodes.setdefault(ref.node, len(self._nodes))
+        self.a["model"][position] = self._models.setdefault(ref.model, len(self._models))
+        entry = catalogue().model(ref.model)
+        for name in ("eur_per_h", "slowdown_margin_c", "limit_c"):
+            known = None if entry is None else getattr(entry, name)
+            self.a[name][position] = np.nan if known is None else known
+        return position
+
+    def own(self, position: int, owner: Owner) -> bool:
+        """Say who holds a GPU from now on; True when that is another job than before."""
+        before = self.owner(position)
+        if owner == before:
+            return False
+        self.a["tenure"][position] = self._tenure(position, owner)
+        self.a["said"][position] = UNSAID if owner.allocated is None else YES if owner.allocated else NO
+        self.a["interactive"][position] = owner.interactive
+        self.a["job"][position] = self._jobs.setdefault(owner.job, len(self._jobs))
+        return (owner.job, owner.allocated) != (before.job, before.allocated)
+
+    def owner(self, position: int) -> Owner:
+        """Who holds a GPU now."""
+        return self.tenures[int(self.a["tenure"][position])].owner
+
+    def _tenure(self, position: int, owner: Owner) -> int:
+        self.tenures.append(Tenure(position, owner))
+        return len(self.tenures) - 1

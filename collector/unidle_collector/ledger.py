@@ -1,0 +1,324 @@
+"""The account of every GPU instant (accounting.md): seconds by state and cause, and what was lost.
+
+Each step of each GPU is booked at once, on its tenure and its bucket of time. A state that needs
+evidence is booked back to its begin once it is known: a ring of the last steps says what was booked.
+Time no sample covers is `unknown`: neither lost nor productive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unidle_collector.detectors import Detector, Verdict
+from unidle_collector.inventory import Inventory, Tenure
+from unidle_collector.model import STATES, Account, Cost, State
+from unidle_collector.pergpu import SECOND_NS, Bools, Floats, PerGpu
+from unidle_collector.signals import View
+
+BUCKET_NS = 300 * SECOND_NS
+KEEP_BUCKETS = 288 * 8
+"""Eight days of five minutes."""
+REWRITE_S = 1200.0
+"""How far back a state can be corrected: beyond the longest accounting delay and start-up grace."""
+JOULES_PER_KWH = 3.6e6
+
+FIXED: tuple[tuple[State, str], ...] = (
+    ("failed", ""),
+    ("unknown", ""),
+    ("unallocated", ""),
+    ("productive", ""),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """One (state, cause) that time can be booked under; its position is what the ring holds."""
+
+    state: State
+    cause: str
+    rank: int
+    """Position of the state in STATES: the lower counts where several apply."""
+
+
+class Bucket:
+    """Sums of one span of time; arrays are [codes, tenures], grown with the tenures."""
+
+    def __init__(self, codes: int, tenures: int) -> None:
+        self.seconds = np.zeros((codes, tenures))
+        self.lost_s = np.zeros((codes, tenures))
+        self.lost_j = np.zeros((codes, tenures))
+        self.power_s = np.zeros(tenures)
+        """Seconds for which the power was known."""
+        self.activity = np.zeros((2, 2, tenures))
+        """[gpu_util | sm_active, integral | known seconds, tenures]."""
+
+    def grow(self, tenures: int) -> None:
+        """Room for more tenures, in steps, so that not every new job copies the bucket."""
+        have = self.seconds.shape[1]
+        if tenures <= have:
+            return
+        room = max(tenures, have + have // 2)
+        for name in ("seconds", "lost_s", "lost_j", "power_s", "activity"):
+            old: Floats = getattr(self, name)
+            new = np.zeros((*old.shape[:-1], room))
+            new[..., :have] = old
+            setattr(self, name, new)
+
+
+class Ledger:
+    """Books steps, corrects them, and adds them up."""
+
+    def __init__(self, inventory: Inventory, detectors: Iterable[Detector], period_s: float) -> None:
+        self._inventory = inventory
+        self.codes = _codes(detectors)
+        self._index = {(code.state, code.cause): number for number, code in enumerate(self.codes)}
+        self._rank = np.array([code.rank for code in self.codes])
+        self._slots = max(4, int(REWRITE_S / period_s) + 1)
+        self._slot_end: NDArray[np.int64] = np.full(self._slots, -1, dtype=np.int64)
+        self._next = 0
+        self._buckets: dict[int, Bucket] = {}
+        size = inventory.capacity
+        self._a = PerGpu(size)
+        self._a.make("code", np.int16, -1, self._slots)
+        self._a.make("loss", np.float32, 0.0, self._slots)
+        self._a.make("power", np.float32, np.nan, self._slots)
+        self._a.make("tenure", np.int32, -1, self._slots)
+        self._a.make("now", np.int16, -1)
+        self._a.make("now_loss", np.float32, 0.0)
+        self._was_on: dict[str, Bools] = {}
+
+    def resize(self, size: int) -> None:
+        """Grow to `size` GPUs."""
+        self._a.resize(size)
+
+    def book(self, view: View, verdicts: list[tuple[Detector, Verdict]]) -> None:
+        """Book one step of all GPUs and correct what has become known."""
+        count = len(self._inventory)
+        code, loss = self._classify(view, verdicts)
+        slot, self._next = self._next, (self._next + 1) % self._slots
+        step, a = view.step, self._a
+        self._slot_end[slot] = step.end_ns
+        a["code"][slot], a["loss"][slot] = code, loss
+        a["power"][slot] = step.get("power_w")
+        a["tenure"][slot] = self._inventory.a["tenure"]
+        a["now"][:], a["now_loss"][:] = code, loss
+        self._add(slot, np.arange(count), step.period_ns / SECOND_NS, 1.0)
+        self._add_activity(view, count)
+        for detector, verdict in verdicts:
+            self._correct(detector, verdict, view)
+
+    def now(self, position: int) -> tuple[State, str]:
+        """State and cause of a GPU at the last step; unknown before there was one."""
+        number = int(self._a["now"][position])
+        return ("unknown", "") if number < 0 else (self.codes[number].state, self.codes[number].cause)
+
+    def lost_now(self) -> Floats:
+        """[GPUs] loss weight at the last step."""
+        return self._a["now_loss"].astype(np.float64)
+
+    def _classify(
+        self, view: View, verdicts: list[tuple[Detector, Verdict]]
+    ) -> tuple[NDArray[np.int16], Floats]:
+        """The one state of each GPU at this step, by the order of accounting.md."""
+        index = self._index
+        code = np.where(view.allocated, index["productive", ""], index["unallocated", ""])
+        loss = np.where(view.allocated, 0.0, 1.0)
+        unknown = ~view.step.sampled
+        code[unknown], loss[unknown] = index["unknown", ""], 0.0
+        for detector, verdict in verdicts:
+            if detector.state is None:
+                continue
+            for number, cause in enumerate(detector.causes):
+                mine = index[detector.state, cause]
+                here = verdict.on & (verdict.cause == number) & (self._rank[mine] <= self._rank[code])
+                code[here], loss[here] = mine, verdict.loss[here]
+        return code.astype(np.int16), loss
+
+    def _bucket(self, end_ns: int) -> Bucket:
+        start = (end_ns - 1) // BUCKET_NS
+        bucket = self._buckets.get(start)
+        if bucket is None:
+            bucket = self._buckets[start] = Bucket(len(self.codes), max(64, len(self._inventory.tenures)))
+            while len(self._buckets) > KEEP_BUCKETS:
+                del self._buckets[min(self._buckets)]
+        bucket.grow(len(self._inventory.tenures))
+        return bucket
+
+    def _add(self, slot: int, gpus: NDArray[np.intp], seconds: float, sign: float) -> None:
+        """Book (or, with sign -1, take back) what the ring holds of one step."""
+        a, bucket = self._a, self._bucket(int(self._slot_end[slot]))
+        code, tenure = a["code"][slot, gpus], a["tenure"][slot, gpus]
+        share = self._inventory.a["share"][gpus]
+        lost = a["loss"][slot, gpus] * seconds * share * sign
+        power = a["power"][slot, gpus]
+        bucket.seconds[code, tenure] += seconds * sign
+        bucket.lost_s[code, tenure] += lost
+        bucket.lost_j[code, tenure] += np.nan_to_num(power, nan=0.0) * a["loss"][slot, gpus] * seconds * sign
+
+    def _add_activity(self, view: View, count: int) -> None:
+        bucket = self._bucket(view.step.end_ns)
+        tenure = self._inventory.a["tenure"][:count]
+        seconds = view.step.period_ns / SECOND_NS
+        for number, field in enumerate(("gpu_util_ratio", "sm_active_ratio")):
+            values = view.step.get(field)[:count]
+            known = ~np.isnan(values)
+            bucket.activity[number, 0, tenure] += np.where(known, values, 0.0) * seconds
+            bucket.activity[number, 1, tenure] += known * seconds
+        bucket.power_s[tenure] += ~np.isnan(view.step.get("power_w")[:count]) * seconds
+
+    def _correct(self, detector: Detector, verdict: Verdict, view: View) -> None:
+        """Where a condition has just become known, book its steps since its begin anew."""
+        if detector.state is None:
+            return
+        before = self._was_on.get(detector.kind)
+        fresh = verdict.on.copy()
+        if before is not None:
+            fresh[: before.size] &= ~before
+        self._was_on[detector.kind] = verdict.on.copy()
+        seconds, period_ns = view.step.period_ns / SECOND_NS, view.step.period_ns
+        tenure_now = self._inventory.a["tenure"]
+        for gpu in np.flatnonzero(fresh):
+            mine = self._index[detector.state, detector.causes[int(verdict.cause[gpu])]]
+            back = self._a["code"][:, gpu]
+            slots = np.flatnonzero(
+                (self._slot_end >= verdict.since[gpu] + period_ns)
+                & (self._slot_end < view.step.end_ns)
+                & (self._a["tenure"][:, gpu] == tenure_now[gpu])
+                & (back >= 0)
+                & (back != self._index["unknown", ""])
+            )
+            for old in slots[self._rank[back[slots]] > self._rank[mine]]:
+                one = np.array([gpu], dtype=np.intp)
+                self._add(int(old), one, seconds, -1.0)
+                self._a["code"][old, gpu] = mine
+                self._a["loss"][old, gpu] = verdict.loss[gpu]
+                self._add(int(old), one, seconds, 1.0)
+
+    def durations(self, position: int) -> tuple[dict[str, float], dict[str, float]]:
+        """One GPU over all that was booked: (state -> seconds, `state.cause` -> seconds), never weighted."""
+        mine = [n for n, tenure in enumerate(self._inventory.tenures) if tenure.gpu == position]
+        total = (
+            self._sum(list(self._buckets.values()), len(self._inventory.tenures)).seconds[:, mine].sum(axis=1)
+        )
+        states: dict[str, float] = dict.fromkeys(STATES, 0.0)
+        causes: dict[str, float] = {}
+        for code, seconds in zip(self.codes, total, strict=True):
+            states[code.state] += float(seconds)
+            if code.cause and seconds > 0:
+                causes[f"{code.state}.{code.cause}"] = float(seconds)
+        return states, causes
+
+    def accounts(self, key_of: Callable[[Tenure], str | None], start_ns: int, end_ns: int) -> list[Account]:
+        """Accounts of the tenures by key (None leaves one out), over the buckets that touch the window."""
+        buckets = [
+            (n, b)
+            for n, b in self._buckets.items()
+            if start_ns < (n + 1) * BUCKET_NS and n * BUCKET_NS < end_ns
+        ]
+        if not buckets:
+            return []
+        tenures = self._inventory.tenures
+        groups: dict[str, list[int]] = {}
+        for number, tenure in enumerate(tenures):
+            key = key_of(tenure)
+            if key is not None:
+                groups.setdefault(key, []).append(number)
+        total = self._sum([bucket for _, bucket in buckets], len(tenures))
+        first = max(start_ns, min(n for n, _ in buckets) * BUCKET_NS)
+        out = []
+        for key, members in groups.items():
+            account = self._account(key, np.array(members), total, first, end_ns)
+            if account is not None:
+                out.append(account)
+        return out
+
+    def _sum(self, buckets: list[Bucket], tenures: int) -> Bucket:
+        total = Bucket(len(self.codes), tenures)
+        for bucket in buckets:
+            have = min(tenures, bucket.seconds.shape[1])
+            for name in ("seconds", "lost_s", "lost_j", "power_s", "activity"):
+                getattr(total, name)[..., :have] += getattr(bucket, name)[..., :have]
+        return total
+
+    def _account(
+        self, key: str, members: NDArray[np.intp], total: Bucket, start_ns: int, end_ns: int
+    ) -> Account | None:
+        if not total.seconds[:, members].any():
+            return None
+        lost, joules = total.lost_s[:, members], total.lost_j[:, members]
+        tenures = self._inventory.tenures
+        gpus = np.array([tenures[m].gpu for m in members])
+        seconds = total.seconds[:, members] * self._inventory.a["share"][gpus]
+        price = self._inventory.a["eur_per_h"][gpus] / 3600
+        by_state: dict[str, float] = dict.fromkeys(STATES, 0.0)
+        causes: dict[str, float] = {}
+        for number, code in enumerate(self.codes):
+            by_state[code.state] += float(seconds[number].sum())
+            if code.state not in ("productive", "unknown") and lost[number].any():
+                name = f"{code.state}.{code.cause}" if code.cause else code.state
+                causes[name] = causes.get(name, 0.0) + float(lost[number].sum())
+        free = self._index["unallocated", ""]
+        job_rows = np.array(
+            [n for n, c in enumerate(self.codes) if c.state not in ("productive", "unknown", "unallocated")]
+        )
+        measured = bool(total.power_s[members].any())
+        util, sm = (
+            _ratio(total.activity[n, 0, members].sum(), total.activity[n, 1, members].sum()) for n in (0, 1)
+        )
+        allocated, active, effective = _funnel(by_state, float(lost[job_rows].sum() + lost[free].sum()))
+        return Account(
+            key=key,
+            start_ns=start_ns,
+            end_ns=end_ns,
+            gpus=int(np.unique(gpus).size),
+            seconds=by_state,
+            causes=causes,
+            lost=_cost(lost[job_rows].sum(axis=0), joules[job_rows].sum(), price, measured),
+            unallocated=_cost(lost[free], joules[free].sum(), price, measured),
+            allocated_ratio=allocated,
+            active_ratio=active,
+            effective_ratio=effective,
+            gpu_util_ratio=util,
+            sm_active_ratio=sm,
+            grade=_grade(total.activity[:, 1, members]),
+        )
+
+
+def _codes(detectors: Iterable[Detector]) -> tuple[Code, ...]:
+    pairs = list(FIXED)
+    pairs += [(d.state, cause) for d in detectors if d.state is not None for cause in d.causes]
+    return tuple(Code(state, cause, STATES.index(state)) for state, cause in pairs)
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return float(part / whole) if whole > 0 else None
+
+
+def _cost(lost_s: Floats, joules: float, price_per_s: Floats, measured: bool) -> Cost:
+    """Cost of lost GPU-seconds per tenure; money is unknown where the price of a lost GPU is."""
+    money = lost_s * price_per_s
+    concerned = lost_s > 0
+    eur = None if bool(np.isnan(money[concerned]).any()) else float(money[concerned].sum())
+    return Cost(float(lost_s.sum()) / 3600, eur, float(joules) / JOULES_PER_KWH if measured else None)
+
+
+def _funnel(seconds: dict[str, float], lost_s: float) -> tuple[float | None, float | None, float | None]:
+    """Allocated, active and effective as shares of the known time (accounting.md)."""
+    known = sum(seconds.values()) - seconds["unknown"]
+    service = known - seconds["failed"]
+    allocated = service - seconds["unallocated"]
+    active = allocated - seconds["idle"]
+    effective = service - (lost_s - seconds["failed"])
+    return _ratio(allocated, known), _ratio(active, known), _ratio(effective, service)
+
+
+def _grade(known_seconds: Floats) -> Literal["sm", "util", "mixed", "none"]:
+    util, sm = float(known_seconds[0].sum()), float(known_seconds[1].sum())
+    if sm == 0:
+        return "util" if util else "none"
+    return "sm" if sm >= 0.95 * max(util, sm) else "mixed"

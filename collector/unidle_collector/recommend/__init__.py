@@ -1,0 +1,64 @@
+"""Recommendations: one rule per file, found by walking this package; a recommendation is a value.
+
+A rule looks at one open finding and answers what to do, or None. Nothing is ever executed.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+import shlex
+from collections.abc import Callable, Iterable
+from functools import cache
+from importlib import import_module
+
+from unidle_collector.model import Cost, Finding, Gain, Recommendation
+from unidle_collector.pergpu import SECOND_NS
+
+HORIZON_H = 24.0
+
+Rule = Callable[[Finding, int], Recommendation | None]
+
+
+@cache
+def rules() -> tuple[Rule, ...]:
+    """The function `advise` of every file of this package."""
+    names = sorted(info.name for info in pkgutil.iter_modules(__path__))
+    return tuple(import_module(f"{__name__}.{name}").advise for name in names)
+
+
+def recommend(findings: Iterable[Finding], now_ns: int) -> list[Recommendation]:
+    """What to do about open findings that were told, the greatest expected gain first."""
+    advised = [
+        rule(finding, now_ns) for finding in findings if finding.told_ns is not None for rule in rules()
+    ]
+    return sorted((item for item in advised if item is not None), key=_worth, reverse=True)
+
+
+def gain_if_it_lasts(finding: Finding, now_ns: int) -> Gain:
+    """What ending a loss wins within a day.
+
+    How long it would have lasted is not known. Expected: as long again as it has lasted, at least
+    15 min and at most a day. Low: half of that. High: the whole day.
+    """
+    lasted_h = (now_ns - finding.since_ns) / SECOND_NS / 3600
+    expected_h = min(HORIZON_H, max(0.25, lasted_h))
+    rate = finding.cost_per_h
+    return Gain(HORIZON_H, _times(rate, expected_h / 2), _times(rate, expected_h), _times(rate, HORIZON_H))
+
+
+def shell(text: str) -> str:
+    """A name as one safe word of a shell command."""
+    return shlex.quote(text)
+
+
+def _times(rate: Cost, hours: float) -> Cost:
+    return Cost(
+        rate.gpu_h * hours,
+        None if rate.eur is None else rate.eur * hours,
+        None if rate.kwh is None else rate.kwh * hours,
+    )
+
+
+def _worth(item: Recommendation) -> tuple[float, float]:
+    expected = item.gain.expected
+    return (expected.eur or 0.0, expected.gpu_h)

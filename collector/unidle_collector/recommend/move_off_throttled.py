@@ -1,0 +1,70 @@
+"""Move jobs off a throttled GPU: the same work runs at full clock elsewhere.
+
+What it proposes
+    To drain the node and move its jobs when a finding `throttling_thermal` or `throttling_power` with a
+    brake or hardware cause has been told. Lever: place.
+
+What it wins
+    The clocks that the throttled GPUs lose. A job over many GPUs runs as fast as its slowest one, so the
+    true gain is larger for such a job; only the measured loss of the throttled GPUs is counted.
+
+What it risks
+    The work since the last checkpoint, and the wait for a free place of the same size.
+"""
+
+from __future__ import annotations
+
+from unidle_collector.detectors import duration, plural
+from unidle_collector.model import Finding, Recommendation
+from unidle_collector.pergpu import SECOND_NS
+from unidle_collector.recommend import gain_if_it_lasts, shell
+
+KINDS = ("throttling_thermal", "throttling_power")
+
+
+def advise(finding: Finding, now_ns: int) -> Recommendation | None:
+    """Move for a throttling finding, None for any other; a power cap is set right in place."""
+    if finding.kind not in KINDS or finding.cause == "power_cap" or not finding.nodes:
+        return None
+    node = finding.nodes[0]
+    heat = finding.kind == "throttling_thermal"
+    lasted = duration((now_ns - finding.since_ns) / SECOND_NS)
+    what = "heat" if heat else "power"
+    return Recommendation(
+        id=f"move-{finding.id.partition('-')[2]}",
+        kind="move_off_throttled",
+        lever="place",
+        title=(
+            f"Move the work off {plural(len(finding.gpus), 'GPU')} of {node}, slowed by {what} for {lasted}"
+        ),
+        subject=node,
+        finding_ids=(finding.id,),
+        gain=gain_if_it_lasts(finding, now_ns),
+        binding_constraint="a free place of the same GPU count and model elsewhere",
+        risk=(
+            "the work since the last checkpoint is lost if the job is moved now; draining alone loses nothing"
+        ),
+        assumptions=(
+            "the slowdown would go on as long as it has lasted so far",
+            "other nodes run unthrottled",
+            "only the clock loss of the throttled GPUs is counted, not that of GPUs that wait for them",
+        ),
+        command=_command(node, what, finding),
+        undo=f"scontrol update NodeName={shell(node)} State=resume",
+        notice="running jobs end normally under drain; requeue a job only with its owner's consent",
+        measure="24 h later: clock of the moved job's GPUs, and throttled GPU-hours of this node",
+        created_ns=now_ns,
+        job=finding.job,
+        user=finding.user,
+        nodes=finding.nodes,
+        gpus=finding.gpus,
+        simulated=finding.simulated,
+    )
+
+
+def _command(node: str, what: str, finding: Finding) -> str:
+    reason = shell(f"unidle: {what} throttling, {finding.id}")
+    drain = f"scontrol update NodeName={shell(node)} State=drain Reason={reason}"
+    if finding.job.isdigit():
+        return f"{drain}\nscontrol requeue {finding.job}  # only after a checkpoint, with the owner's consent"
+    return drain

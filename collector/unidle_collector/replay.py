@@ -1,0 +1,154 @@
+"""Recorded telemetry through the same engine as live telemetry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from unidle_agent.wire import Owner
+from unidle_collector.engine import Engine
+from unidle_collector.inventory import Tenure
+from unidle_collector.model import Account, Finding, Recommendation
+from unidle_collector.pergpu import SECOND_NS
+from unidle_collector.recommend import recommend
+from unidle_collector.recording import Recording
+from unidle_collector.signals import Step
+
+COVER_STEPS = 3
+"""A sample speaks for up to this many periods before it: single missing samples leave no hole."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuResult:
+    """One GPU over the whole recording."""
+
+    node: str
+    gpu: str
+    index: int | None
+    states: dict[str, float]
+    """State -> seconds."""
+    causes: dict[str, float]
+    """`state.cause` -> seconds."""
+    findings: list[str]
+    """Ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a recording says."""
+
+    gpus: list[GpuResult]
+    jobs: list[Account]
+    findings: list[Finding]
+    """Told, and (with `told_ns` None) still developing when the recording ends."""
+    account: Account | None
+    recommendations: list[Recommendation]
+    notes: list[str]
+
+
+def replay(recording: Recording, progress: Callable[[float], None] | None = None) -> Result:
+    """Run all detectors and accounts over a recording; `progress` is told the share done, 0-1."""
+    engine = Engine(recording.period_s)
+    positions = np.array(
+        [engine.add(ref, simulated=recording.simulated) for ref in recording.gpus], dtype=np.intp
+    )
+    ended: dict[str, Finding] = {}
+    covering = _covering(recording)
+    previous = np.full(len(positions), -2, dtype=np.int64)
+    report_each = max(1, recording.instants // 100)
+    for instant in range(recording.instants):
+        row = covering[instant]
+        present = np.flatnonzero(row >= 0)
+        _own(engine, recording, positions, previous, row, present)
+        for change in engine.step(_step(recording, engine, positions, instant, row, present)):
+            if change.what == "ended":
+                ended[change.finding.id] = change.finding
+        if progress is not None and instant % report_each == 0:
+            progress(instant / recording.instants)
+    open_now = {finding.id: finding for finding in engine.findings()}
+    return _result(engine, recording, positions, [*ended.values(), *open_now.values()])
+
+
+def _covering(recording: Recording) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    """[T, G] instant whose sample speaks for each instant: its own, else one soon after; -1 none."""
+    instants = recording.instants
+    own = np.where(recording.sampled, np.arange(instants)[:, None], np.iinfo(np.int64).max)
+    following = np.minimum.accumulate(own[::-1], axis=0)[::-1]
+    near = following - np.arange(instants)[:, None] < COVER_STEPS
+    before = np.logical_or.accumulate(recording.sampled, axis=0)
+    return np.where(recording.sampled | (near & before), following, -1)
+
+
+def _step(
+    recording: Recording,
+    engine: Engine,
+    positions: np.ndarray[tuple[int], np.dtype[np.intp]],
+    instant: int,
+    row: np.ndarray[tuple[int], np.dtype[np.int64]],
+    present: np.ndarray[tuple[int], np.dtype[np.intp]],
+) -> Step:
+    size = engine.inventory.capacity
+    sampled = np.zeros(size, dtype=np.bool_)
+    sampled[positions[present]] = True
+    columns = {}
+    for name, values in recording.columns.items():
+        column = np.full(size, np.nan)
+        column[positions[present]] = values[row[present], present]
+        columns[name] = column
+    period_ns = round(recording.period_s * SECOND_NS)
+    return Step(recording.start_ns + instant * period_ns, period_ns, columns, sampled)
+
+
+def _own(
+    engine: Engine,
+    recording: Recording,
+    positions: np.ndarray[tuple[int], np.dtype[np.intp]],
+    previous: np.ndarray[tuple[int], np.dtype[np.int64]],
+    row: np.ndarray[tuple[int], np.dtype[np.int64]],
+    present: np.ndarray[tuple[int], np.dtype[np.intp]],
+) -> None:
+    """Tell the engine whose GPU is whose, where that has changed."""
+    jobs = recording.job[row[present], present]
+    for gpu, job in zip(present[jobs != previous[present]], jobs[jobs != previous[present]], strict=True):
+        previous[gpu] = job
+        if job < 0:
+            owner = Owner()
+        else:
+            owner = Owner(allocated=job > 0, job=recording.jobs[job], source="recording", confidence="high")
+        engine.own(int(positions[gpu]), owner)
+
+
+def _result(
+    engine: Engine,
+    recording: Recording,
+    positions: np.ndarray[tuple[int], np.dtype[np.intp]],
+    findings: list[Finding],
+) -> Result:
+    of_gpu: dict[tuple[str, str], list[str]] = {}
+    for finding in findings:
+        for ref in finding.gpus:
+            of_gpu.setdefault((ref.node, ref.gpu), []).append(finding.id)
+    gpus = []
+    for ref, position in zip(recording.gpus, positions, strict=True):
+        states, causes = engine.ledger.durations(int(position))
+        gpus.append(
+            GpuResult(ref.node, ref.gpu, ref.index, states, causes, of_gpu.get((ref.node, ref.gpu), []))
+        )
+    end_ns = recording.start_ns + round((recording.instants - 1) * recording.period_s * SECOND_NS)
+    start_ns = recording.start_ns - round(recording.period_s * SECOND_NS)
+    whole = engine.ledger.accounts(lambda _: "all", start_ns, end_ns)
+    jobs = engine.ledger.accounts(_job, start_ns, end_ns)
+    return Result(
+        gpus=gpus,
+        jobs=jobs,
+        findings=sorted(findings, key=lambda finding: (finding.since_ns, finding.id)),
+        account=whole[0] if whole else None,
+        recommendations=recommend([finding for finding in findings if finding.ended_ns is None], end_ns),
+        notes=list(recording.notes),
+    )
+
+
+def _job(tenure: Tenure) -> str | None:
+    return tenure.owner.job or None

@@ -1,0 +1,203 @@
+"""From one step of samples to what the detectors look at: activity, allocation, windows, grace.
+
+One step is one sampling period of the whole fleet, [end - period, end], on event time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from unidle_collector.inventory import NO, UNSAID, YES, Inventory
+from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, PerGpu, RunningMean, Times
+
+NOTHING_RAN = 0.01
+"""Activity below this is nothing: profilers have a noise floor, exactly 0 misses idle GPUs (gpu-pruner)."""
+BLIP = 0.05
+"""Activity up to this may be a probe of some tool; above it something runs."""
+HELD_BYTES = float(1 << 30)
+HELD_RATIO = 0.008
+"""Memory above both is held by somebody: an empty GPU shows a few hundred MiB of the driver's own."""
+START_GRACE_S = 600.0
+"""Longest start-up (imports, model load, compilation) in which nothing is held against a job."""
+STARTED_RATIO = 0.10
+"""Mean activity over STARTED_WINDOW_S from which on a job has started, ..."""
+SETTLE_S = 60.0
+"""... and after this long it is judged."""
+STARTED_WINDOW_S = 30.0
+WINDOW_S = 60.0
+"""Window of the means that starvation is judged by."""
+
+MEANS = (
+    "activity",
+    "gpu_util_ratio",
+    "sm_active_ratio",
+    "tensor_active_ratio",
+    "dram_active_ratio",
+    "power_w",
+    "pcie_rx_bytes_per_s",
+    "pcie_tx_bytes_per_s",
+    "nvlink_tx_bytes_per_s",
+    "nvlink_bytes_per_s",
+    "cpu_busy_ratio",
+    "cpu_iowait_ratio",
+    "psi_io_some_ratio",
+    "zero",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One sampling period of the fleet. `columns`: field -> [GPUs] in base units, NaN unknown; a
+    counter is its increase within the step. `sampled`: is there a row at all."""
+
+    end_ns: int
+    period_ns: int
+    columns: dict[str, Floats]
+    sampled: Bools
+
+    @property
+    def start_ns(self) -> int:
+        """Begin of the step."""
+        return self.end_ns - self.period_ns
+
+    def get(self, name: str) -> Floats:
+        """[GPUs] values of a field, all unknown where nobody sent it."""
+        found = self.columns.get(name)
+        return np.full(self.sampled.shape, np.nan) if found is None else found
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What detectors see at one step; every array is [GPUs]."""
+
+    step: Step
+    inventory: Inventory
+    means: RunningMean
+    activity: Floats
+    """The most of gpu_util, sm_active, graphics_active that is known: did anything run."""
+    useful: Floats
+    """Useful activity e over the window: sm_active where known, else gpu_util."""
+    sm_grade: Bools
+    """Does `useful` rest on sm_active."""
+    allocated: Bools
+    inferred: Bools
+    """Allocation was concluded from use."""
+    alive: Bools
+    """The GPU answers and has a sample."""
+    in_grace: Bools
+    """The job on it is still starting."""
+    never_ran: Bools
+    """Nothing has run since the job got the GPU."""
+    held_since: Times
+    """Since when the owner holds it, NEVER where not known."""
+
+
+class Signals:
+    """Keeps what is needed to make a View of each step."""
+
+    def __init__(self, inventory: Inventory, period_s: float) -> None:
+        size = inventory.capacity
+        self._inventory = inventory
+        self._means = RunningMean(MEANS, WINDOW_S, period_s, size, 0.5)
+        self._started = RunningMean(("activity",), STARTED_WINDOW_S, period_s, size, 0.5)
+        self._a = PerGpu(size)
+        self._a.make("held_since", np.int64, NEVER)
+        self._a.make("grace_until", np.int64, NEVER)
+        self._a.make("never_ran", np.bool_, True)
+        self._a.make("was_allocated", np.bool_, False)
+        self._a.make("seen", np.bool_, False)
+
+    def resize(self, size: int) -> None:
+        """Grow to `size` GPUs."""
+        for part in (self._means, self._started, self._a):
+            part.resize(size)
+
+    def changed_owner(self, gpus: Bools) -> None:
+        """The job on `gpus` is another one: windows and grace start anew at the next step."""
+        self._means.forget(gpus)
+        self._started.forget(gpus)
+        self._a["was_allocated"][gpus] = False
+
+    def view(self, step: Step) -> View:
+        """Take one step and say what is to be seen."""
+        activity = _most(
+            step.get("gpu_util_ratio"), step.get("sm_active_ratio"), step.get("graphics_active_ratio")
+        )
+        self._push(step, activity)
+        alive = step.sampled & ~(step.get("gpu_state") > 0)
+        allocated, inferred = self._allocation(step, activity)
+        self._follow(step, allocated, alive, activity)
+        sm = self._means.mean("sm_active_ratio")
+        sm_grade = ~np.isnan(sm)
+        useful = np.where(sm_grade, sm, self._means.mean("gpu_util_ratio"))
+        return View(
+            step=step,
+            inventory=self._inventory,
+            means=self._means,
+            activity=activity,
+            useful=np.where(np.isnan(useful), self._means.mean("activity"), useful),
+            sm_grade=sm_grade,
+            allocated=allocated,
+            inferred=inferred,
+            alive=alive,
+            in_grace=allocated & (step.end_ns <= self._a["grace_until"]),
+            never_ran=self._a["never_ran"],
+            held_since=self._a["held_since"],
+        )
+
+    def _push(self, step: Step, activity: Floats) -> None:
+        seconds = step.period_ns / SECOND_NS
+        zero = np.where(np.isnan(activity), np.nan, activity < BLIP)
+        derived = {
+            "activity": activity,
+            "zero": zero,
+            "psi_io_some_ratio": step.get("psi_io_some_s") / seconds,
+        }
+        self._means.push({**step.columns, **derived})
+        self._started.push({"activity": activity})
+
+    def _allocation(self, step: Step, activity: Floats) -> tuple[Bools, Bools]:
+        """accounting.md: said by a scheduler or label, else a process, memory held or activity says so."""
+        said = self._inventory.a["said"]
+        used, total, processes = (
+            step.get("memory_used_bytes"),
+            step.get("memory_total_bytes"),
+            step.get("process_count"),
+        )
+        limit = np.where(np.isnan(total), HELD_BYTES, np.maximum(HELD_BYTES, HELD_RATIO * total))
+        use = (processes > 0) | (used > limit) | (activity >= NOTHING_RAN)
+        empty = ~use & (~np.isnan(used) | ~np.isnan(processes))
+        before = self._a["was_allocated"]
+        from_use = np.where(use, True, np.where(empty, False, before))
+        allocated = np.where(said == UNSAID, from_use, said == YES)
+        return allocated & (said != NO), said == UNSAID
+
+    def _follow(self, step: Step, allocated: Bools, alive: Bools, activity: Floats) -> None:
+        """Job starts, their grace, and whether anything has run since."""
+        a = self._a
+        used = step.get("memory_used_bytes")
+        already = ~a["seen"] & ((used > HELD_BYTES) | (activity >= NOTHING_RAN))
+        begins = allocated & ~a["was_allocated"] & alive
+        a["held_since"][begins] = step.start_ns
+        a["never_ran"][begins] = True
+        a["grace_until"][begins] = np.where(
+            already[begins], NEVER, step.start_ns + int(START_GRACE_S * SECOND_NS)
+        )
+        a["never_ran"][begins & already] = False
+        ends = ~allocated & alive
+        a["held_since"][ends] = NEVER
+        ran = alive & (activity >= BLIP)
+        a["never_ran"][ran] = False
+        started = self._started.mean("activity") >= STARTED_RATIO
+        settle = step.end_ns + int(SETTLE_S * SECOND_NS)
+        a["grace_until"][started] = np.minimum(a["grace_until"][started], settle)
+        a["was_allocated"][alive] = allocated[alive]
+        a["seen"][alive] = True
+
+
+def _most(*columns: Floats) -> Floats:
+    """Largest known value per GPU; NaN where none is known."""
+    out: Floats = np.fmax.reduce(columns)
+    return out

@@ -1,0 +1,125 @@
+"""What both throttling detectors share: a signal at each step, a clock loss, a hold timer, the words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from unidle_collector.clocks import ReferenceClock
+from unidle_collector.detectors import Verdict, mean_of, percent
+from unidle_collector.model import Evidence
+from unidle_collector.pergpu import SECOND_NS, Bools, Floats, Hold, PerGpu
+from unidle_collector.signals import NOTHING_RAN, View
+
+SW_POWER_CAP, HW_SLOWDOWN, SW_THERMAL, HW_THERMAL, POWER_BRAKE = 0x4, 0x8, 0x20, 0x40, 0x80
+THERMAL = SW_THERMAL | HW_THERMAL
+"""Bits of clock_event_reasons (NVML)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Seconds and ratios 0-1."""
+
+    on_after_s: float = 5.0
+    off_after_s: float = 15.0
+    forget_s: float = 600.0
+    counter_share: float = 0.10
+    """Share of the step that a throttle-time counter must have grown by."""
+    least_loss: float = 0.03
+    """Smaller losses of clock are not worth a state of their own."""
+
+
+def bits(view: View, mask: int) -> tuple[Bools, Bools]:
+    """([GPUs] is a bit of `mask` set, [GPUs] is it known)."""
+    reasons = view.step.get("clock_event_reasons")
+    known = ~np.isnan(reasons)
+    return (np.where(known, reasons, 0).astype(np.int64) & mask) != 0, known
+
+
+def grew(view: View, field: str, settings: Settings) -> tuple[Bools, Bools]:
+    """([GPUs] did the throttle-time counter grow for a good part of the step, [GPUs] is it known)."""
+    share = view.step.get(field) / (view.step.period_ns / SECOND_NS)
+    return share >= settings.counter_share, ~np.isnan(share)
+
+
+class Throttling:
+    """Condition, clock loss and timers, vectorised."""
+
+    def __init__(self, size: int, period_s: float, settings: Settings) -> None:
+        self.settings = settings
+        self._clock = ReferenceClock(size)
+        # Off means seen otherwise for a while; at a coarse period one sample alone proves nothing.
+        self._hold = Hold(size, max(settings.off_after_s, 1.5 * period_s), settings.forget_s)
+        self._on_after = np.int64(max(settings.on_after_s, 2 * period_s) * SECOND_NS)
+        self._a = PerGpu(size)
+        self._a.make("loss", np.float64, 0.0)
+        self._a.make("cause", np.int16, 0)
+
+    def references(self, view: View, slowed: Bools) -> tuple[Floats, Floats]:
+        """The clocks of ReferenceClock.of."""
+        return self._clock.of(view, slowed)
+
+    def decide(
+        self, view: View, signal: Bools, known: Bools, reference: Floats, cause: np.ndarray
+    ) -> Verdict:
+        """Hold the signal, where it costs clocks or the cost is not known; `reference` in Hz."""
+        step, s = view.step, self.settings
+        with np.errstate(invalid="ignore", divide="ignore"):
+            loss = 1 - step.get("sm_clock_hz") / reference
+        runs = view.activity >= NOTHING_RAN
+        costs = np.isnan(loss) | (loss >= s.least_loss)
+        yes = signal & runs & costs & view.alive
+        self._hold.update(yes, known & view.alive, step.start_ns, step.end_ns, self._on_after)
+        np.copyto(self._a["loss"], np.clip(loss, 0.0, 1.0), where=yes & ~np.isnan(loss))
+        np.copyto(self._a["cause"], cause, where=yes)
+        return Verdict(self._hold.on, self._hold.since, self._a["cause"], self._a["loss"])
+
+    def evidence(
+        self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], seconds: float
+    ) -> list[Evidence]:
+        """Clock loss, clocks, power and heat of the GPUs."""
+        loss, clock = mean_of(self._a["loss"], gpus), mean_of(view.step.get("sm_clock_hz"), gpus)
+        out = []
+        if clock is not None and loss:
+            text = f"SM clock {clock / 1e6:.0f} MHz, {percent(loss)} below what it would be"
+            out.append(Evidence("sm_clock_hz", clock, "Hz", clock / (1 - min(loss, 0.99)), seconds, text))
+        reasons = view.step.get("clock_event_reasons")[gpus]
+        reasons = reasons[~np.isnan(reasons)].astype(np.int64)
+        if reasons.size:
+            union = int(np.bitwise_or.reduce(reasons))
+            out.append(
+                Evidence(
+                    "clock_event_reasons",
+                    float(union),
+                    "bits",
+                    None,
+                    seconds,
+                    f"clock event reasons {union:#x}",
+                )
+            )
+        for field, unit, words in (
+            ("temperature_c", "Cel", "{:.0f} °C core"),
+            ("memory_temperature_c", "Cel", "{:.0f} °C memory"),
+            ("thermal_margin_c", "Cel", "{:.0f} °C to the thermal limit"),
+            ("power_w", "W", "{:.0f} W drawn"),
+            ("power_limit_w", "W", "{:.0f} W enforced limit"),
+        ):
+            value = mean_of(view.step.get(field), gpus)
+            if value is not None:
+                out.append(Evidence(field, value, unit, None, seconds, words.format(value)))
+        return out
+
+    def loss_text(self, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> str:
+        """How much clock is lost, for a title."""
+        loss = mean_of(self._a["loss"], gpus)
+        return f"{percent(loss)} of the clock lost" if loss else "clock loss unknown"
+
+    def reset(self, gpus: Bools) -> None:
+        """Another job runs at other clocks; the heat stays, so the timers do too."""
+        self._clock.reset(gpus)
+
+    def resize(self, size: int) -> None:
+        """Grow."""
+        for part in (self._clock, self._hold, self._a):
+            part.resize(size)
