@@ -23,6 +23,8 @@ from unidle_collector.pergpu import SECOND_NS, Floats, PerGpu
 from unidle_collector.signals import View
 
 REFRESH_NS = 10 * SECOND_NS
+RELEARN_NS = 1500 * SECOND_NS
+"""Longer than any detector needs to see a lasting condition again: OOM risk judges 20 minutes."""
 JOULES_PER_KWH = 3.6e6
 
 Positions = NDArray[np.intp]
@@ -65,7 +67,8 @@ class Book:
         self._detectors = {detector.kind: detector for detector in detectors}
         self._open: dict[str, dict[tuple[str, str], _Open]] = {kind: {} for kind in self._detectors}
         self._place: dict[str, dict[int, tuple[str, str]]] = {kind: {} for kind in self._detectors}
-        self._known: dict[tuple[str, str, str], tuple[int, int]] = {}
+        self._known: dict[tuple[str, str, str], Finding] = {}
+        self._first_ns: int | None = None
         self._sums = {kind: PerGpu(inventory.capacity) for kind in self._detectors}
         for sums in self._sums.values():
             sums.make("on", np.bool_, False)
@@ -79,18 +82,25 @@ class Book:
     def remember(self, finding: Finding) -> None:
         """A finding told before a restart: when it is seen again it keeps its id, since and told time."""
         if finding.told_ns is not None:
-            self._known[finding.kind, finding.subject_kind, finding.subject] = (
-                finding.since_ns,
-                finding.told_ns,
-            )
+            self._known[finding.kind, finding.subject_kind, finding.subject] = finding
 
     def update(self, view: View, verdicts: Iterable[tuple[Detector, Verdict]]) -> list[Change]:
         """Take one step's verdicts."""
-        changes: list[Change] = []
+        changes = self._forget_unseen(view.step.end_ns)
         for detector, verdict in verdicts:
             self._members(detector, verdict, view)
             changes += self._tell(detector, verdict, view)
         return changes
+
+    def _forget_unseen(self, now: int) -> list[Change]:
+        """What was told before a restart and is not seen again within RELEARN_NS is over."""
+        if self._first_ns is None:
+            self._first_ns = now
+        if not self._known or now - self._first_ns < RELEARN_NS:
+            return []
+        over = [replace(finding, updated_ns=now, ended_ns=now) for finding in self._known.values()]
+        self._known.clear()
+        return [Change("ended", finding) for finding in over]
 
     def findings(self) -> list[Finding]:
         """Everything that is open now: told, and still developing."""
@@ -127,10 +137,9 @@ class Book:
         entry = group.get(key)
         if entry is None:
             known = self._known.pop((detector.kind, *key), None)
-            entry = group[key] = _Open(
-                "job" if key[0] == "job" else "node", key[1], known[0] if known else since
-            )
-            entry.told_ns = known[1] if known else None
+            entry = _Open("job" if key[0] == "job" else "node", key[1], known.since_ns if known else since)
+            entry.told_ns = known.told_ns if known else None
+            group[key] = entry
         entry.since_ns = min(entry.since_ns, since) if entry.told_ns is None else entry.since_ns
         entry.gpus.add(position)
         entry.all_gpus.add(position)

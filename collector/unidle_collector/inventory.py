@@ -36,6 +36,7 @@ class Inventory:
         self.tenures: list[Tenure] = []
         self.simulated: list[bool] = []
         self._by_key: dict[tuple[str, str], int] = {}
+        self._by_owner: dict[tuple[int, Owner], int] = {}
         self._capacity = 64
         self.a = PerGpu(self._capacity)
         self.a.make("tenure", np.int32, -1)
@@ -61,6 +62,11 @@ class Inventory:
         return self._capacity
 
     @property
+    def node_names(self) -> list[str]:
+        """Names by the numbers in `a["node"]`."""
+        return list(self._nodes)
+
+    @property
     def jobs(self) -> int:
         """How many jobs hold a GPU now."""
         held = self.a["job"][: len(self)]
@@ -82,7 +88,7 @@ class Inventory:
                 self.a.resize(self._capacity)
             self.refs.append(ref)
             self.simulated.append(simulated)
-            self.a["tenure"][position] = self._tenure(position, Owner())
+            self.a["tenure"][position] = self.tenure(position, Owner())
         self.refs[position] = ref
         self.a["share"][position] = share
         self.a["node"][position] = self._nodes.setdefault(ref.node, len(self._nodes))
@@ -98,7 +104,7 @@ class Inventory:
         before = self.owner(position)
         if owner == before:
             return False
-        self.a["tenure"][position] = self._tenure(position, owner)
+        self.a["tenure"][position] = self.tenure(position, owner)
         self.a["said"][position] = UNSAID if owner.allocated is None else YES if owner.allocated else NO
         self.a["interactive"][position] = owner.interactive
         self.a["job"][position] = self._jobs.setdefault(owner.job, len(self._jobs))
@@ -108,6 +114,9 @@ class Inventory:
         """Who holds a GPU now."""
         return self.tenures[int(self.a["tenure"][position])].owner
 
-    def _tenure(self, position: int, owner: Owner) -> int:
-        self.tenures.append(Tenure(position, owner))
-        return len(self.tenures) - 1
+    def tenure(self, position: int, owner: Owner) -> int:
+        """Number of the tenure of a GPU by an owner, made when it is new; it need not be the present one."""
+        number = self._by_owner.setdefault((position, owner), len(self.tenures))
+        if number == len(self.tenures):
+            self.tenures.append(Tenure(position, owner))
+        return number

@@ -7,7 +7,7 @@ Time no sample covers is `unknown`: neither lost nor productive.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +21,7 @@ from unidle_collector.pergpu import SECOND_NS, Bools, Floats, PerGpu
 from unidle_collector.signals import View
 
 BUCKET_NS = 300 * SECOND_NS
+HOUR_NS = 3600 * SECOND_NS
 KEEP_BUCKETS = 288 * 8
 """Eight days of five minutes."""
 REWRITE_S = 1200.0
@@ -199,6 +200,42 @@ class Ledger:
                 self._a["loss"][old, gpu] = verdict.loss[gpu]
                 self._add(int(old), one, seconds, 1.0)
 
+    def hours(self, start_ns: int, end_ns: int) -> Iterator[tuple[int, int, dict[str, list[float]]]]:
+        """(hour's start, tenure, `state.cause` -> [seconds, lost seconds, lost joules]) of what was booked.
+
+        Also under `power`, `gpu_util` and `sm_active`: known seconds, or integral and known seconds.
+        """
+        by_hour: dict[int, list[Bucket]] = {}
+        for number, bucket in self._buckets.items():
+            if start_ns <= number * BUCKET_NS < end_ns:
+                by_hour.setdefault(number * BUCKET_NS // HOUR_NS * HOUR_NS, []).append(bucket)
+        for hour, buckets in by_hour.items():
+            total = self._sum(buckets, len(self._inventory.tenures))
+            for tenure in np.flatnonzero(total.seconds.any(axis=0)):
+                document = {
+                    f"{code.state}.{code.cause}": [
+                        float(sums[number, tenure]) for sums in (total.seconds, total.lost_s, total.lost_j)
+                    ]
+                    for number, code in enumerate(self.codes)
+                    if total.seconds[number, tenure]
+                }
+                document["power"] = [float(total.power_s[tenure])]
+                for number, name in enumerate(("gpu_util", "sm_active")):
+                    document[name] = [float(value) for value in total.activity[number, :, tenure]]
+                yield hour, int(tenure), document
+
+    def restore(self, hour_ns: int, tenure: int, document: Mapping[str, list[float]]) -> None:
+        """Put back what `hours` gave, before a restart, of one tenure and hour."""
+        bucket = self._bucket(hour_ns + 1)
+        for (state, cause), number in self._index.items():
+            sums = document.get(f"{state}.{cause}")
+            if sums is not None:
+                for array, value in zip((bucket.seconds, bucket.lost_s, bucket.lost_j), sums, strict=True):
+                    array[number, tenure] += value
+        bucket.power_s[tenure] += document.get("power", [0.0])[0]
+        for number, name in enumerate(("gpu_util", "sm_active")):
+            bucket.activity[number, :, tenure] += document.get(name, [0.0, 0.0])
+
     def durations(self, position: int) -> tuple[dict[str, float], dict[str, float]]:
         """One GPU over all that was booked: (state -> seconds, `state.cause` -> seconds), never weighted."""
         mine = [n for n, tenure in enumerate(self._inventory.tenures) if tenure.gpu == position]
@@ -256,17 +293,17 @@ class Ledger:
         seconds = total.seconds[:, members] * self._inventory.a["share"][gpus]
         price = self._inventory.a["eur_per_h"][gpus] / 3600
         by_state: dict[str, float] = dict.fromkeys(STATES, 0.0)
-        causes: dict[str, float] = {}
+        measured = bool(total.power_s[members].any())
+        causes: dict[str, Cost] = {}
         for number, code in enumerate(self.codes):
             by_state[code.state] += float(seconds[number].sum())
             if code.state not in ("productive", "unknown") and lost[number].any():
                 name = f"{code.state}.{code.cause}" if code.cause else code.state
-                causes[name] = causes.get(name, 0.0) + float(lost[number].sum())
+                causes[name] = _cost(lost[number], float(joules[number].sum()), price, measured)
         free = self._index["unallocated", ""]
         job_rows = np.array(
             [n for n, c in enumerate(self.codes) if c.state not in ("productive", "unknown", "unallocated")]
         )
-        measured = bool(total.power_s[members].any())
         util, sm = (
             _ratio(total.activity[n, 0, members].sum(), total.activity[n, 1, members].sum()) for n in (0, 1)
         )
@@ -277,7 +314,8 @@ class Ledger:
             end_ns=end_ns,
             gpus=int(np.unique(gpus).size),
             seconds=by_state,
-            causes=causes,
+            causes={name: cost.gpu_h * 3600 for name, cost in causes.items()},
+            cause_costs=causes,
             lost=_cost(lost[job_rows].sum(axis=0), joules[job_rows].sum(), price, measured),
             unallocated=_cost(lost[free], joules[free].sum(), price, measured),
             allocated_ratio=allocated,

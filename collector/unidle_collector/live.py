@@ -1,0 +1,399 @@
+"""The live collector: one thread owns the window, the engine and the store; everybody else asks it.
+
+Flow of a batch: decode, refuse what is seen already, log, sync, put into the window, acknowledge.
+Flow of time: steps that every pushing node has reached go through the engine; what changes becomes
+incidents; accounts are saved each minute together with the event time that they reach.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from unidle_agent.errors import UnidleError, WireError
+from unidle_agent.wire import Batch, GpuFacts, Owner, decode
+from unidle_collector.engine import Engine
+from unidle_collector.findings import Change
+from unidle_collector.ledger import HOUR_NS
+from unidle_collector.model import GpuRef, Incident
+from unidle_collector.pergpu import SECOND_NS
+from unidle_collector.recommend import recommend
+from unidle_collector.settings import CollectorSettings
+from unidle_collector.store import Hour, Store, StoreFull
+from unidle_collector.window import Window
+
+STEP_S = 1.0
+MOST_WAITING = 512
+"""Batches that may wait; beyond that a push is answered 503."""
+GROUP = 64
+"""Batches that share one sync of the log."""
+SAVE_EACH_S = 60.0
+UPKEEP_EACH_S = 10.0
+STEPS_AT_ONCE = 200
+"""Steps between two looks at the queue of questions."""
+
+T = TypeVar("T")
+
+
+class BusyError(UnidleError):
+    """Too much waits to be taken in; the node should come again."""
+
+    retry_after_s = 1
+
+
+@dataclass(slots=True)
+class NodeBook:
+    """What was received from one node."""
+
+    last_push_ns: int = 0
+    clock_skew_s: float | None = None
+    rows: int = 0
+    duplicates: int = 0
+    late_rows: int = 0
+    counter_resets: int = 0
+    facts: dict[str, GpuFacts] = field(default_factory=dict)
+    facts_id: int = -1
+    boot: str = ""
+    simulated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The reply to a push."""
+
+    ack: int
+    send_facts: bool
+    duplicate: bool = False
+
+
+@dataclass(slots=True)
+class _Push:
+    data: bytes
+    received_ns: int
+    clock_ns: int | None
+    future: Future[Ack]
+
+
+@dataclass(slots=True)
+class _Question:
+    ask: Callable[[], Any]
+    future: Future[Any]
+
+
+class Live:
+    """The collector without its HTTP face."""
+
+    def __init__(
+        self, settings: CollectorSettings, store: Store, clock_ns: Callable[[], int] = time.time_ns
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.clock_ns = clock_ns
+        self.engine = Engine(STEP_S, settings.site, settings.silence)
+        self.window = Window(STEP_S, self.engine.inventory.capacity)
+        self.nodes: dict[str, NodeBook] = {}
+        self.counters: Counter[str] = Counter()
+        self.started_ns = clock_ns()
+        self.problems: dict[str, str] = {}
+        self._queue: queue.Queue[_Push | _Question | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
+        self._upkeep = threading.Thread(target=self._keep_up, name="store-upkeep", daemon=True)
+        self._stop = threading.Event()
+        self._saved_ns = 0
+
+    # -- from other threads ----------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Take up what the last run left, and begin."""
+        self._restore()
+        self._thread.start()
+        self._upkeep.start()
+
+    def stop(self) -> None:
+        """Save and let go; what was acknowledged is on disk already."""
+        self._stop.set()
+        self._queue.put(None)
+        self._thread.join(timeout=30)
+        self._upkeep.join(timeout=30)
+        self.store.close()
+
+    def push(self, data: bytes, received_ns: int, clock_ns: int | None) -> Future[Ack]:
+        """Take the bytes of a batch; the future raises WireError, StoreFull or BusyError."""
+        if self._queue.qsize() >= MOST_WAITING:
+            self.counters["pushes_busy"] += 1
+            raise BusyError(f"{MOST_WAITING} batches wait already")
+        future: Future[Ack] = Future()
+        self._queue.put(_Push(data, received_ns, clock_ns, future))
+        return future
+
+    def ask(self, question: Callable[[], T]) -> Future[T]:
+        """Run `question` in the thread that owns everything, between two steps."""
+        future: Future[T] = Future()
+        self._queue.put(_Question(question, future))
+        return future
+
+    # -- the owning thread -----------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            pushes = self._collect()
+            if pushes:
+                self._accept(pushes)
+            self._advance(self.clock_ns())
+            if self.clock_ns() - self._saved_ns > SAVE_EACH_S * SECOND_NS:
+                self._save()
+        self._save()
+
+    def _collect(self) -> list[_Push]:
+        """What waits: questions are answered at once, pushes come back as a group."""
+        pushes: list[_Push] = []
+        wait_s = 0.2
+        while len(pushes) < GROUP:
+            try:
+                item = self._queue.get(timeout=wait_s)
+            except queue.Empty:
+                break
+            wait_s = 0.002
+            if item is None:
+                break
+            if isinstance(item, _Push):
+                pushes.append(item)
+            else:
+                _answer(item)
+        return pushes
+
+    def _accept(self, pushes: list[_Push]) -> None:
+        """Decode, log and sync a group, then put it into the window and acknowledge."""
+        taken: list[tuple[_Push, Batch]] = []
+        group: set[tuple[str, str, int]] = set()
+        for push in pushes:
+            try:
+                batch = decode(push.data)
+            except WireError as error:
+                self.counters["batches_malformed"] += 1
+                push.future.set_exception(error)
+                continue
+            key = (batch.node, batch.boot, batch.seq)
+            if key in group or self.store.state.seen(*key):
+                self._duplicate(push, batch)
+                continue
+            if not self._has_room(push, batch):
+                continue
+            group.add(key)
+            try:
+                self.store.append(push.data, push.received_ns)
+                taken.append((push, batch))
+            except StoreFull as error:
+                self._full(push, error)
+        try:
+            self.store.sync()
+        except StoreFull as error:
+            for push, _ in taken:
+                self._full(push, error)
+            return
+        if taken:
+            self.problems.pop("store", None)
+        self.store.state.remember((batch.node, batch.boot, batch.seq) for _, batch in taken)
+        for push, batch in taken:
+            self._take(batch, push.received_ns, push.clock_ns)
+            wanted = batch.facts is None and batch.facts_id != self.nodes[batch.node].facts_id
+            push.future.set_result(Ack(batch.seq, wanted))
+
+    def _has_room(self, push: _Push, batch: Batch) -> bool:
+        skew_ns = 0 if push.clock_ns is None else self._shift(push.received_ns - push.clock_ns)
+        if self.window.has_room(batch, push.received_ns, skew_ns):
+            return True
+        self.counters["pushes_busy"] += 1
+        push.future.set_exception(BusyError("event time has to advance first"))
+        return False
+
+    def _shift(self, skew_ns: int) -> int:
+        return skew_ns if abs(skew_ns) > self.settings.clock_skew_s * SECOND_NS else 0
+
+    def _duplicate(self, push: _Push, batch: Batch) -> None:
+        self.counters["batches_duplicate"] += 1
+        self.nodes.setdefault(batch.node, NodeBook()).duplicates += 1
+        push.future.set_result(Ack(batch.seq, False, duplicate=True))
+
+    def _full(self, push: _Push, error: StoreFull) -> None:
+        self.counters["pushes_store_full"] += 1
+        self.problems["store"] = str(error)
+        push.future.set_exception(error)
+
+    def _take(self, batch: Batch, received_ns: int, clock_ns: int | None) -> None:
+        node = self.nodes.setdefault(batch.node, NodeBook())
+        skew_ns = self._skew(batch.node, node, received_ns, clock_ns)
+        if node.boot != batch.boot:
+            node.boot, node.facts_id = batch.boot, -1
+        if batch.facts is not None:
+            node.facts = {facts.uuid: facts for facts in batch.facts}
+            node.facts_id = batch.facts_id
+        node.simulated = batch.simulated
+        positions = np.array([self._position(batch, node, uuid) for uuid in batch.gpus], dtype=np.intp)
+        taken = self.window.take(batch, positions, received_ns, skew_ns)
+        node.last_push_ns = received_ns
+        node.rows += taken.rows
+        node.late_rows += taken.late
+        node.counter_resets += taken.counter_resets
+        self.counters["rows_ingested"] += taken.rows
+        self.counters["rows_late"] += taken.late
+        self.counters["rows_future"] += taken.future
+        self.counters["counter_resets"] += taken.counter_resets
+        self.counters["values_refused"] += taken.values_refused
+
+    def _skew(self, name: str, node: NodeBook, received_ns: int, clock_ns: int | None) -> int:
+        """How far the node's clock is behind ours, where that is worth a correction."""
+        if clock_ns is None:
+            return 0
+        skew_ns = received_ns - clock_ns
+        node.clock_skew_s = skew_ns / SECOND_NS
+        problem = f"clock:{name}"
+        if not self._shift(skew_ns):
+            self.problems.pop(problem, None)
+            return 0
+        self.counters["batches_clock_corrected"] += 1
+        self.problems[problem] = (
+            f"the clock of node {name} is {abs(node.clock_skew_s):.0f} s "
+            f"{'behind' if skew_ns > 0 else 'ahead'}: its rows are shifted; run an NTP client there"
+        )
+        return skew_ns
+
+    def _position(self, batch: Batch, node: NodeBook, uuid: str) -> int:
+        facts = node.facts.get(uuid) or GpuFacts(uuid)
+        ref = GpuRef(batch.node, uuid, facts.index, facts.model)
+        known = self.engine.inventory.find(batch.node, uuid)
+        if known is None or self.engine.inventory.refs[known] != ref:
+            known = self.engine.add(ref, facts.share, batch.simulated)
+            self.window.resize(self.engine.inventory.capacity)
+        self.engine.own(known, facts.owner)
+        return known
+
+    # -- time ------------------------------------------------------------------------------------
+
+    def _advance(self, now_ns: int) -> None:
+        """Hand out the steps that are due, answering questions now and then."""
+        due = self.window.skip_hole(self.window.due(now_ns))
+        inventory = self.engine.inventory
+        while due > 0 and not self._stop.is_set():
+            for _ in range(min(due, STEPS_AT_ONCE)):
+                step = self.window.next(inventory.capacity, inventory.a["node"], inventory.node_names)
+                for change in self.engine.step(step):
+                    self._keep(change)
+                self.counters["steps"] += 1
+            due -= STEPS_AT_ONCE
+            self._answer_waiting()
+
+    def _answer_waiting(self) -> None:
+        """Questions do not wait for a long catch-up; pushes do, which is the back-pressure."""
+        waiting: list[_Push | _Question | None] = []
+        while not self._queue.empty():
+            waiting.append(self._queue.get_nowait())
+        for item in waiting:
+            if isinstance(item, _Question):
+                _answer(item)
+            else:
+                self._queue.put(item)
+
+    def _keep(self, change: Change) -> None:
+        """A finding that was told, changed or ended becomes an event of its incident."""
+        finding, now = change.finding, change.finding.updated_ns
+        before = self.store.state.incident(finding.id)
+        over = change.what == "ended"
+        incident = Incident(
+            id=finding.id,
+            state="resolved" if over else "open",
+            revision=before.revision + 1 if before else 1,
+            opened_ns=before.opened_ns if before else now,
+            resolved_ns=now if over else None,
+            finding=finding,
+            recommendations=() if over else tuple(recommend([finding], now)),
+        )
+        self.counters[f"findings_{change.what}"] += 1
+        try:
+            self.store.state.save_incident(incident, now)
+            self.problems.pop("state", None)
+        except UnidleError as error:
+            self.problems["state"] = str(error)
+
+    # -- keeping ---------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        """Accounts of the last two hours, with the event time that they reach, and the clock of it."""
+        self._saved_ns = self.clock_ns()
+        reached = self.window.time_ns
+        if reached is None:
+            return
+        tenures, refs = self.engine.inventory.tenures, self.engine.inventory.refs
+        merged: dict[tuple[int, str, str, str], dict[str, Any]] = {}
+        whole_hours_ns = (reached // HOUR_NS - 1) * HOUR_NS
+        for hour, number, sums in self.engine.ledger.hours(whole_hours_ns, reached + 1):
+            tenure = tenures[number]
+            ref, owner = refs[tenure.gpu], tenure.owner
+            key = (hour, ref.node, ref.gpu, owner.job)
+            document = merged.setdefault(
+                key,
+                {
+                    "user": owner.user,
+                    "allocated": owner.allocated,
+                    "model": ref.model,
+                    "index": ref.index,
+                    "share": float(self.engine.inventory.a["share"][tenure.gpu]),
+                    "simulated": self.engine.inventory.simulated[tenure.gpu],
+                    "sums": {},
+                },
+            )
+            for name, values in sums.items():
+                before = document["sums"].get(name, [0.0] * len(values))
+                document["sums"][name] = [a + b for a, b in zip(before, values, strict=True)]
+        try:
+            self.store.state.save_hours([Hour(*key, document) for key, document in merged.items()])
+            self.store.state.set_meta("accounted_ns", str(reached))
+        except UnidleError as error:
+            self.problems["state"] = str(error)
+
+    def _restore(self) -> None:
+        """Open findings, accounts and the rows still in the log, as the last run left them."""
+        state = self.store.state
+        for incident in state.open_incidents():
+            self.engine.remember(incident.finding)
+        reached = state.meta("accounted_ns")
+        if reached is not None:
+            self.window.start_at(int(reached))
+            for hour in state.hours(int(reached) - 8 * 24 * 3600 * SECOND_NS, int(reached) + 1):
+                document = hour.document
+                ref = GpuRef(hour.node, hour.gpu, document["index"], document["model"])
+                position = self.engine.add(ref, document["share"], document["simulated"])
+                owner = Owner(document["allocated"], hour.job, document["user"])
+                tenure = self.engine.inventory.tenure(position, owner)
+                self.engine.ledger.restore(hour.hour_start_ns, tenure, document["sums"])
+            self.window.resize(self.engine.inventory.capacity)
+            for name in self.engine.inventory.node_names:
+                self.window.expect(name, self.clock_ns())
+        for received_ns, batch in self.store.replay():
+            self._take(batch, received_ns, None)
+            self._advance(received_ns)
+
+    def _keep_up(self) -> None:
+        while not self._stop.wait(UPKEEP_EACH_S):
+            try:
+                self.store.upkeep(self.clock_ns())
+                self.problems.pop("upkeep", None)
+            except UnidleError as error:
+                self.problems["upkeep"] = str(error)
+
+
+def _answer(question: _Question) -> None:
+    if not question.future.set_running_or_notify_cancel():
+        return
+    try:
+        question.future.set_result(question.ask())
+    except Exception as error:  # handed to who asked
+        question.future.set_exception(error)

@@ -1,0 +1,66 @@
+"""The collector's own /metrics page: what it received, what is lost, what is open."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from unidle_collector import reading
+from unidle_collector.live import Live
+
+COUNTERS = {
+    "rows_ingested": "Rows received; a row is one GPU at one instant.",
+    "rows_late": "Rows received after their instant was accounted.",
+    "rows_future": "Rows refused because they lie in the future of the collector's clock.",
+    "batches_malformed": "Batches refused because they could not be read.",
+    "batches_duplicate": "Batches received again; they count once.",
+    "batches_too_large": "Batches refused for their size.",
+    "batches_clock_corrected": "Batches whose node's clock was corrected.",
+    "counter_resets": "Counters that started anew.",
+    "values_refused": "Impossible values that became unknown.",
+    "requests_unauthorized": "Requests without the right token.",
+    "pushes_busy": "Pushes that were asked to come again.",
+    "pushes_store_full": "Pushes that the store could not take.",
+    "steps": "Steps of event time that were looked at.",
+    "findings_told": "Findings that people were told.",
+    "findings_ended": "Findings that are over.",
+}
+
+
+def render(live: Live) -> str:
+    """Prometheus text."""
+    lines: list[str] = []
+    for name, text in COUNTERS.items():
+        _add(lines, f"unidle_collector_{name}_total", "counter", text, [("", live.counters[name])])
+    fleet = reading.fleet(live, 3600)
+    states = [(f'{{state="{state}"}}', count) for state, count in sorted(fleet.states.items())]
+    _add(lines, "unidle_fleet_gpus", "gauge", "GPUs by their present state.", states)
+    account = fleet.account
+    _add(
+        lines,
+        "unidle_fleet_lost_gpu_hours",
+        "gauge",
+        "GPU-hours lost to jobs within the last hour.",
+        [("", account.lost.gpu_h)],
+    )
+    if account.effective_ratio is not None:
+        _add(
+            lines,
+            "unidle_fleet_effective_ratio",
+            "gauge",
+            "Effective utilization of the last hour.",
+            [("", account.effective_ratio)],
+        )
+    kinds: dict[str, int] = {}
+    for finding in live.engine.findings():
+        if finding.told_ns is not None:
+            kinds[finding.kind] = kinds.get(finding.kind, 0) + 1
+    rows = [(f'{{kind="{kind}"}}', count) for kind, count in sorted(kinds.items())]
+    _add(lines, "unidle_open_findings", "gauge", "Open findings that people were told.", rows)
+    flag = [("", int(fleet.simulated))]
+    _add(lines, "unidle_simulated", "gauge", "1 when anything here is SIMULATED.", flag)
+    return "\n".join(lines) + "\n"
+
+
+def _add(lines: list[str], name: str, kind: str, text: str, rows: Sequence[tuple[str, float]]) -> None:
+    lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+    lines += [f"{name}{labels} {value:g}" for labels, value in rows]

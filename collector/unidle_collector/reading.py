@@ -1,0 +1,235 @@
+"""What the API answers, read from the live collector; every function runs in its owning thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+
+import numpy as np
+
+from unidle_agent.errors import UnidleError
+from unidle_agent.fields import BY_NAME
+from unidle_collector.inventory import Tenure
+from unidle_collector.ledger import BUCKET_NS
+from unidle_collector.live import Live
+from unidle_collector.model import (
+    Account,
+    Fleet,
+    GpuNow,
+    Health,
+    NodeNow,
+    Recommendation,
+    Series,
+)
+from unidle_collector.pergpu import SECOND_NS
+from unidle_collector.recommend import recommend
+
+MOST_POINTS = 1500
+STALE_S = 60.0
+"""Values older than this are not shown as those of now."""
+
+
+class AskedWrongError(UnidleError):
+    """The question itself is at fault."""
+
+
+def fleet(live: Live, window_s: float) -> Fleet:
+    """Everything at a glance."""
+    inventory, time_ns = live.engine.inventory, live.window.time_ns
+    states: dict[str, int] = {}
+    for position in range(len(inventory)):
+        state, _ = live.engine.ledger.now(position)
+        states[state] = states.get(state, 0) + 1
+    found = accounts(live, "fleet", window_s)
+    end_ns = time_ns or live.clock_ns()
+    empty = Account("fleet", end_ns - int(window_s * SECOND_NS), end_ns, len(inventory), {})
+    return Fleet(
+        site=live.settings.site,
+        time_ns=time_ns,
+        simulated=simulated(live),
+        nodes=len({ref.node for ref in inventory.refs}),
+        gpus=len(inventory),
+        jobs=inventory.jobs,
+        states=states,
+        account=found[0] if found else empty,
+        open_incidents=len(live.store.state.open_incidents()),
+        recommendations=len(recommendations(live)),
+    )
+
+
+def simulated(live: Live) -> bool:
+    """Is anything simulated shown here."""
+    return any(live.engine.inventory.simulated) or any(node.simulated for node in live.nodes.values())
+
+
+def gpus(live: Live) -> list[GpuNow]:
+    """Every GPU as it is now."""
+    inventory, last = live.engine.inventory, live.engine.last
+    fields = [name for name in (last.columns if last else ()) if BY_NAME[name].scope == "gpu"]
+    out = []
+    for position, ref in enumerate(inventory.refs):
+        state, cause = live.engine.ledger.now(position)
+        owner = inventory.owner(position)
+        sampled = live.window.last_sample_ns(position)
+        fresh = last is not None and sampled is not None and last.end_ns - sampled <= STALE_S * SECOND_NS
+        values = {name: _known(last.columns[name][position]) for name in fields} if fresh and last else {}
+        out.append(
+            GpuNow(
+                node=ref.node,
+                gpu=ref.gpu,
+                index=ref.index,
+                model=ref.model,
+                state=state,
+                cause=cause,
+                inferred=owner.allocated is None,
+                sampled_ns=sampled,
+                job=owner.job,
+                user=owner.user,
+                values=values,
+                simulated=inventory.simulated[position],
+            )
+        )
+    return out
+
+
+def nodes(live: Live) -> list[NodeNow]:
+    """Every node as it is now."""
+    inventory, last = live.engine.inventory, live.engine.last
+    members: dict[str, list[int]] = {name: [] for name in live.nodes}
+    for position, ref in enumerate(inventory.refs):
+        members.setdefault(ref.node, []).append(position)
+    out = []
+    for name, positions in members.items():
+        book, clock = live.nodes.get(name), live.window.nodes.get(name)
+        samples = [s for s in (live.window.last_sample_ns(p) for p in positions) if s is not None]
+        values = {}
+        if last is not None:
+            values = live.window.host_values(name)
+        out.append(
+            NodeNow(
+                node=name,
+                gpus=len(positions),
+                last_sample_ns=max(samples, default=None),
+                last_push_ns=clock.last_push_ns if clock else None,
+                clock_skew_s=book.clock_skew_s if book else None,
+                rows=book.rows if book else 0,
+                duplicates=book.duplicates if book else 0,
+                late_rows=book.late_rows if book else 0,
+                counter_resets=book.counter_resets if book else 0,
+                values=values,
+                simulated=book.simulated if book else all(inventory.simulated[p] for p in positions),
+            )
+        )
+    return out
+
+
+def accounts(live: Live, by: str, window_s: float) -> list[Account]:
+    """Accounts over the last `window_s` seconds of event time, whole buckets of five minutes."""
+    end_ns = live.window.time_ns
+    if end_ns is None:
+        return []
+    start_ns = end_ns - int(window_s * SECOND_NS)
+    ledger = live.engine.ledger
+    if by == "hour":
+        first = start_ns // BUCKET_NS * BUCKET_NS
+        out = []
+        step_ns = max(BUCKET_NS, int(window_s * SECOND_NS / 96) // BUCKET_NS * BUCKET_NS)
+        for begin in range(first, end_ns, step_ns):
+            end = min(end_ns, begin + step_ns)
+            out += ledger.accounts(lambda _, key=str(begin): key, begin, end)  # type: ignore[misc]
+        return out
+    return ledger.accounts(_key(live, by), start_ns, end_ns)
+
+
+def _key(live: Live, by: str) -> Callable[[Tenure], str | None]:
+    refs = live.engine.inventory.refs
+    keys: dict[str, Callable[[Tenure], str | None]] = {
+        "fleet": lambda _: "fleet",
+        "gpu": lambda tenure: f"{refs[tenure.gpu].node}/{refs[tenure.gpu].gpu}",
+        "node": lambda tenure: refs[tenure.gpu].node,
+        "model": lambda tenure: refs[tenure.gpu].model or "unknown",
+        "job": lambda tenure: tenure.owner.job or None,
+        "user": lambda tenure: tenure.owner.user or None,
+    }
+    if by not in keys:
+        raise AskedWrongError(f"by: expected {', '.join((*keys, 'hour'))}, came {by!r}")
+    return keys[by]
+
+
+def recommendations(live: Live) -> list[Recommendation]:
+    """What to do now."""
+    return recommend(live.engine.findings(), live.window.time_ns or live.clock_ns())
+
+
+def series(live: Live, node: str, gpu: str, field: str, window_s: float) -> Series:
+    """One field over time: stored segments, and the newest minutes from the live window."""
+    spec = BY_NAME.get(field)
+    if spec is None:
+        raise AskedWrongError(f"field: expected a field of docs/telemetry.md, came {field!r}")
+    position = live.engine.inventory.find(node, gpu) if spec.scope == "gpu" else None
+    if spec.scope == "gpu" and position is None:
+        raise AskedWrongError(f"expected a GPU that has sent something, came node {node!r}, GPU {gpu!r}")
+    end_ns = (live.window.time_ns or live.clock_ns()) + 1
+    start_ns = end_ns - int(window_s * SECOND_NS)
+    step_s = max(1.0, window_s / MOST_POINTS)
+    times, values = live.window.recent(field, position, node)
+    if spec.kind == "counter":
+        values = [value / live.engine.period_s for value in values]
+    first_live_ns = times[0] if times else end_ns
+    stored_times, stored = live.store.series(
+        node, gpu if position is not None else "", field, start_ns, end_ns, step_s
+    )
+    older = stored_times < first_live_ns
+    step = max(1, round(step_s / live.engine.period_s))
+    live_times, live_values = times[::step], _means(values, step)
+    keep = [n for n, t in enumerate(live_times) if t >= start_ns]
+    all_times = [*(int(t) for t in stored_times[older]), *(live_times[n] for n in keep)]
+    all_values = [*stored[older].tolist(), *(live_values[n] for n in keep)]
+    unit = f"{spec.unit}/s" if spec.kind == "counter" else spec.unit
+    return Series(
+        node=node,
+        gpu=gpu,
+        field=field,
+        unit=unit,
+        step_s=step_s,
+        times_ns=tuple(all_times),
+        values=tuple(_known(value) for value in all_values),
+        simulated=simulated(live),
+    )
+
+
+def health(live: Live) -> Health:
+    """Can this collector be trusted now."""
+    now, time_ns = live.clock_ns(), live.window.time_ns
+    live_nodes = [book for book in live.nodes.values() if now - book.last_push_ns < STALE_S * SECOND_NS]
+    problems = list(live.problems.values())
+    if live.nodes and not live_nodes:
+        problems.append(f"no node has pushed for {STALE_S:.0f} s")
+    counters = {name: float(count) for name, count in live.counters.items()}
+    counters |= {f"store_{name}": float(count) for name, count in live.store.counters().items()}
+    counters |= {f"store_bytes_{name}": float(size) for name, size in live.store.sizes().items()}
+    counters.setdefault("rows_ingested", 0.0)
+    return Health(
+        ok=not problems,
+        problems=tuple(problems),
+        version=version("unidle"),
+        simulated=simulated(live),
+        uptime_s=(now - live.started_ns) / SECOND_NS,
+        event_time_ns=time_ns,
+        lag_s=None if time_ns is None else (now - time_ns) / SECOND_NS,
+        counters=counters,
+    )
+
+
+def _means(values: list[float], step: int) -> list[float]:
+    if step == 1:
+        return values
+    chunks = [np.array(values[n : n + step]) for n in range(0, len(values), step)]
+    return [
+        float(chunk[~np.isnan(chunk)].mean()) if (~np.isnan(chunk)).any() else float("nan")
+        for chunk in chunks
+    ]
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
