@@ -18,6 +18,9 @@ Value = float | int
 GPU_OK, GPU_LOST, DRIVER_HUNG = 0, 1, 2
 """Values of the field gpu_state."""
 
+SIMULATOR = "simulator"
+"""The source name of everything that is not real."""
+
 
 @dataclass(frozen=True, slots=True)
 class GpuReading:
@@ -46,6 +49,11 @@ class Tick:
     problems: tuple[str, ...]
 
 
+def is_simulated(facts: GpuFacts) -> bool:
+    """Does any field of this GPU come from the simulator."""
+    return SIMULATOR in facts.sources.values()
+
+
 class Source(Protocol):
     """An edge of the world that samples can be read from. A file in `sources/` each."""
 
@@ -63,7 +71,8 @@ class Source(Protocol):
 def merge(time_ns: int, readings: Iterable[tuple[str, int, Reading]]) -> Tick:
     """One row per GPU from (source name, precedence, reading): keyed by UUID, precedence per field.
 
-    `facts.sources` of the result says for every field which source gave it.
+    `facts.sources` of the result says for every field which source gave it: the source's name, or the
+    finer one (`gpm`) that the source itself noted there.
     """
     gpus: dict[str, GpuReading] = {}
     host: dict[str, Value] = {}
@@ -72,7 +81,7 @@ def merge(time_ns: int, readings: Iterable[tuple[str, int, Reading]]) -> Tick:
         problems += [f"{name}: {problem}" for problem in reading.problems]
         host = {**reading.host, **host}
         for gpu in reading.gpus:
-            sources = {key: name for key in gpu.values if key in BY_NAME}
+            sources = {key: gpu.facts.sources.get(key, name) for key in gpu.values if key in BY_NAME}
             fresh = replace(gpu, facts=replace(gpu.facts, sources=sources))
             known = gpus.get(gpu.facts.uuid)
             gpus[gpu.facts.uuid] = fresh if known is None else _combine(known, fresh)

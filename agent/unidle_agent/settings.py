@@ -20,6 +20,7 @@ from typing import Any, TypeVar, get_type_hints
 from unidle_agent.errors import SettingError, UnidleError
 
 DEFAULT_FILES = ("unidle.toml", "/etc/unidle/unidle.toml")
+METAVARS: dict[Any, str] = {str: "TEXT", int: "N", float: "NUMBER", Path: "PATH"}
 TRUE, FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 T = TypeVar("T")
@@ -75,15 +76,15 @@ def add_flags(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
     kinds = get_type_hints(cls)
     for field in dataclasses.fields(cls):
         kind, meta = kinds[field.name], field.metadata
-        shown = "secret" if kind is Secret else _show(field.default)
-        text = f"{meta['doc']} (default: {shown})".replace("%", "%%")
+        shown = "" if kind is Secret else _show(field.default)
+        text = (meta["doc"] + (f" (default: {shown})" if shown else "")).replace("%", "%%")
         flag = "--" + field.name.replace("_", "-")
         if kind is Secret:
             group.add_argument(f"{flag}-file", metavar="FILE", default=None, help=f"file that holds: {text}")
         elif kind is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
-            metavar = "|".join(meta["choices"]) or getattr(kind, "__name__", "LIST").upper()
+            metavar = "|".join(meta["choices"]) or METAVARS.get(kind, "LIST")
             group.add_argument(flag, metavar=metavar, default=None, help=text)
 
 

@@ -19,6 +19,8 @@ from unidle_agent.fields import BY_NAME, UNKNOWN_U8, Field
 
 VERSION = 1
 CONTENT_TYPE = "application/vnd.unidle.batch"
+CLOCK_HEADER = "X-Unidle-Clock-Ns"
+"""HTTP header with the node's clock at the moment of sending: a spooled batch is older than its sending."""
 MAX_BATCH_BYTES = 32 * 1024 * 1024
 """Most bytes that a batch may have once unpacked: a 60 s batch of 16 GPUs with 60 fields is 0.5 MB."""
 
@@ -70,7 +72,7 @@ class Batch:
     boot: str
     seq: int
     sent_ns: int
-    """The node's clock when it sent, so that the receiver sees a skew."""
+    """The node's clock when it closed the batch."""
     period_s: float
     times_ns: Sequence[int]
     gpus: tuple[str, ...]

@@ -168,21 +168,16 @@ def _add_reads(app: FastAPI, live: Live) -> None:
         return await _wait(live.ask(lambda: reading.recommendations(live)))
 
     @app.get("/api/v1/incidents")
-    def incidents(
+    async def incidents(
         state: Literal["open", "resolved", "all"] = "open", limit: int = Query(default=500, ge=1, le=5000)
     ) -> list[Incident]:
-        """Incidents, newest first."""
-        return live.store.state.incidents(state, limit)
+        """Incidents, newest first; open ones as of now."""
+        return await _wait(live.ask(lambda: reading.incidents(live, state, limit)))
 
     @app.get("/api/v1/incidents/{incident_id}")
-    def incident(incident_id: str) -> Incident:
-        """One incident."""
-        found = live.store.state.incident(incident_id)
-        if found is None:
-            raise reading.AskedWrongError(
-                f"no incident {incident_id!r}; /api/v1/incidents?state=all lists them"
-            )
-        return found
+    async def incident(incident_id: str) -> Incident:
+        """One incident, as of now while it is open."""
+        return await _wait(live.ask(lambda: reading.incident(live, incident_id)))
 
     @app.get("/api/v1/events")
     def events(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
@@ -14,9 +15,11 @@ from unidle_collector.ledger import BUCKET_NS
 from unidle_collector.live import Live
 from unidle_collector.model import (
     Account,
+    Finding,
     Fleet,
     GpuNow,
     Health,
+    Incident,
     NodeNow,
     Recommendation,
     Series,
@@ -159,6 +162,28 @@ def _key(live: Live, by: str) -> Callable[[Tenure], str | None]:
 def recommendations(live: Live) -> list[Recommendation]:
     """What to do now."""
     return recommend(live.engine.findings(), live.window.time_ns or live.clock_ns())
+
+
+def incidents(live: Live, state: str, limit: int) -> list[Incident]:
+    """Incidents, newest first; open ones with their finding and recommendations as of now."""
+    now = {finding.id: finding for finding in live.engine.findings()}
+    return [_as_of_now(live, incident, now) for incident in live.store.state.incidents(state, limit)]
+
+
+def incident(live: Live, incident_id: str) -> Incident:
+    """One incident, as of now while it is open."""
+    found = live.store.state.incident(incident_id)
+    if found is None:
+        raise AskedWrongError(f"no incident {incident_id!r}; /api/v1/incidents?state=all lists them")
+    return _as_of_now(live, found, {finding.id: finding for finding in live.engine.findings()})
+
+
+def _as_of_now(live: Live, kept: Incident, now: dict[str, Finding]) -> Incident:
+    finding = now.get(kept.id)
+    if kept.state != "open" or finding is None:
+        return kept
+    advised = recommend([finding], live.window.time_ns or live.clock_ns())
+    return replace(kept, finding=finding, recommendations=tuple(advised))
 
 
 def series(live: Live, node: str, gpu: str, field: str, window_s: float) -> Series:

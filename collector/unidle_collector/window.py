@@ -25,6 +25,8 @@ AHEAD_STEPS = WINDOW_STEPS // 2
 COVER_PERIODS = 3
 SILENT_AFTER_NS = 12 * SECOND_NS
 """A node that has pushed nothing for this long (receiver's clock) is not waited for."""
+SETTLE_NS = 2 * SECOND_NS
+"""After the very first push: the other nodes' first pushes come within this."""
 FUTURE_NS = 60 * SECOND_NS
 """Rows from further beyond the receiver's clock than this come from a broken clock."""
 LONGEST_WAIT_STEPS = 3600
@@ -89,6 +91,7 @@ class Window:
             self._host.make(spec.name, _dtype(spec), np.nan, WINDOW_STEPS)
         self.nodes: dict[str, NodeClock] = {}
         self._waiting_since_ns: int | None = None
+        self._begun_ns = 0
 
     def resize(self, size: int) -> None:
         """Grow to `size` GPUs."""
@@ -113,6 +116,7 @@ class Window:
         steps = (times + self._step_ns // 2) // self._step_ns
         if self._done is None:
             self._done = int(steps.min()) - 1
+            self._begun_ns = received_ns
         self._note_node(batch.node, int(steps.max()), received_ns)
         ahead = steps > self._done + AHEAD_STEPS
         late = steps <= self._done
@@ -148,7 +152,7 @@ class Window:
 
         A node that lags is waited for SILENT_AFTER_S, then its rows are late until it has caught up.
         """
-        if self._done is None:
+        if self._done is None or now_ns - self._begun_ns < SETTLE_NS:
             return 0
         live = [clock for clock in self.nodes.values() if now_ns - clock.last_push_ns < SILENT_AFTER_NS]
         if not live:

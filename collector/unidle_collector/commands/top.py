@@ -92,7 +92,7 @@ def _headline(fleet: Fleet, window_s: float) -> Text:
     if fleet.time_ns is not None:
         clock = f"{datetime.fromtimestamp(fleet.time_ns / 1e9, UTC):%Y-%m-%d %H:%M:%S} UTC"
     text.append(f"unidle  site {fleet.site}  ", "bold")
-    text.append(f"{fleet.nodes} nodes, {fleet.gpus} GPUs, {fleet.jobs} jobs   {clock}\n")
+    text.append(f"{fleet.nodes} nodes, {fleet.gpus} GPUs, {fleet.jobs} jobs  {clock}\n")
     account = fleet.account
     eur = "EUR unknown" if account.lost.eur is None else f"{account.lost.eur:.0f} EUR"
     kwh = "kWh unknown" if account.lost.kwh is None else f"{account.lost.kwh:.0f} kWh"
@@ -102,10 +102,8 @@ def _headline(fleet: Fleet, window_s: float) -> Text:
     text.append("allocated ").append(_percent(account.allocated_ratio), "bold")
     text.append("  active ").append(_percent(account.active_ratio), "bold")
     text.append("  effective ").append(_percent(account.effective_ratio), "bold green")
-    text.append(
-        f"   (mean GPU_UTIL {_percent(account.gpu_util_ratio)}, SM activity {_percent(account.sm_active_ratio)})",
-        "dim",
-    )
+    util, sm = _percent(account.gpu_util_ratio), _percent(account.sm_active_ratio)
+    text.append(f"   (mean GPU_UTIL {util}, SM activity {sm})", "dim")
     return text
 
 
