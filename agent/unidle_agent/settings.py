@@ -67,6 +67,7 @@ def setting(
 
 def add_flags(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
     """Give `parser` one flag per field of the settings class `cls`, and `--config`."""
+    parser.allow_abbrev = False  # else `--push-token SECRET` would be taken for --push-token-file
     parser.add_argument(
         "--config",
         metavar="FILE",

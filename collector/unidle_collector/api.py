@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from importlib.metadata import version
@@ -97,7 +96,7 @@ async def _push(live: Live, request: Request) -> Response:
         return JSONResponse({"detail": text}, 413)
     clock = request.headers.get(CLOCK_HEADER, "")
     try:
-        ack = await _wait(live.push(body, time.time_ns(), int(clock) if clock.isdecimal() else None))
+        ack = await _wait(live.push(body, live.clock_ns(), int(clock) if clock.isdecimal() else None))
     except WireError as error:
         return JSONResponse({"detail": str(error)}, 400)
     except BusyError as error:

@@ -113,6 +113,8 @@ class Book:
         """Who joined, who left, and what the step cost those inside."""
         kind, sums = detector.kind, self._sums[detector.kind]
         was, lost = sums["on"], sums["lost"]
+        if not verdict.on.any() and not was.any():
+            return
         for position in np.flatnonzero(was & ~verdict.on):
             self._leave(kind, int(position))
         joining = np.flatnonzero(verdict.on & ~was)
@@ -139,6 +141,7 @@ class Book:
             known = self._known.pop((detector.kind, *key), None)
             entry = _Open("job" if key[0] == "job" else "node", key[1], known.since_ns if known else since)
             entry.told_ns = known.told_ns if known else None
+            entry.finding = known
             group[key] = entry
         entry.since_ns = min(entry.since_ns, since) if entry.told_ns is None else entry.since_ns
         entry.gpus.add(position)

@@ -134,6 +134,8 @@ class Ledger:
         for detector, verdict in verdicts:
             if detector.state is None:
                 continue
+            if not verdict.on.any():
+                continue
             for number, cause in enumerate(detector.causes):
                 mine = index[detector.state, cause]
                 here = verdict.on & (verdict.cause == number) & (self._rank[mine] <= self._rank[code])

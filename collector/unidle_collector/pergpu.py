@@ -62,6 +62,8 @@ class RunningMean:
         self._need = max(1.0, coverage * self._slots)
         self._row = {name: row for row, name in enumerate(names)}
         self._next = 0
+        self._means: Floats | None = None
+        """All means, worked out at most once per step."""
         self._a = PerGpu(size)
         self._a.make("ring", np.float32, np.nan, len(names), self._slots)
         self._a.make("sum", np.float64, 0.0, len(names))
@@ -70,7 +72,7 @@ class RunningMean:
     def push(self, values: dict[str, Floats]) -> None:
         """Take one step; a quantity that is missing from `values` is unknown."""
         ring, total, count = self._a["ring"], self._a["sum"], self._a["count"]
-        slot, self._next = self._next, (self._next + 1) % self._slots
+        slot, self._next, self._means = self._next, (self._next + 1) % self._slots, None
         for name, row in self._row.items():
             leaving = ring[row, slot]
             known = ~np.isnan(leaving)
@@ -89,10 +91,11 @@ class RunningMean:
 
     def mean(self, name: str) -> Floats:
         """[GPUs] mean over the window, NaN where too little is known."""
-        row = self._row[name]
-        count = self._a["count"][row]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            out: Floats = np.where(count >= self._need, self._a["sum"][row] / count, np.nan)
+        if self._means is None:
+            count = self._a["count"]
+            with np.errstate(invalid="ignore", divide="ignore"):
+                self._means = np.where(count >= self._need, self._a["sum"] / count, np.nan)
+        out: Floats = self._means[self._row[name]]
         return out
 
     def forget(self, gpus: Bools) -> None:
@@ -100,10 +103,12 @@ class RunningMean:
         self._a["ring"][..., gpus] = np.nan
         self._a["sum"][..., gpus] = 0.0
         self._a["count"][..., gpus] = 0
+        self._means = None
 
     def resize(self, size: int) -> None:
         """Grow to `size` GPUs."""
         self._a.resize(size)
+        self._means = None
 
 
 class Hold:

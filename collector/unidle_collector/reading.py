@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
+from typing import Literal
 
 import numpy as np
 
@@ -164,7 +165,7 @@ def recommendations(live: Live) -> list[Recommendation]:
     return recommend(live.engine.findings(), live.window.time_ns or live.clock_ns())
 
 
-def incidents(live: Live, state: str, limit: int) -> list[Incident]:
+def incidents(live: Live, state: Literal["open", "resolved", "all"], limit: int) -> list[Incident]:
     """Incidents, newest first; open ones with their finding and recommendations as of now."""
     now = {finding.id: finding for finding in live.engine.findings()}
     return [_as_of_now(live, incident, now) for incident in live.store.state.incidents(state, limit)]

@@ -24,7 +24,11 @@ AHEAD_STEPS = WINDOW_STEPS // 2
 """How far beyond the last step handed out rows may lie; as much of the past can be read back."""
 COVER_PERIODS = 3
 SILENT_AFTER_NS = 12 * SECOND_NS
-"""A node that has pushed nothing for this long (receiver's clock) is not waited for."""
+"""A node that has pushed nothing for this long (receiver's clock), ..."""
+PATIENCE = 2
+"""... or for this many times the time between its last two pushes, ..."""
+MOST_PATIENCE_NS = 90 * SECOND_NS
+"""... but at most this long, is not waited for."""
 SETTLE_NS = 2 * SECOND_NS
 """After the very first push: the other nodes' first pushes come within this."""
 FUTURE_NS = 60 * SECOND_NS
@@ -44,8 +48,15 @@ class NodeClock:
     last_step: int
     last_push_ns: int
     """Receiver's clock."""
+    gap_ns: int = 0
+    """Time between its last two pushes."""
     behind: bool = False
     """It lagged for too long and is not waited for until it has caught up."""
+
+
+    def silent_at_ns(self) -> int:
+        """When it is not waited for any more, unless it pushes."""
+        return self.last_push_ns + min(MOST_PATIENCE_NS, max(SILENT_AFTER_NS, PATIENCE * self.gap_ns))
 
 
 @dataclass(slots=True)
@@ -117,8 +128,9 @@ class Window:
         if self._done is None:
             self._done = int(steps.min()) - 1
             self._begun_ns = received_ns
-        self._note_node(batch.node, int(steps.max()), received_ns)
         ahead = steps > self._done + AHEAD_STEPS
+        if not ahead.all():
+            self._note_node(batch.node, int(steps[~ahead].max()), received_ns)
         late = steps <= self._done
         out.future = int(ahead.sum()) * len(positions)
         out.late = int(late.sum()) * len(positions)
@@ -154,7 +166,7 @@ class Window:
         """
         if self._done is None or now_ns - self._begun_ns < SETTLE_NS:
             return 0
-        live = [clock for clock in self.nodes.values() if now_ns - clock.last_push_ns < SILENT_AFTER_NS]
+        live = [clock for clock in self.nodes.values() if now_ns < clock.silent_at_ns()]
         if not live:
             return self._due_in_silence(now_ns)
         for clock in live:
@@ -174,10 +186,9 @@ class Window:
 
     def _due_in_silence(self, now_ns: int) -> int:
         """Nobody pushes: time goes on by the receiver's clock, as unknown time."""
-        newest = max(self.nodes.values(), key=lambda clock: clock.last_push_ns, default=None)
-        if newest is None:
+        if not self.nodes:
             return 0
-        silent_ns = now_ns - newest.last_push_ns - SILENT_AFTER_NS
+        silent_ns = now_ns - max(clock.silent_at_ns() for clock in self.nodes.values())
         frontier = max(clock.last_step for clock in self.nodes.values()) + max(0, silent_ns) // self._step_ns
         return max(0, frontier - (self._done or 0))
 
@@ -257,6 +268,7 @@ class Window:
             self.nodes[node] = NodeClock(last_step, received_ns)
         else:
             clock.last_step = max(clock.last_step, last_step)
+            clock.gap_ns = received_ns - clock.last_push_ns
             clock.last_push_ns = received_ns
 
     def _place(

@@ -8,7 +8,7 @@ Evidence
     memory_used_bytes and memory_total_bytes: the high-water mark per minute, and what is left.
 
 How it decides
-    Judged once a minute from the job's 10th minute on. Elevated: the high-water mark rose in at least
+    Judged once a minute; what the job takes in its first 10 minutes is no rise. Elevated: the high-water mark rose in at least
     5 of the last 20 minutes, in both halves of them, by at least 3 % of the memory in all, the last
     time no longer than 5 min ago, and less than 10 % is left. High: the same with less than 4 % left.
     A job that takes all memory at once and stays there (frameworks that preallocate, caching
@@ -96,9 +96,8 @@ class OomRisk:
         a, s = self._a, self._settings
         seen = a["peak"] > 0
         with np.errstate(invalid="ignore", divide="ignore"):
-            rise = np.where(
-                seen & (a["minutes"] > 0), np.maximum(0.0, a["peak"] - a["high"]) / a["total"], 0.0
-            )
+            warm = seen & (a["minutes"] >= s.warm_up_min)  # what a job takes while it starts is no rise
+            rise = np.where(warm, np.maximum(0.0, a["peak"] - a["high"]) / a["total"], 0.0)
             left = 1.0 - a["high"] / a["total"]
         a["high"][seen] = np.maximum(a["high"], a["peak"])[seen]
         a["rise"][:, seen] = np.roll(a["rise"], -1, axis=0)[:, seen]
@@ -108,8 +107,7 @@ class OomRisk:
         rises = a["rise"] >= s.rise_ratio
         half = s.window_min // 2
         rising = (
-            (a["minutes"] > s.warm_up_min)
-            & (rises.sum(axis=0) >= s.rises)
+            (rises.sum(axis=0) >= s.rises)
             & rises[:half].any(axis=0)
             & rises[half:].any(axis=0)
             & (np.where(rises, a["rise"], 0.0).sum(axis=0) >= s.growth_ratio)

@@ -1,0 +1,282 @@
+"""say where the GPU hours of recorded telemetry went, why, and what to do
+
+Runs the detectors and accounts of the live collector over files that you already have: Parquet, CSV
+(also gzipped), nvidia-smi logs, or saved dcgm-exporter pages; several files or a folder form one
+recording. One row per GPU and instant: a time, the node, the GPU, and any subset of the fields; a
+column that is missing is unknown, never zero. docs/telemetry.md lists every name that is understood.
+
+examples:
+  unidle diagnose telemetry.parquet
+  unidle diagnose node1.csv node2.csv.gz --json | jq .findings
+  nvidia-smi --query-gpu=timestamp,uuid,utilization.gpu,power.draw,memory.used,memory.total \\
+      --format=csv -l 1 > log.csv ;  unidle diagnose log.csv --node $(hostname)
+  unidle diagnose pages/ --period 15        saved pages without times, 15 s apart
+
+The exit code is 0 when it could tell, with findings or without, and 2 when the input cannot be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.table import Table
+
+from unidle_collector.model import STATES, Account, Cost, Finding
+from unidle_collector.recorded import RecordingError, load
+from unidle_collector.recording import Recording
+from unidle_collector.replay import Result, replay
+
+LONG_FILE_BYTES = 20_000_000
+MANY_INSTANTS = 20_000
+"""From these on, what is being done is said on stderr."""
+
+MAX_ROWS = 40
+"""Most GPUs or jobs in a table; the rest is counted."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="files or folders")
+    parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    parser.add_argument(
+        "--node", default="", metavar="NAME", help="the node, where the files do not name one (default: node)"
+    )
+    parser.add_argument(
+        "--period",
+        type=float,
+        metavar="SECONDS",
+        help="sampling period (default: found from the data); spaces saved pages that carry no time",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Diagnose the files; 2 when they cannot be read."""
+    try:
+        recording = load(args.files, node=args.node, period_s=args.period, progress=_say_long)
+    except RecordingError as error:
+        print(f"unidle diagnose: {error}", file=sys.stderr)
+        return 2
+    result = replay(recording, _progress if recording.instants > MANY_INSTANTS else None)
+    if args.json:
+        print(json.dumps(document(recording, result), allow_nan=False, ensure_ascii=False, indent=1))
+    else:
+        Console(highlight=False).print(report(recording, result))
+    return 0
+
+
+def _say_long(path: Path) -> None:
+    if path.stat().st_size > LONG_FILE_BYTES:
+        print(f"unidle diagnose: reading {path} ({path.stat().st_size / 1e6:.0f} MB)", file=sys.stderr)
+
+
+def _progress(share: float) -> None:
+    end = "\n" if share >= 0.99 else ""
+    if sys.stderr.isatty():
+        print(
+            f"\runidle diagnose: {share:4.0%} of the recording looked at",
+            end=end,
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+# For machines
+
+
+def document(recording: Recording, result: Result) -> dict[str, Any]:
+    """The JSON document; unknown numbers are null. Durations are in seconds, times in nanoseconds."""
+    by_id = {finding.id: finding for finding in result.findings}
+    gpus = [
+        {
+            "node": gpu.node,
+            "gpu": gpu.gpu,
+            "index": gpu.index,
+            "states": gpu.states,
+            "causes": gpu.causes,
+            "findings": [_short(by_id[each]) for each in gpu.findings if each in by_id],
+        }
+        for gpu in result.gpus
+    ]
+    out: dict[str, Any] = {
+        "simulated": recording.simulated,
+        "sampling": sampling(recording),
+        "account": _account(result.account) if result.account else None,
+        "gpus": gpus,
+        "jobs": [{"job": job.key, **_account(job)} for job in result.jobs],
+        "findings": [dataclasses.asdict(finding) for finding in result.findings],
+        "recommendations": [dataclasses.asdict(each) for each in result.recommendations],
+        "notes": list(result.notes),
+    }
+    return {key: _without_nan(value) for key, value in out.items()}
+
+
+def sampling(recording: Recording) -> dict[str, Any]:
+    """How the recording was sampled: the period found, and the share of instants that have a sample."""
+    end_ns = recording.start_ns + round((recording.instants - 1) * recording.period_s * 1e9)
+    return {
+        "period_s": recording.period_s,
+        "coverage_ratio": float(recording.sampled.mean()),
+        "instants": recording.instants,
+        "start": _iso(recording.start_ns),
+        "end": _iso(end_ns),
+    }
+
+
+def _short(finding: Finding) -> dict[str, Any]:
+    """What a GPU's entry says of a finding; all of it is under `findings`."""
+    keys = ("id", "kind", "cause", "severity", "confidence", "title", "since_ns", "told_ns", "ended_ns")
+    return {key: getattr(finding, key) for key in keys}
+
+
+def _account(account: Account) -> dict[str, Any]:
+    fields = dataclasses.asdict(account)
+    del fields["key"]
+    return {"states": fields.pop("seconds"), **fields}
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN and no infinity: both are unknown."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(each) for each in value]
+    return value
+
+
+def _iso(time_ns: int) -> str:
+    moment = datetime.fromtimestamp(time_ns // 1_000_000_000, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{time_ns // 1_000_000 % 1000:03d}Z"
+
+
+# For people
+
+
+def report(recording: Recording, result: Result) -> Group:
+    """The verdict in words, where the time went, what was found, what to do, and what to know about it."""
+    parts: list[Any] = []
+    if recording.simulated:
+        parts.append("[bold magenta]SIMULATED: this recording says of itself that it is not real[/]")
+    parts.append(verdict(recording, result))
+    if result.account is not None and recording.instants > 1:
+        parts += ["", _where(result)]
+    if result.jobs and recording.instants > 1:
+        parts += ["", _jobs(result.jobs)]
+    for finding in result.findings:
+        parts += ["", _finding(finding)]
+    for each in result.recommendations:
+        gain = _cost(each.gain.expected)
+        parts += ["", f"[bold green]Do:[/] {escape(each.title)} (wins {gain} in {each.gain.horizon_h:g} h)"]
+        parts += [f"  [cyan]{escape(each.command)}[/]"] if each.command else []
+    if result.notes:
+        parts += ["", "[bold]About the input[/]", *(f"  - {escape(note)}" for note in result.notes)]
+    return Group(*parts)
+
+
+def verdict(recording: Recording, result: Result) -> str:
+    """Two or three sentences: how much time, how much of it was lost, to what."""
+    facts = sampling(recording)
+    nodes = len({gpu.node for gpu in recording.gpus})
+    head = (
+        f"{_count(len(recording.gpus), 'GPU')} on {_count(nodes, 'node')} from {facts['start'][:19]} to "
+        f"{facts['end'][:19]} UTC, sampled every {recording.period_s:g} s "
+        f"({facts['coverage_ratio']:.1%} of instants have a sample)."
+    )
+    account = result.account
+    if account is None or recording.instants < 2:
+        return head + "\n[bold]Cannot tell where time went: there is only one instant.[/]"
+    known_s = sum(account.seconds.values()) - account.seconds.get("unknown", 0.0)
+    if not known_s:
+        return head + "\n[bold]Cannot tell anything: no instant has a sample to judge by.[/]"
+    lost = f"{_cost(account.lost)} of {known_s / 3600:.2f} known GPU-hours"
+    share = account.lost.gpu_h * 3600 / known_s
+    told = sum(finding.told_ns is not None for finding in result.findings)
+    lines = [head, f"[bold]{share:.1%} was lost to jobs: {lost}.[/]"]
+    if account.unallocated.gpu_h:
+        lines.append(f"Besides, {_cost(account.unallocated)} belonged to nobody.")
+    if worst := _worst(account):
+        lines.append(f"The largest loss is {worst}: {account.causes[worst] / 3600:.2f} GPU-hours.")
+    developing = len(result.findings) - told
+    more = f", {developing} more still too young to tell anyone" if developing else ""
+    lines.append(f"{_count(told, 'finding')}{more}.")
+    return "\n".join(lines)
+
+
+def _where(result: Result) -> Table:
+    """Hours per state, all GPUs together and each GPU."""
+    table = Table(title="Where the time went, in hours", title_justify="left", box=None, pad_edge=False)
+    states = [state for state in STATES if any(gpu.states.get(state) for gpu in result.gpus)]
+    table.add_column("node", overflow="fold")
+    table.add_column("GPU", overflow="fold")
+    for state in states:
+        table.add_column(state, justify="right")
+    for gpu in result.gpus[:MAX_ROWS]:
+        hours = [f"{gpu.states.get(state, 0.0) / 3600:.2f}" for state in states]
+        table.add_row(escape(gpu.node), escape(_short_gpu(gpu.gpu, gpu.index)), *hours)
+    if len(result.gpus) > MAX_ROWS:
+        table.add_row(f"and {len(result.gpus) - MAX_ROWS} more", "", *("" for _ in states))
+    total = [sum(gpu.states.get(state, 0.0) for gpu in result.gpus) / 3600 for state in states]
+    table.add_row("[bold]all[/]", "", *(f"[bold]{hours:.2f}[/]" for hours in total))
+    return table
+
+
+def _jobs(jobs: list[Account]) -> Table:
+    table = Table(title="Jobs, by what they lost", title_justify="left", box=None, pad_edge=False)
+    for name in ("job", "GPUs", "GPU-hours", "lost", "largest cause"):
+        table.add_column(name, justify="left" if name in ("job", "largest cause") else "right")
+    ordered = sorted(jobs, key=lambda job: -job.lost.gpu_h)
+    for job in ordered[:MAX_ROWS]:
+        hours = sum(job.seconds.values()) / 3600
+        table.add_row(escape(job.key), str(job.gpus), f"{hours:.2f}", _cost(job.lost), _worst(job))
+    if len(jobs) > MAX_ROWS:
+        table.add_row(f"and {len(jobs) - MAX_ROWS} more", "", "", "", "")
+    return table
+
+
+def _finding(finding: Finding) -> str:
+    colour = {"critical": "red", "warning": "yellow", "info": "blue"}[finding.severity]
+    when = f"{_iso(finding.since_ns)[:19]} UTC"
+    state = "" if finding.told_ns is not None else ", still developing"
+    sure = f"{finding.kind}, cause {finding.cause} ({finding.confidence:.0%} sure)"
+    lines = [
+        f"[bold {colour}]{finding.severity}[/] [bold]{escape(finding.title)}[/]",
+        f"  {sure}, since {when}{state}; cost so far {_cost(finding.cost_so_far)}",
+        *(f"  - {escape(fact.text)}" for fact in finding.evidence),
+    ]
+    lines += [f"  What to do: {escape(finding.advice)}"] if finding.advice else []
+    lines += [f"  To confirm: {escape(finding.confirm)}"] if finding.confirm else []
+    return "\n".join(lines)
+
+
+def _worst(account: Account) -> str:
+    """The cause that lost its jobs most; empty when none did."""
+    causes = {cause: lost for cause, lost in account.causes.items() if lost and cause != "unallocated"}
+    return max(causes, key=causes.__getitem__) if causes else ""
+
+
+def _short_gpu(gpu: str, index: int | None) -> str:
+    """Index and the beginning of the UUID: enough for a person, all of it is in the JSON."""
+    uuid, slash, instance = gpu.partition("/")
+    short = f"{uuid[:12]}…{slash}{instance}" if len(uuid) > 16 else gpu
+    return short if index is None or gpu == str(index) else f"{index} {short}"
+
+
+def _cost(cost: Cost) -> str:
+    parts = [f"{cost.gpu_h:.2f} GPU-h"]
+    parts += [f"EUR {cost.eur:.2f}"] if cost.eur is not None else []
+    parts += [f"{cost.kwh:.2f} kWh"] if cost.kwh is not None else []
+    return ", ".join(parts)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

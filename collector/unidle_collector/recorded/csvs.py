@@ -1,0 +1,68 @@
+"""Reads tables written as text: separated by commas, semicolons, tabs or bars."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.csv as arrow_csv
+
+from unidle_collector.recorded.rows import RecordingError, Rows
+from unidle_collector.recorded.tables import rows_of_table
+
+SEPARATORS = ",;\t|"
+
+
+def separator(header: str) -> str:
+    """The separator of a header line; empty when it has none."""
+    best = max(SEPARATORS, key=header.count)
+    return best if best in header else ""
+
+
+def read(data: bytes, where: str, node: str) -> Rows:
+    """Rows of one text table. A line with another number of cells loses itself only and is counted."""
+    data = _without_preamble(data)
+    header = data.split(b"\n", 1)[0].decode("utf-8", "replace")
+    between = separator(header)
+    if not between:
+        raise RecordingError(
+            f"{where}: expected a header line with column names separated by commas, came {header[:80]!r}"
+        )
+    skipped: list[str] = []
+    rows = rows_of_table(_table(data, between, skipped, where), where, node)
+    if not skipped:
+        return rows
+    note = f"{where}: {len(skipped)} lines with a wrong number of cells were left out, e.g. {skipped[0]!r}"
+    return replace(rows, notes=(*rows.notes, note))
+
+
+def _without_preamble(data: bytes) -> bytes:
+    """From the header line on: blank lines before it go, and so do comments that do not look like it."""
+    while data:
+        line, _, rest = data.partition(b"\n")
+        bare = line.strip()
+        if bare and not (bare.startswith(b"#") and not separator(bare.decode("utf-8", "replace"))):
+            return data
+        data = rest
+    return data
+
+
+def _table(data: bytes, between: str, skipped: list[str], where: str) -> pa.Table:
+    def skip(row: arrow_csv.InvalidRow) -> str:
+        skipped.append(str(row.text)[:60])
+        return "skip"
+
+    parse = arrow_csv.ParseOptions(delimiter=between, invalid_row_handler=skip)
+    try:
+        try:
+            return arrow_csv.read_csv(io.BytesIO(data), parse_options=parse)
+        except pa.ArrowInvalid:
+            # Types are guessed from the first lines; a later cell said otherwise. Read all as text.
+            skipped.clear()
+            names = arrow_csv.open_csv(io.BytesIO(data), parse_options=parse).schema.names
+            convert = arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
+            skipped.clear()
+            return arrow_csv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=convert)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise RecordingError(f"{where}: expected a table of text with a header line: {error}") from error

@@ -1,0 +1,1 @@
+"""`unidle up`: every role on this machine as a child process, and a demo that judges itself."""

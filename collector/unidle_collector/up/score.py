@@ -1,0 +1,143 @@
+"""Was everything found that was injected, and nothing else: a pure comparison.
+
+A fault counts once the product owes a finding: its detector's delay after the fault became evident, and a
+margin for batches on their way, were over while it lasted and before the run ended. A finding belongs to a
+fault of its kind with which it shares a GPU and a time; one that belongs to none is false.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from unidle_collector.model import Finding
+
+SECOND_NS = 1_000_000_000
+KINDS = ("idle", "starvation", "throttling_thermal", "throttling_power", "oom_risk")
+DELAY_S = {
+    "idle": 1800,
+    "starvation": 600,
+    "throttling_thermal": 10,
+    "throttling_power": 10,
+    "oom_risk": 0,
+}
+"""The product's promise: seconds from evidence until a person is told."""
+MARGIN_S = {
+    "idle": 180,
+    "starvation": 180,
+    "throttling_thermal": 10,
+    "throttling_power": 10,
+    "oom_risk": 180,
+}
+"""For the windows of means, and for the batch that is still on its way."""
+SLACK_S = 120
+"""A finding's time is known to within this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Injected:
+    """One fault of the truth file."""
+
+    kind: str
+    cause: str
+    node: str
+    gpus: frozenset[str]
+    job: str
+    start_ns: int
+    end_ns: int | None
+    evident_ns: int
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Injected:
+        """From a row of the truth file."""
+        return cls(**{**row, "gpus": frozenset(row["gpus"])})
+
+    @property
+    def due_ns(self) -> int:
+        """From here on the product owes a finding."""
+        return self.evident_ns + (DELAY_S[self.kind] + MARGIN_S[self.kind]) * SECOND_NS
+
+    def is_due(self, end_ns: int) -> bool:
+        """Was it owed before it, or the run, ended."""
+        return self.due_ns <= min(end_ns, end_ns if self.end_ns is None else self.end_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """One fault or one false finding, in the summary's `details`."""
+
+    verdict: Literal["found", "missed", "not due", "false"]
+    kind: str
+    cause: str
+    where: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The comparison."""
+
+    injected: dict[str, int]
+    """Kind -> faults that were due."""
+    missed: int
+    false: int
+    findings: dict[str, int]
+    details: tuple[Detail, ...]
+
+    def as_summary(self) -> dict[str, Any]:
+        """Its part of the summary."""
+        return {
+            "faults_injected": self.injected,
+            "faults_missed": self.missed,
+            "false_findings": self.false,
+            "findings": self.findings,
+            "details": [asdict(detail) for detail in self.details],
+        }
+
+
+def score(faults: Iterable[Injected], findings: Iterable[Finding], end_ns: int) -> Score:
+    """Compare what was injected with what people were told until `end_ns` (event time)."""
+    told = [finding for finding in findings if finding.told_ns is not None]
+    begun = [fault for fault in faults if fault.start_ns < end_ns]
+    owed = [fault for fault in begun if fault.is_due(end_ns)]
+    details = [_detail(fault, told, fault in owed) for fault in begun]
+    strays = [finding for finding in told if not any(belongs(finding, fault) for fault in begun)]
+    details += [_false(finding) for finding in strays]
+    counts = Counter(fault.kind for fault in owed)
+    return Score(
+        injected={kind: counts[kind] for kind in KINDS},
+        missed=sum(detail.verdict == "missed" for detail in details),
+        false=len(strays),
+        findings=dict(sorted(Counter(finding.kind for finding in told).items())),
+        details=tuple(details),
+    )
+
+
+def belongs(finding: Finding, fault: Injected) -> bool:
+    """Is `finding` about `fault`: of its kind, with a GPU and a time in common."""
+    if finding.kind != fault.kind or fault.gpus.isdisjoint(ref.gpu for ref in finding.gpus):
+        return False
+    slack_ns = SLACK_S * SECOND_NS
+    ends_before = finding.ended_ns is not None and finding.ended_ns < fault.start_ns - slack_ns
+    begins_after = fault.end_ns is not None and finding.since_ns > fault.end_ns + slack_ns
+    return not ends_before and not begins_after
+
+
+def _detail(fault: Injected, told: list[Finding], owed: bool) -> Detail:
+    mine = [finding for finding in told if belongs(finding, fault)]
+    where = f"{fault.node}, {len(fault.gpus)} GPU{'s' if len(fault.gpus) > 1 else ''}, job {fault.job}"
+    first_ns = min((f.told_ns for f in mine if f.told_ns is not None), default=None)
+    if first_ns is not None:
+        after_s = (first_ns - fault.evident_ns) / SECOND_NS
+        return Detail("found", fault.kind, fault.cause, where, f"told {after_s:.0f} s after it was evident")
+    if owed:
+        promised_s = DELAY_S[fault.kind] + MARGIN_S[fault.kind]
+        return Detail("missed", fault.kind, fault.cause, where, f"not told within {promised_s} s of evidence")
+    return Detail("not due", fault.kind, fault.cause, where, "ended, or the run did, before it was due")
+
+
+def _false(finding: Finding) -> Detail:
+    nodes = ", ".join(finding.nodes) or finding.subject
+    return Detail("false", finding.kind, finding.cause, nodes, f"{finding.title} (finding {finding.id})")

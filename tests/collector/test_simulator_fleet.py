@@ -1,0 +1,347 @@
+"""The simulated fleet: one seed one fleet, physical states, and signatures as measured."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from unidle_agent.errors import UnidleError
+from unidle_agent.fields import BY_NAME, GPU_FIELDS, HOST_FIELDS, UNKNOWN_U8
+from unidle_collector.simulator.faults import HISTORY, LIVE, Fault
+from unidle_collector.simulator.fleet import GPM_FIELDS, SECOND_NS, Block, Fleet
+from unidle_collector.simulator.hardware import hardware, levels
+from unidle_collector.simulator.jobs import MEMORY_RATIO, sawtooth
+
+ACME = Path(__file__).parents[3] / "shared" / "data" / "acme-philly-cdfs" / "cdfs.parquet"
+HISTORY_S = 5400
+LIVE_S = 60
+Columns = dict[str, NDArray[np.float64]]
+
+
+@cache
+def story() -> tuple[Fleet, Columns, Columns, Block]:
+    """A whole history and one live minute: the fleet, GPU columns [T, G] and host columns [T, N] with
+    unknowns as NaN, and the raw blocks put together."""
+    fleet = Fleet(7, nodes=24, start_ns=1_700_000_000 * SECOND_NS, history_s=HISTORY_S)
+    blocks = [fleet.step(60) for _ in range(HISTORY_S // 60)]
+    fleet.go_live()
+    blocks.append(fleet.step(LIVE_S))
+    gpu = {name: np.concatenate([block.gpu[name] for block in blocks]) for name in blocks[0].gpu}
+    host = {name: np.concatenate([block.host[name] for block in blocks]) for name in blocks[0].host}
+    times_ns = np.concatenate([block.times_ns for block in blocks])
+    job = np.concatenate([_global(block) for block in blocks])
+    raw = Block(times_ns, gpu, host, job, ())
+    return fleet, {n: _known(n, v) for n, v in gpu.items()}, {n: _known(n, v) for n, v in host.items()}, raw
+
+
+def _global(block: Block) -> NDArray[np.int32]:
+    """[n, G] a number that is the same for a job in every block."""
+    numbers = np.array([hash(job.name) & 0x7FFFFFFF for job in block.jobs] + [-1], dtype=np.int32)
+    return numbers[block.job]
+
+
+def _known(name: str, values: NDArray[np.generic]) -> NDArray[np.float64]:
+    out = values.astype(np.float64)
+    if BY_NAME[name].dtype == "u8":
+        out[values == UNKNOWN_U8] = np.nan
+    return out
+
+
+def fault(kind: str, cause: str = "", live: bool = False) -> Fault:
+    """The first injected fault of that kind and cause, in history or in the live part."""
+    fleet = story()[0]
+    return next(
+        each
+        for each in fleet.faults
+        if each.kind == kind and cause in ("", each.cause) and (each.start_s >= HISTORY_S) == live
+    )
+
+
+def during(each: Fault, after_s: int = 0) -> tuple[slice, NDArray[np.int64]]:
+    """Rows and GPUs of a fault, `after_s` after it began."""
+    end = HISTORY_S + LIVE_S if each.end_s is None else min(each.end_s, HISTORY_S + LIVE_S)
+    return slice(each.start_s + after_s, end), each.gpus
+
+
+def mean(field: str, each: Fault, after_s: int = 0) -> float:
+    rows, gpus = during(each, after_s)
+    return float(np.nanmean(story()[1][field][rows, gpus]))
+
+
+def host_mean(field: str, each: Fault) -> float:
+    return float(np.mean(story()[2][field][during(each)[0], each.node]))
+
+
+def healthy_gpus() -> slice:
+    """The GPUs of nodes without faults."""
+    return slice(11 * 8, None)
+
+
+def test_one_seed_is_one_fleet_however_time_is_cut() -> None:
+    whole, cut = Fleet(3, nodes=16), Fleet(3, nodes=16)
+    at_once = whole.step(120)
+    parts = [cut.step(seconds) for seconds in (1, 59, 7, 53)]
+    for name, values in at_once.gpu.items():
+        np.testing.assert_array_equal(values, np.concatenate([p.gpu[name] for p in parts]), err_msg=name)
+    for name, values in at_once.host.items():
+        np.testing.assert_array_equal(values, np.concatenate([p.host[name] for p in parts]), err_msg=name)
+
+
+def test_another_seed_is_another_fleet() -> None:
+    one, other = Fleet(3, nodes=16).step(5), Fleet(4, nodes=16).step(5)
+    assert not np.array_equal(one.gpu["power_w"], other.gpu["power_w"])
+
+
+def test_every_field_that_nvml_and_the_host_give_is_there_in_its_dtype() -> None:
+    block = Fleet(3, nodes=16).step(2)
+    assert set(block.gpu) == {field.name for field in GPU_FIELDS if field.nvml}
+    assert set(block.host) == {field.name for field in HOST_FIELDS}
+    for name, values in {**block.gpu, **block.host}.items():
+        assert values.dtype == np.dtype(BY_NAME[name].dtype), name
+        assert values.shape == (2, 128 if name in block.gpu else 16), name
+
+
+def test_a_fleet_too_small_for_its_faults_is_refused() -> None:
+    with pytest.raises(UnidleError, match="at least 16 nodes"):
+        Fleet(1, nodes=4)
+
+
+@pytest.mark.parametrize("name", [field.name for field in BY_NAME.values() if field.kind == "counter"])
+def test_counters_never_go_back(name: str) -> None:
+    _, _, _, raw = story()
+    values = raw.gpu[name] if name in raw.gpu else raw.host[name]
+    for column in values.T:
+        known = column[column != UNKNOWN_U8]
+        assert (known[1:] >= known[:-1]).all()
+
+
+def test_energy_is_the_integral_of_power() -> None:
+    _, gpu, _, _ = story()
+    energy = gpu["energy_j"]
+    known = ~np.isnan(energy[0]) & ~np.isnan(energy[-1])
+    joules = (energy[-1] - energy[0])[known] * 1e-3
+    np.testing.assert_allclose(
+        joules, np.nanmean(gpu["power_w"][1:], axis=0)[known] * (len(energy) - 1), rtol=2e-3
+    )
+
+
+def test_states_stay_physical() -> None:
+    hw, gpu = hardware(), story()[1]
+    assert np.nanmax(gpu["sm_clock_hz"]) <= hw.sm_clock_max_hz
+    assert np.nanmin(gpu["sm_clock_hz"]) >= hw.sm_clock_empty_hz
+    assert np.nanmax(gpu["power_w"]) <= 1.02 * hw.power_limit_w
+    assert np.nanmin(gpu["power_w"]) > 100
+    assert np.nanmax(gpu["temperature_c"]) <= hw.temperature_limit_c - hw.shutdown_margin_c
+    assert np.nanmin(gpu["temperature_c"]) >= hw.inlet_c - 5
+    for field in BY_NAME.values():
+        if field.name.endswith("_ratio") and field.name in gpu:
+            assert 0 <= np.nanmin(gpu[field.name]) <= np.nanmax(gpu[field.name]) <= 1, field.name
+    known = ~np.isnan(gpu["memory_used_bytes"])
+    parts = gpu["memory_used_bytes"] + gpu["memory_free_bytes"] + gpu["memory_reserved_bytes"]
+    np.testing.assert_array_equal(parts[known], gpu["memory_total_bytes"][known])
+
+
+def test_a_missing_sample_is_unknown_in_every_field_and_a_missing_profile_only_there() -> None:
+    _, gpu, _, raw = story()
+    no_row = np.isnan(gpu["power_w"])
+    assert 0 < no_row.mean() < 1e-3
+    for name, values in gpu.items():
+        assert np.isnan(values[no_row]).all(), name
+    no_profile = np.isnan(gpu["sm_active_ratio"]) & ~no_row
+    assert no_profile.sum() > no_row.sum()
+    assert all(np.isnan(gpu[name][no_profile]).all() for name in GPM_FIELDS)
+    assert not np.isnan(gpu["gpu_util_ratio"][no_profile]).any()
+    assert (raw.gpu["energy_j"][no_row] == UNKNOWN_U8).all()
+
+
+def test_every_kind_of_fault_begins_in_history_and_one_of_each_throttling_live() -> None:
+    kinds = {"idle", "starvation", "throttling_thermal", "throttling_power", "oom_risk"}
+    assert {each.kind for each in HISTORY} == kinds
+    assert {each.kind for each in LIVE} == {"throttling_thermal", "throttling_power"}
+    begun = [each for each in story()[0].faults if each.start_s < HISTORY_S + 10]
+    assert {each.kind for each in begun if each.start_s < HISTORY_S} == kinds
+    assert all(0 <= each.start_s - HISTORY_S <= 10 for each in begun if each.start_s >= HISTORY_S)
+
+
+def test_a_fault_of_the_history_ends_in_history_and_one_ends_live() -> None:
+    thermal, brake = fault("throttling_thermal"), fault("throttling_power")
+    assert thermal.end_s is not None
+    assert thermal.end_s < HISTORY_S
+    assert brake.end_s == HISTORY_S + 15
+    reasons = story()[1]["clock_event_reasons"][:, brake.gpus]
+    assert (np.nan_to_num(reasons[brake.end_s - 1]).astype(int) & 0x80).any()
+    assert not (np.nan_to_num(reasons[brake.end_s :]).astype(int) & 0x80).any()
+
+
+@pytest.mark.parametrize("cause", ["held", "no_process"])
+def test_an_idle_gpu_does_nothing_and_draws_its_floor(cause: str) -> None:
+    each = fault("idle", cause)
+    for field in ("gpu_util_ratio", "sm_active_ratio", "tensor_active_ratio", "dram_active_ratio"):
+        assert mean(field, each) == 0.0
+    rows, gpus = during(each, 60)
+    power = story()[1]["power_w"][rows, gpus]
+    assert np.nanmax(np.nanstd(power, axis=0)) < 1.0
+    assert (story()[3].job[rows, gpus] >= 0).all()
+    held = cause == "held"
+    assert (0.12 if not held else 0.18) < np.nanmean(power) / hardware().power_limit_w < 0.21
+    assert mean("process_count", each) == (1.0 if held else 0.0)
+    assert (mean("memory_used_bytes", each) > 100e9) == held
+    assert each.start_s <= HISTORY_S - 2700
+
+
+def test_energy_of_an_idle_gpu_is_its_floor_and_not_zero() -> None:
+    each = fault("idle", "held")
+    rows, gpus = during(each, 60)
+    energy = story()[1]["energy_j"][rows, gpus]
+    watts = (energy[-1] - energy[0]) * 1e-3 / (len(energy) - 1)
+    assert ((watts > hardware().idle_low_w - 1) & (watts < hardware().idle_high_w + 1)).all()
+
+
+@pytest.mark.parametrize("cause", ["storage", "cpu_preprocessing"])
+def test_a_starved_job_is_a_sawtooth(cause: str) -> None:
+    each = fault("starvation", cause)
+    rows, gpus = during(each)
+    zero = np.nanmean(story()[1]["gpu_util_ratio"][rows, gpus] < 0.01)
+    assert 0.60 <= zero <= 0.80
+    assert 0.08 <= mean("sm_active_ratio", each) <= 0.2
+    sm = story()[1]["sm_active_ratio"][rows, gpus]
+    assert np.nanpercentile(sm, 95) > 0.5
+    assert np.nanpercentile(sm, 5) == 0.0
+    assert 0.15 < mean("power_w", each) / hardware().power_limit_w < 0.45
+    assert mean("pcie_rx_bytes_per_s", each) < 2e8
+
+
+def test_storage_starves_with_waiting_cpus_and_preprocessing_with_busy_ones() -> None:
+    storage, cpu = fault("starvation", "storage"), fault("starvation", "cpu_preprocessing")
+    assert host_mean("cpu_iowait_ratio", storage) > 0.25
+    assert host_mean("cpu_busy_ratio", storage) < 0.15
+    assert host_mean("cpu_iowait_ratio", cpu) < 0.01
+    assert host_mean("cpu_busy_ratio", cpu) > 0.9
+    rows = during(storage)[0]
+    stalled = story()[2]["psi_io_some_s"][rows, storage.node]
+    assert 0.6e6 < (stalled[-1] - stalled[0]) / (len(stalled) - 1) < 0.9e6
+
+
+def test_heat_slows_a_gpu_and_says_so() -> None:
+    for each in (fault("throttling_thermal"), fault("throttling_thermal", live=True)):
+        rows, gpus = during(each, 12)
+        gpu = story()[1]
+        clock = np.nanmedian(gpu["sm_clock_hz"][rows, gpus]) / hardware().sm_clock_max_hz
+        assert 0.65 <= clock <= 0.75
+        assert np.nanmax(gpu["thermal_margin_c"][rows, gpus]) < -3
+        reasons = gpu["clock_event_reasons"][rows, gpus]
+        assert (reasons[~np.isnan(reasons)].astype(int) & 0x60 == 0x60).all()
+        for counter in ("thermal_throttle_s", "hw_thermal_throttle_s"):
+            grown = gpu[counter][rows.stop - 1, gpus] - gpu[counter][rows.start, gpus]
+            assert (grown == (rows.stop - 1 - rows.start) * 1e9).all()
+    assert len(fault("throttling_thermal", live=True).gpus) == 1
+
+
+def test_a_power_brake_halves_the_clock_far_below_the_limit() -> None:
+    each = fault("throttling_power")
+    assert 0.45 <= mean("sm_clock_hz", each) / hardware().sm_clock_max_hz <= 0.55
+    assert mean("power_w", each) < 0.5 * hardware().power_limit_w
+    rows, gpus = during(each)
+    reasons = story()[1]["clock_event_reasons"][rows, gpus]
+    assert (reasons[~np.isnan(reasons)].astype(int) & 0x88 == 0x88).all()
+    braked = story()[1]["power_brake_s"]
+    assert (
+        braked[rows.stop - 1, gpus] - braked[rows.start, gpus] == (rows.stop - 1 - rows.start) * 1e9
+    ).all()
+
+
+def test_a_leak_rises_without_flattening_until_the_job_dies() -> None:
+    first, second = (each for each in story()[0].faults if each.kind == "oom_risk")
+    used = story()[1]["memory_used_bytes"] / hardware().memory_total_bytes
+    rows, gpus = during(first)
+    ratio = np.nanmean(used[rows, gpus], axis=1)
+    assert ratio[0] == pytest.approx(0.60, abs=0.02)
+    assert ratio[-2] > 0.96
+    assert (np.diff(ratio[~np.isnan(ratio)]) >= 0).all()
+    for part in np.array_split(ratio, 6):
+        assert part[-1] - part[0] > 0.02
+    assert ratio[first.evident_s - first.start_s] >= 0.9
+    assert first.evident_s - first.start_s > 600
+    assert first.end_s is not None
+    assert np.nanmean(used[first.end_s + 2, gpus]) < 0.01
+    assert second.end_s is not None
+    assert second.evident_s < HISTORY_S < second.end_s
+    assert 0.7 < mean("sm_active_ratio", second) < 0.8
+
+
+def test_healthy_work_looks_as_it_was_measured() -> None:
+    """8xH100 compute bound: SM 87.7, tensor 58.3, DRAM 36.9 %, 689 of 700 W, bit 0x4 all the time."""
+    gpu, raw = story()[1], story()[3]
+    compute = (gpu["tensor_active_ratio"] > 0.48) & (raw.job >= 0)
+    assert compute[:, healthy_gpus()].any()
+    assert np.nanmean(gpu["sm_active_ratio"][compute]) == pytest.approx(0.877, abs=0.01)
+    assert np.nanmean(gpu["tensor_active_ratio"][compute]) == pytest.approx(0.583, abs=0.01)
+    assert np.nanmean(gpu["dram_active_ratio"][compute]) == pytest.approx(0.369, abs=0.01)
+    power = gpu["power_w"][compute] / hardware().power_limit_w
+    assert np.nanmean(power) == pytest.approx(0.985, abs=0.005)
+    reasons = gpu["clock_event_reasons"][compute]
+    assert (reasons[~np.isnan(reasons)] == 0x4).all()
+
+
+def test_no_healthy_job_gives_reason_for_a_finding() -> None:
+    """Between start-up and end: SM at least 0.6, checkpoints of at most 20 s, flat memory, full clocks."""
+    _, gpu, _, raw = story()
+    for position in range(11 * 8, raw.job.shape[1]):
+        column = raw.job[:, position]
+        for name in np.unique(column[column >= 0]):
+            rows = np.flatnonzero(column == name)
+            begun = rows[0] > 0
+            rows = rows[300 if begun else 0 : -20]
+            if len(rows) < 300:
+                continue
+            sm = gpu["sm_active_ratio"][rows, position]
+            assert np.nanmean(sm) > 0.6
+            stops = np.diff(np.flatnonzero(np.concatenate([[1], np.nan_to_num(sm, nan=1.0) > 0.1, [1]])))
+            assert stops.max() <= 21
+            used = gpu["memory_used_bytes"][rows[120:], position]
+            assert np.nanmax(used) == np.nanmin(used)
+            reasons = gpu["clock_event_reasons"][rows, position]
+            assert not (reasons[~np.isnan(reasons)].astype(int) & 0xE8).any()
+
+
+def test_jobs_come_in_all_sizes_and_gpus_are_given_back_between_them() -> None:
+    block = Fleet(1).step(1)
+    sizes = {len(job.gpus) for job in block.jobs}
+    assert sizes == {1, 8, 16, 64}
+    allocated = (story()[3].job >= 0).mean()
+    assert 0.85 < allocated < 0.999
+    assert max(MEMORY_RATIO.values()) == 0.95
+
+
+def test_the_sawtooth_runs_for_the_share_of_its_bursts() -> None:
+    busy_s, idle_s = levels().sawtooth_s[levels().index["starved_storage"]]
+    pattern = sawtooth(busy_s, idle_s, seed=5, seconds=20_000)
+    assert ((pattern >= 0) & (pattern <= 1)).all()
+    expected = np.mean(busy_s) / (np.mean(busy_s) + np.mean(idle_s))
+    assert pattern.mean() == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.skipif(not ACME.is_file(), reason=f"needs the public Acme distributions at {ACME}")
+def test_utilization_is_bimodal_as_on_real_clusters() -> None:
+    """Real fleets: a GPU does nothing or its driver says that it is busy; hardly anything between."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(ACME).to_pydict()
+
+    def real(metric: str) -> NDArray[np.float64]:
+        rows = zip(table["metric"], table["value"], strict=True)
+        return np.array([value for name, value in rows if name == metric]) / 100.0
+
+    util = story()[1]["gpu_util_ratio"][:, healthy_gpus()]
+    sm = story()[1]["sm_active_ratio"][:, healthy_gpus()]
+    ours = np.nanmean((util > 0.1) & (util < 0.4))
+    for cluster in ("seren", "kalos"):
+        theirs = real(f"{cluster}.gpu_util_pct")
+        assert ours < ((theirs > 0.1) & (theirs < 0.4)).mean() + 0.02
+        assert np.nanmean(util[util >= 0.1]) == pytest.approx(theirs[theirs >= 0.1].mean(), abs=0.06)
+        busy = real(f"{cluster}.sm_active_pct")
+        assert np.nanmean(sm[sm >= 0.01]) > busy[busy >= 0.01].mean()  # healthy jobs only
