@@ -99,7 +99,7 @@ FIELDS: tuple[Field, ...] = (
     Field("nvlink_bytes_per_s", "gpu", "gauge", "f4", "By/s", 1, "NVLink traffic, both directions, all links", "", (("DEV_NVLINK_BANDWIDTH_TOTAL", NVLINK_OLD_UNIT), ("DEV_NVLINK_THROUGHPUT_TOTAL", NVLINK_OLD_UNIT), ("DEV_NVLINK_THROUGHPUT_BYTES_PER_SECOND", 1.0))),
     Field("pcie_replays", "gpu", "counter", "u8", "{replay}", 1, "PCIe retries", "field 94", _dev("PCIE_REPLAY_COUNTER", 1, "PCIE_REPLAY_TOTAL")),
     # Health.
-    Field("last_xid", "gpu", "state", "u8", "{code}", 1, "the last XID that the driver reported; sticky, 0 is none", "", _dev("XID_ERRORS", 1, "XID_ERROR")),
+    Field("last_xid", "gpu", "state", "u8", "{code}", 1, "the last XID that the driver reported; sticky, 0 is none", "XID event", _dev("XID_ERRORS", 1, "XID_ERROR")),
     Field("rows_remapped_correctable", "gpu", "counter", "u8", "{row}", 1, "rows remapped for correctable errors", "field 142", _dev("CORRECTABLE_REMAPPED_ROWS", 1, "ROW_REMAP_CORRECTABLE_TOTAL")),
     Field("rows_remapped_uncorrectable", "gpu", "counter", "u8", "{row}", 1, "rows remapped for uncorrectable errors", "field 143", _dev("UNCORRECTABLE_REMAPPED_ROWS", 1, "ROW_REMAP_UNCORRECTABLE_TOTAL")),
     Field("row_remap_failed", "gpu", "state", "u8", "{flag}", 1, "1 when remapping a row has failed", "field 145", _dev("ROW_REMAP_FAILURE", 1, "ROW_REMAP_FAILED")),
