@@ -173,6 +173,8 @@ class Live:
     def _accept(self, pushes: list[_Push]) -> None:
         """Decode, log and sync a group, then put it into the window and acknowledge."""
         taken: list[tuple[_Push, Batch]] = []
+        again: list[tuple[_Push, Batch]] = []
+        # `again`: a second copy within the group is as good as the first, which is known after the sync.
         group: set[tuple[str, str, int]] = set()
         for push in pushes:
             try:
@@ -182,8 +184,11 @@ class Live:
                 push.future.set_exception(error)
                 continue
             key = (batch.node, batch.boot, batch.seq)
-            if key in group or self.store.state.seen(*key):
+            if self.store.state.seen(*key):
                 self._duplicate(push, batch)
+                continue
+            if key in group:
+                again.append((push, batch))
                 continue
             if not self._has_room(push, batch):
                 continue
@@ -196,12 +201,14 @@ class Live:
         try:
             self.store.sync()
         except StoreFull as error:
-            for push, _ in taken:
+            for push, _ in taken + again:
                 self._full(push, error)
             return
         if taken:
             self.problems.pop("store", None)
         self.store.state.remember((batch.node, batch.boot, batch.seq) for _, batch in taken)
+        for push, batch in again:
+            self._duplicate(push, batch)
         for push, batch in taken:
             self._take(batch, push.received_ns, push.clock_ns)
             wanted = batch.facts is None and batch.facts_id != self.nodes[batch.node].facts_id

@@ -53,7 +53,6 @@ class NodeClock:
     behind: bool = False
     """It lagged for too long and is not waited for until it has caught up."""
 
-
     def silent_at_ns(self) -> int:
         """When it is not waited for any more, unless it pushes."""
         return self.last_push_ns + min(MOST_PATIENCE_NS, max(SILENT_AFTER_NS, PATIENCE * self.gap_ns))

@@ -1,0 +1,243 @@
+"""The collector's embedded store: a durable log of what was accepted, Parquet segments, a state database.
+
+    store = Store(directory)
+    for received_ns, batch in store.replay(): ...   # what the last run left in its log, into the live window
+    store.append(data, received_ns)                 # each accepted batch, from any thread
+    store.sync()                                    # then it may be acknowledged; StoreFull: answer 503
+    store.state.remember([(node, boot, seq)])       # and is known when it comes again
+    store.upkeep(now_ns)                            # every few seconds, from a background thread
+    store.series(node, gpu, field, start_ns, end_ns, step_s)
+
+Rows are in exactly one place: the log, then a segment. Queries see segments only; what is still in the
+log (the newest one or two minutes) is for the collector's live window to answer.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from unidle_agent.errors import WireError
+from unidle_agent.wire import Batch, decode
+from unidle_collector.store.compaction import HOUR_NS, compact
+from unidle_collector.store.conversion import convert
+from unidle_collector.store.errors import StoreError, StoreFull
+from unidle_collector.store.log import Disk, Log, LogFile, log_files, log_id
+from unidle_collector.store.reader import Reader
+from unidle_collector.store.segments import Segments, problem
+from unidle_collector.store.state import Hour, State, open_state
+
+__all__ = ["Hour", "State", "Store", "StoreError", "StoreFull", "open_state"]
+
+DAY_NS = 24 * HOUR_NS
+
+
+class Store:
+    """Everything the collector keeps, in `directory`, which belongs to one collector at a time.
+
+    A log file is closed at `roll_bytes` or `roll_age_s`. Segments are kept for `keep_days` and up to
+    `keep_bytes`, the oldest go first; accounts and resolved incidents for `keep_state_days`.
+    Raises StoreError when another collector holds the directory or it cannot be used.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        roll_bytes: int = 64 * 1024 * 1024,
+        roll_age_s: float = 60.0,
+        keep_days: float = 30.0,
+        keep_bytes: int = 100 * 1024**3,
+        keep_state_days: float = 400.0,
+        disk: Disk | None = None,
+    ) -> None:
+        self.directory = directory
+        self._keep_ns, self._keep_bytes = int(keep_days * DAY_NS), keep_bytes
+        self._keep_state_ns = int(keep_state_days * DAY_NS)
+        self._upkeep_lock = threading.Lock()
+        self._forgot_hour = -1
+        self._counters = dict.fromkeys(
+            ("log_torn_bytes", "log_records_damaged", "rows_stored", "segments_merged",
+             "segments_removed", "segments_removed_bytes", "state_rows_removed"), 0
+        )  # fmt: skip
+        self._log_directory = directory / "log"
+        try:
+            self._log_directory.mkdir(parents=True, exist_ok=True)
+            (directory / "segments").mkdir(exist_ok=True)
+            self._held = _hold(directory)
+        except OSError as error:
+            raise StoreError(
+                f"{directory}: expected a directory that can be written, came {error}: "
+                "give another one or correct its owner"
+            ) from error
+        try:
+            self.segments = Segments(directory / "segments")
+            self.segments.clean()
+            self.state = open_state(directory / "state.sqlite")
+            for path in log_files(self._log_directory):
+                if self.segments.converted(log_id(path)):
+                    path.unlink()
+            self._left = log_files(self._log_directory)
+            self._log = Log(
+                self._log_directory,
+                after_id=self.segments.last_id(),
+                roll_bytes=roll_bytes,
+                roll_age_s=roll_age_s,
+                disk=disk,
+            )
+            self._reader = Reader(self.segments)
+        except BaseException:
+            os.close(self._held)
+            raise
+
+    def replay(self) -> Iterator[tuple[int, Batch]]:
+        """(time of receipt, batch) of all that the last run left in its log; go through it first.
+
+        They count as seen from then on. Torn or damaged records are skipped, and counted when the file
+        becomes a segment.
+        """
+        for path in self._left:
+            for record in LogFile(path):
+                try:
+                    batch = decode(record.data)
+                except WireError:
+                    continue
+                self.state.remember([(batch.node, batch.boot, batch.seq)])
+                yield record.received_ns, batch
+
+    def append(self, data: bytes, received_ns: int) -> int:
+        """Take the bytes of an accepted batch for the next sync; returns its position."""
+        return self._log.append(data, received_ns)
+
+    def sync(self) -> int:
+        """Make all that was appended durable, with one fdatasync; returns the last position.
+
+        Raises StoreFull: then none of it is stored, and it has to be sent again.
+        """
+        return self._log.sync()
+
+    def upkeep(self, now_ns: int) -> None:
+        """Turn closed logs into segments, merge those of past hours, remove what is too old or too much.
+
+        For a background thread, every few seconds. Raises StoreFull when the disk takes no more;
+        nothing is lost then, and the next call goes on.
+        """
+        with self._upkeep_lock:
+            self._retain(now_ns)
+            try:
+                self._log.roll(now_ns)
+                self._convert_closed()
+                self._count(segments_merged=compact(self.segments, now_ns, self._convert_closed))
+            except OSError as error:
+                raise StoreFull(
+                    f"{self.directory}: expected to write segments, came {error}: free space there or lower "
+                    "the store's limits; the rows stay in the log until then"
+                ) from error
+            except pa.ArrowException as error:
+                raise StoreError(f"{self.directory}: expected to write segments, came {error}") from error
+
+    def roll(self, now_ns: int) -> bool:
+        """Close the log file that is written, if it is due; True when it was."""
+        return self._log.roll(now_ns)
+
+    def series(
+        self, node: str, gpu: str, field: str, start_ns: int, end_ns: int, step_s: float
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """One field over time from the segments, at most 1,500 points; see Reader.series."""
+        return self._reader.series(node, gpu, field, start_ns, end_ns, step_s)
+
+    def export(self, path: Path, start_ns: int, end_ns: int) -> int:
+        """Write rows to a .parquet or .csv file for `unidle diagnose`; how many; see Reader.export."""
+        return self._reader.export(path, start_ns, end_ns)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes on disk by what they hold: `log`, `segments`, `state`."""
+        return {
+            "log": _size(self._log_directory, "*"),
+            "segments": _size(self.segments.directory, "*"),
+            "state": _size(self.directory, "state.sqlite*"),
+        }
+
+    def counters(self) -> dict[str, int]:
+        """What happened since the start, by name; everything that was dropped is here."""
+        return {**self._counters, "segments_damaged": self.segments.damaged}
+
+    def verify(self) -> tuple[str, ...]:
+        """What is wrong with the files, in words; empty when nothing is. Reads all logs and all footers."""
+        problems = [text for segment in self.segments.counting() if (text := problem(segment))]
+        for path in self._log.closed():
+            file = LogFile(path)
+            for _ in file:
+                pass
+            if file.torn_bytes or file.damaged:
+                problems.append(
+                    f"{path}: {file.damaged} damaged records, {file.torn_bytes} bytes torn off its end"
+                )
+        return (*problems, *self.state.verify())
+
+    def close(self) -> None:
+        """Sync what is pending and let go of the directory; what is in the log is replayed next time."""
+        try:
+            self._log.close()
+        finally:
+            with self._upkeep_lock:
+                self._reader.close()
+                self.state.close()
+                os.close(self._held)
+
+    def _convert_closed(self) -> None:
+        """Turn closed logs into segments, the oldest first.
+
+        The first that fails ends it, and with it the upkeep: a log that is not converted must never come
+        to lie between the ids of a merged segment, which would count as holding it.
+        """
+        for path in self._log.closed():
+            draft = convert(path, self.segments.directory, self.state.facts)
+            self.state.acknowledge(draft.sequences, log_id(path))
+            self.state.save_facts(draft.facts, log_id(path))
+            self.segments.publish(draft.files, [path])
+            self._count(
+                log_torn_bytes=draft.torn_bytes, log_records_damaged=draft.damaged, rows_stored=draft.rows
+            )
+
+    def _retain(self, now_ns: int) -> None:
+        removed = self.segments.retain(now_ns - self._keep_ns, self._keep_bytes)
+        self._count(segments_removed=removed.files, segments_removed_bytes=removed.size_bytes)
+        if now_ns // HOUR_NS != self._forgot_hour:
+            self._count(state_rows_removed=self.state.forget(now_ns - self._keep_state_ns))
+            self._forgot_hour = now_ns // HOUR_NS
+
+    def _count(self, **counts: int) -> None:
+        for name, count in counts.items():
+            self._counters[name] += count
+
+
+def _hold(directory: Path) -> int:
+    """Lock `directory` for this process until the descriptor that comes back is closed."""
+    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(fd)
+        raise StoreError(
+            f"{directory}: expected a directory of our own, another collector is using it: "
+            "stop that one or give another directory"
+        ) from error
+    return fd
+
+
+def _size(directory: Path, pattern: str) -> int:
+    total = 0
+    for path in directory.glob(pattern):
+        try:
+            total += path.stat().st_size
+        except FileNotFoundError:  # merged or removed meanwhile
+            continue
+    return total

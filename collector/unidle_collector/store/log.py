@@ -1,0 +1,264 @@
+"""The durable log of accepted batches: the bytes of the wire, exactly as they came.
+
+A file is MAGIC and then records: length, CRC-32 (over length, time and bytes), time of receipt, bytes.
+`append` only remembers; `sync` writes everything appended since, in one write and one fdatasync (group
+commit), and only then may a batch be acknowledged. A sync that fails leaves nothing behind: its records
+are cut off the file again, so that a batch which was refused and is sent again is not stored twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from unidle_collector.store.errors import StoreError, StoreFull
+
+MAGIC = b"unidlog1"
+HEADER = struct.Struct("<IIq")
+SUFFIX = ".log"
+
+
+class Disk(Protocol):
+    """The three calls by which a log reaches its disk; each raises OSError."""
+
+    def write(self, fd: int, data: memoryview) -> int: ...
+    def sync(self, fd: int) -> None: ...
+    def truncate(self, fd: int, size: int) -> None: ...
+
+
+class OsDisk:
+    """The real disk."""
+
+    def write(self, fd: int, data: memoryview) -> int:
+        """Append; returns how many bytes went in, which may be fewer than given."""
+        return os.write(fd, data)
+
+    def sync(self, fd: int) -> None:
+        """Return once the bytes and the size of the file are on the disk."""
+        os.fdatasync(fd)
+
+    def truncate(self, fd: int, size: int) -> None:
+        """Cut the file to `size` bytes."""
+        os.ftruncate(fd, size)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One accepted batch as it came."""
+
+    received_ns: int
+    data: bytes
+
+
+class LogFile:
+    """A log file to read: iterate once, then `torn_bytes` and `damaged` say what could not be read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.torn_bytes = 0
+        """Bytes after the last whole record: a write that the end of the process cut short."""
+        self.damaged = 0
+        """Whole records whose checksum is wrong; they are skipped."""
+
+    def __iter__(self) -> Iterator[Record]:
+        with self.path.open("rb") as file:
+            left = os.fstat(file.fileno()).st_size - len(MAGIC)
+            if file.read(len(MAGIC)) != MAGIC:
+                self.torn_bytes = left + len(MAGIC)
+                return
+            while left > 0:
+                header = file.read(HEADER.size).ljust(HEADER.size, b"\0")
+                length, checksum, received_ns = HEADER.unpack(header)
+                if length == 0 or length > left - HEADER.size:
+                    self.torn_bytes = left
+                    return
+                data = file.read(length)
+                left -= HEADER.size + length
+                if _checksum(received_ns, data) == checksum:
+                    yield Record(received_ns, data)
+                else:
+                    self.damaged += 1
+
+
+class Log:
+    """The log files of `directory`; the newest is written, the others wait to become segments.
+
+    Any thread may append. One at a time syncs, and answers for every record appended before it did:
+    when it raises, none of those is stored. A file is closed once it is `roll_bytes` long or its first
+    record is `roll_age_s` old. Files are named by an id: the time of their first record in ns, made to
+    rise always, above `after_id`.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        after_id: int = 0,
+        roll_bytes: int = 64 * 1024 * 1024,
+        roll_age_s: float = 60.0,
+        disk: Disk | None = None,
+    ) -> None:
+        self._directory = directory
+        self._roll_bytes = roll_bytes
+        self._roll_age_ns = int(roll_age_s * 1e9)
+        self._disk = disk or OsDisk()
+        self._pending: list[bytes] = []
+        self._newest_ns = 0
+        self._appended = 0
+        self._pending_lock = threading.Lock()
+        self._commit_lock = threading.Lock()
+        self._fd = -1
+        self._path: Path | None = None
+        self._first_ns = 0
+        self._size = 0
+        self._cut = True
+        """False while bytes of a failed sync may still be at the end of the file."""
+        self._last_id = max([after_id, *(log_id(path) for path in log_files(directory))])
+
+    def append(self, data: bytes, received_ns: int) -> int:
+        """Take one batch for the next sync; returns its position, counted from 1 in this process."""
+        if not data:
+            raise StoreError("expected the bytes of a batch, came none")
+        header = HEADER.pack(len(data), _checksum(received_ns, data), received_ns)
+        with self._pending_lock:
+            self._pending += (header, data)
+            self._newest_ns = max(self._newest_ns, received_ns)
+            self._appended += 1
+            return self._appended
+
+    def sync(self) -> int:
+        """Make everything appended so far durable; returns the position of the last such record.
+
+        Raises StoreFull when the disk takes it not: then none of the records since the sync before is
+        stored, and each has to be sent again.
+        """
+        with self._commit_lock:
+            with self._pending_lock:
+                data, self._pending = b"".join(self._pending), []
+                last, newest_ns = self._appended, self._newest_ns
+            if data:
+                try:
+                    self._commit(data, newest_ns)
+                except OSError as error:
+                    self._undo()
+                    raise _full(self._directory, error) from error
+            return last
+
+    def roll(self, now_ns: int) -> bool:
+        """Close the file that is written if it is due at `now_ns`; True when it was."""
+        with self._commit_lock:
+            try:
+                return self._roll_if_due(now_ns)
+            except OSError as error:
+                raise _full(self._directory, error) from error
+
+    def closed(self) -> list[Path]:
+        """The files that are not written any more, oldest first."""
+        with self._commit_lock:
+            return [path for path in log_files(self._directory) if path != self._path]
+
+    def close(self) -> None:
+        """Sync what is pending and let go of the file."""
+        try:
+            self.sync()
+        finally:
+            with self._commit_lock:
+                self._release()
+
+    def _commit(self, data: bytes, newest_ns: int) -> None:
+        self._roll_if_due(newest_ns)
+        if self._fd < 0:
+            self._start(newest_ns)
+        elif not self._cut:
+            self._truncate()
+        self._write(data)
+        self._disk.sync(self._fd)
+        self._size += len(data)
+
+    def _start(self, first_ns: int) -> None:
+        self._last_id = max(first_ns, self._last_id + 1)
+        path = self._directory / f"{self._last_id:020d}{SUFFIX}"
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
+        self._path, self._first_ns, self._size, self._cut = path, first_ns, 0, True
+        self._write(MAGIC)
+        sync_directory(self._directory)
+        self._size = len(MAGIC)
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self._disk.write(self._fd, view) :]
+
+    def _undo(self) -> None:
+        """Cut off what a failed sync may have written; what was durable before stays."""
+        if self._fd < 0:
+            return
+        if self._size == 0 and self._path:  # a new file that did not come to be; it holds no record
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+            self._release()
+            return
+        self._cut = False
+        with contextlib.suppress(OSError):  # the cut is tried again before anything else happens to the file
+            self._truncate()
+
+    def _truncate(self) -> None:
+        self._disk.truncate(self._fd, self._size)
+        self._cut = True
+
+    def _roll_if_due(self, now_ns: int) -> bool:
+        age_ns = abs(now_ns - self._first_ns)  # a clock that was set back must not keep the file open
+        due = self._size >= self._roll_bytes or age_ns >= self._roll_age_ns
+        if self._fd < 0 or not due:
+            return False
+        if not self._cut:
+            self._truncate()
+        self._release()
+        return True
+
+    def _release(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd, self._path = -1, None
+
+
+def log_files(directory: Path) -> list[Path]:
+    """All log files of `directory`, oldest first."""
+    return sorted(path for path in directory.glob(f"*{SUFFIX}") if path.stem.isdigit())
+
+
+def log_id(path: Path) -> int:
+    """The id in the name of a log file."""
+    return int(path.stem)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make names that were created, changed or removed in `directory` durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _checksum(received_ns: int, data: bytes) -> int:
+    return zlib.crc32(data, zlib.crc32(HEADER.pack(len(data), 0, received_ns)))
+
+
+def _full(directory: Path, error: OSError) -> StoreFull:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        advice = "free space there or lower the store's limits"
+    else:
+        advice = "check the disk"
+    return StoreFull(
+        f"{directory}: expected to write the log, came {error.strerror or error}: {advice}; "
+        "pushes are answered 503 until it works again, agents keep their batches"
+    )

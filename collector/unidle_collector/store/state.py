@@ -1,0 +1,307 @@
+"""The collector's state: incidents and their events, accounts by hour, sequence numbers, facts of nodes.
+
+SQLite with a write-ahead log and full syncs: what a method has returned from survives a crash. One
+method is one transaction. Any thread may call any method; writers wait for each other, readers for nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from pydantic import TypeAdapter
+from sqlalchemy.dialects.sqlite import insert
+
+from unidle_agent.wire import GpuFacts
+from unidle_collector.model import Incident, IncidentEvent
+from unidle_collector.store import tables
+from unidle_collector.store.errors import StoreError, StoreFull
+from unidle_collector.store.sequences import Sequences
+
+_MIGRATIONS = Path(__file__).with_name("migrations")
+_PRAGMAS = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA busy_timeout = 10000",
+)
+_LARGEST = 2**63 - 1
+"""The largest whole number that SQLite holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hour:
+    """The account of one GPU, for one job, within one hour."""
+
+    hour_start_ns: int
+    node: str
+    gpu: str
+    job: str
+    document: Mapping[str, Any]
+    """What the accounts keep: JSON values, NaN is not one."""
+
+
+def open_state(path: Path) -> State:
+    """Open the database at `path`, made or brought up to date first; raises StoreError when that fails."""
+    engine = sa.create_engine(sa.URL.create("sqlite", database=str(path)))
+    sa.event.listen(engine, "connect", _on_connect)
+    sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    try:
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+        return State(engine)
+    except CommandError as error:
+        engine.dispose()
+        raise StoreError(
+            f"{path}: expected a state database of this version of unidle or an older one ({error}): "
+            "update unidle"
+        ) from error
+    except sa.exc.DatabaseError as error:
+        engine.dispose()
+        raise StoreError(f"{path}: expected a state database, came {error.orig}") from error
+
+
+class State:
+    """The state database; made by `open_state`."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._write_lock = threading.Lock()
+        self._sequences: dict[tuple[str, str], Sequences] = {}
+        self._sequences_lock = threading.Lock()
+        for row in self._rows(sa.select(tables.sequences)):
+            self._sequences[row.node, row.boot] = Sequences(tuple(pair) for pair in json.loads(row.ranges))
+
+    def save_incident(self, incident: Incident, time_ns: int) -> IncidentEvent:
+        """Keep `incident` as it is now and add the event that says so, both or neither."""
+        document = _incidents().dump_json(incident).decode()
+        _incidents().validate_json(document)  # what is written can be read again: a NaN could not
+        finding = incident.finding
+        row = {
+            "id": incident.id,
+            "state": incident.state,
+            "revision": incident.revision,
+            "kind": finding.kind,
+            "subject": f"{finding.subject_kind}:{finding.subject}",
+            "opened_ns": incident.opened_ns,
+            "resolved_ns": incident.resolved_ns,
+            "document": document,
+        }
+        event = {"time_ns": time_ns, "incident_id": incident.id, "document": document}
+        with self._writing() as connection:
+            connection.execute(_upsert(tables.incidents), row)
+            result = connection.execute(sa.insert(tables.incident_events), event)
+            key = result.inserted_primary_key
+        if key is None:
+            raise StoreError(
+                f"expected the seq of the event of incident {incident.id}, the database gave none"
+            )
+        return IncidentEvent(int(key[0]), time_ns, incident)
+
+    def open_incidents(self) -> list[Incident]:
+        """Every incident that is open, newest first."""
+        return self.incidents("open", limit=None)
+
+    def incidents(
+        self, state: Literal["open", "resolved", "all"] = "open", limit: int | None = 500
+    ) -> list[Incident]:
+        """Incidents by state, newest first."""
+        table = tables.incidents
+        query = sa.select(table.c.document).order_by(table.c.opened_ns.desc(), table.c.id).limit(limit)
+        if state != "all":
+            query = query.where(table.c.state == state)
+        return [_incidents().validate_json(row.document) for row in self._rows(query)]
+
+    def incident(self, incident_id: str) -> Incident | None:
+        """The incident of that id, None when there is none."""
+        rows = self._rows(sa.select(tables.incidents.c.document).where(tables.incidents.c.id == incident_id))
+        return _incidents().validate_json(rows[0].document) if rows else None
+
+    def events(self, after: int = 0, limit: int = 500) -> list[IncidentEvent]:
+        """Changes of incidents with seq > `after`, in order."""
+        table = tables.incident_events
+        query = sa.select(table).where(table.c.seq > min(after, _LARGEST)).order_by(table.c.seq).limit(limit)
+        return [
+            IncidentEvent(row.seq, row.time_ns, _incidents().validate_json(row.document))
+            for row in self._rows(query)
+        ]
+
+    def save_hours(self, rows: Iterable[Hour]) -> None:
+        """Keep accounts; one that is there already for the hour, GPU and job is replaced."""
+        values = [
+            {
+                "hour_start_ns": row.hour_start_ns,
+                "node": row.node,
+                "gpu": row.gpu,
+                "job": row.job,
+                "document": json.dumps(dict(row.document), separators=(",", ":"), allow_nan=False),
+            }
+            for row in rows
+        ]
+        self._upsert_all(tables.hours, values)
+
+    def hours(self, start_ns: int, end_ns: int) -> list[Hour]:
+        """Accounts of hours that begin at start_ns <= time < end_ns, by hour, node, GPU and job."""
+        table = tables.hours
+        query = sa.select(table).where(table.c.hour_start_ns >= start_ns, table.c.hour_start_ns < end_ns)
+        query = query.order_by(*table.primary_key)
+        return [
+            Hour(row.hour_start_ns, row.node, row.gpu, row.job, json.loads(row.document))
+            for row in self._rows(query)
+        ]
+
+    def seen(self, node: str, boot: str, seq: int) -> bool:
+        """Was this batch acknowledged before? Answered from memory."""
+        with self._sequences_lock:
+            known = self._sequences.get((node, boot))
+            return known is not None and seq in known
+
+    def remember(self, batches: Iterable[tuple[str, str, int]]) -> None:
+        """Count (node, boot, seq) as seen in this process: for batches whose bytes the log holds.
+
+        This is what an acknowledgement needs. The log is their durable record; `acknowledge` takes
+        over before a log file is deleted.
+        """
+        with self._sequences_lock:
+            for node, boot, seq in batches:
+                self._sequences.setdefault((node, boot), Sequences()).add(seq)
+
+    def acknowledge(self, batches: Sequence[tuple[str, str, int]], time_ns: int) -> None:
+        """Count (node, boot, seq) as seen, durably."""
+        self.remember(batches)
+        rows = []
+        with self._sequences_lock:
+            for node, boot in {(node, boot) for node, boot, _ in batches}:
+                known = self._sequences[node, boot]
+                rows.append(
+                    {
+                        "node": node,
+                        "boot": boot,
+                        "highest": min(known.highest, _LARGEST),
+                        "ranges": json.dumps(known.ranges),
+                        "updated_ns": time_ns,
+                    }
+                )
+        self._upsert_all(tables.sequences, rows)
+
+    def save_facts(self, facts: Mapping[tuple[str, str, int], Sequence[GpuFacts]], time_ns: int) -> None:
+        """Keep what nodes said of their GPUs, by (node, boot, facts_id)."""
+        rows = [
+            {
+                "node": node,
+                "boot": boot,
+                "facts_id": str(facts_id),
+                "updated_ns": time_ns,
+                "document": _gpu_facts().dump_json(tuple(gpus)).decode(),
+            }
+            for (node, boot, facts_id), gpus in facts.items()
+        ]
+        self._upsert_all(tables.facts, rows)
+
+    def facts(self, key: tuple[str, str, int]) -> tuple[GpuFacts, ...] | None:
+        """What was kept under (node, boot, facts_id); None when nothing was."""
+        node, boot, facts_id = key
+        table = tables.facts
+        rows = self._rows(
+            sa.select(table.c.document).where(
+                table.c.node == node, table.c.boot == boot, table.c.facts_id == str(facts_id)
+            )
+        )
+        return _gpu_facts().validate_json(rows[0].document) if rows else None
+
+    def meta(self, key: str) -> str | None:
+        """The value kept under `key`; None when there is none."""
+        rows = self._rows(sa.select(tables.meta.c.value).where(tables.meta.c.key == key))
+        return str(rows[0].value) if rows else None
+
+    def set_meta(self, key: str, value: str) -> None:
+        """Keep one value."""
+        self._upsert_all(tables.meta, [{"key": key, "value": value}])
+
+    def forget(self, before_ns: int) -> int:
+        """Remove what is older than `before_ns`; returns how many rows.
+
+        Open incidents stay, and so do the newest sequence numbers and facts of every node.
+        """
+        hours, incidents, events = tables.hours, tables.incidents, tables.incident_events
+        statements = [
+            sa.delete(hours).where(hours.c.hour_start_ns < before_ns),
+            sa.delete(incidents).where(incidents.c.state == "resolved", incidents.c.resolved_ns < before_ns),
+            sa.delete(events).where(events.c.time_ns < before_ns),
+        ]
+        for table, scope in ((tables.sequences, ("node",)), (tables.facts, ("node", "boot"))):
+            newer = table.alias()
+            superseded = sa.exists().where(
+                *(newer.c[name] == table.c[name] for name in scope), newer.c.updated_ns > table.c.updated_ns
+            )
+            statements.append(sa.delete(table).where(table.c.updated_ns < before_ns, superseded))
+        with self._writing() as connection:
+            return sum(connection.execute(statement).rowcount for statement in statements)
+
+    def verify(self) -> tuple[str, ...]:
+        """What SQLite finds wrong with the file; empty when nothing is."""
+        try:
+            with self._engine.connect() as connection:
+                answers = connection.exec_driver_sql("PRAGMA quick_check").scalars().all()
+        except sa.exc.DatabaseError as error:
+            return (f"state database: {error.orig}",)
+        return tuple(f"state database: {answer}" for answer in answers if answer != "ok")
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
+
+    def _rows(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+        with self._engine.connect() as connection:
+            return connection.execute(query).all()
+
+    def _upsert_all(self, table: sa.Table, rows: list[dict[str, Any]]) -> None:
+        if rows:
+            with self._writing() as connection:
+                connection.execute(_upsert(table), rows)
+
+    @contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        try:
+            with self._write_lock, self._engine.begin() as connection:
+                yield connection
+        except sa.exc.OperationalError as error:
+            raise StoreFull(
+                f"{self._engine.url.database}: expected to write the state, came {error.orig}: "
+                "free space there or check the disk"
+            ) from error
+
+
+def _upsert(table: sa.Table) -> Any:
+    """Insert a row, or replace the one that has its key."""
+    statement = insert(table)
+    others = {column.name: statement.excluded[column.name] for column in table.c if not column.primary_key}
+    return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=others)
+
+
+def _on_connect(connection: Any, _: object) -> None:
+    connection.isolation_level = None  # transactions begin where the engine says, schema changes included
+    for pragma in _PRAGMAS:
+        connection.execute(pragma)
+
+
+@cache
+def _incidents() -> TypeAdapter[Incident]:
+    return TypeAdapter(Incident)
+
+
+@cache
+def _gpu_facts() -> TypeAdapter[tuple[GpuFacts, ...]]:
+    return TypeAdapter(tuple[GpuFacts, ...])
