@@ -1,0 +1,186 @@
+"""Ticks -> batches of columns, ready for the wire but for boot, sequence and time of sending.
+
+A batch holds one set of GPUs with one state of their facts. It is closed every `batch_s` seconds, and at
+once when a GPU appears or goes, when facts or an owner change or are asked for, and when a GPU's
+`gpu_state` changes. A GPU that no source sees for a moment keeps its place, with unknown values; after
+`FORGET_S` it is gone.
+
+`Batch.period_s` is the spacing at which GPUs have samples: the sampler's period, or the scrape interval
+where a GPU is seen by dcgm-exporter alone. A row in which every field of a GPU is unknown is no sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+
+from unidle_agent.fields import FIELDS, UNKNOWN_U8, Field
+from unidle_agent.sample import GpuReading, Tick, Value, is_simulated
+from unidle_agent.wire import Batch, GpuFacts, column
+
+FORGET_S = 60.0
+"""How long a GPU that no source reports stays in the set: longer than a driver hangs on one call."""
+
+MOST = {"f4": 3.4028234663852886e38, "f8": sys.float_info.max}
+"""Largest value of each column type (IEEE 754)."""
+IDENTITY = ("index", "model", "pci_bus_id", "minor", "driver", "mig_profile")
+
+
+class Batcher:
+    """Collects ticks of `node`; `source_period_s` names the sources slower than the sampler."""
+
+    def __init__(
+        self,
+        node: str,
+        period_s: float,
+        batch_s: float,
+        source_period_s: Mapping[str, float] | None = None,
+    ) -> None:
+        self._node = node
+        self._period_s = period_s
+        self._batch_s = batch_s
+        self._most_ticks = max(1, round(batch_s / period_s))
+        self._source_period_s = dict(source_period_s or {})
+        self._ticks: list[Tick] = []
+        self._facts: dict[str, GpuFacts] = {}
+        self._seen_ns: dict[str, int] = {}
+        self._states: dict[str, Value] = {}
+        self._send_facts = threading.Event()
+        self._send_facts.set()
+        self.rows = 0
+        """GPU rows with at least one known value, since the start."""
+
+    def request_facts(self) -> None:
+        """Put the facts into the next batch whether they changed or not. May be called by any thread."""
+        self._send_facts.set()
+
+    def add(self, tick: Tick) -> list[Batch]:
+        """Take one tick; returns the batches that it closes: none, one, or two."""
+        out = []
+        stepped_back = bool(self._ticks) and tick.time_ns <= self._ticks[-1].time_ns
+        facts = self._merge_facts(tick, stepped_back)
+        changed = facts != self._facts
+        if (changed or stepped_back) and self._ticks:
+            out.append(self._close())
+        if changed:
+            self._facts = facts
+            self._send_facts.set()
+        self._ticks.append(tick)
+        self.rows += sum(1 for gpu in tick.gpus if gpu.values)
+        urgent = self._state_changed(tick) or self._send_facts.is_set()
+        age_s = (tick.time_ns - self._ticks[0].time_ns) / 1e9
+        if urgent or len(self._ticks) >= self._most_ticks or age_s >= self._batch_s:
+            out.append(self._close())
+        return out
+
+    def flush(self) -> Batch | None:
+        """Close what is open now; None when nothing is."""
+        return self._close() if self._ticks else None
+
+    def _merge_facts(self, tick: Tick, stepped_back: bool) -> dict[str, GpuFacts]:
+        """The facts as of `tick`: what a source left out this time keeps its last answer."""
+        facts = dict(self._facts)
+        if stepped_back:
+            self._seen_ns = dict.fromkeys(self._seen_ns, tick.time_ns)
+        for gpu in tick.gpus:
+            new, old = gpu.facts, facts.get(gpu.facts.uuid)
+            facts[new.uuid] = new if old is None else _renewed(old, new)
+            self._seen_ns[new.uuid] = tick.time_ns
+        for uuid in [uuid for uuid, seen in self._seen_ns.items() if tick.time_ns - seen > FORGET_S * 1e9]:
+            del self._seen_ns[uuid]
+            self._states.pop(uuid, None)
+            facts.pop(uuid, None)
+        return facts
+
+    def _state_changed(self, tick: Tick) -> bool:
+        states = {gpu.facts.uuid: gpu.values["gpu_state"] for gpu in tick.gpus if "gpu_state" in gpu.values}
+        changed = any(self._states.get(uuid, state) != state for uuid, state in states.items())
+        self._states.update(states)
+        return changed
+
+    def _close(self) -> Batch:
+        ticks, self._ticks = self._ticks, []
+        known = sorted(self._facts.values(), key=lambda gpu: (_index(gpu), gpu.uuid))
+        order = {gpu.uuid: place for place, gpu in enumerate(known)}
+        send_facts = self._send_facts.is_set()
+        if send_facts:  # never clear a request that this batch does not answer
+            self._send_facts.clear()
+        return Batch(
+            node=self._node,
+            boot="",
+            seq=0,
+            sent_ns=0,
+            period_s=self._spacing_s(known),
+            times_ns=[tick.time_ns for tick in ticks],
+            gpus=tuple(order),
+            columns=_gpu_columns(ticks, order),
+            host=_host_columns(ticks),
+            facts_id=facts_id(known),
+            facts=tuple(known) if send_facts else None,
+            simulated=any(is_simulated(gpu) for gpu in known),
+        )
+
+    def _spacing_s(self, known: list[GpuFacts]) -> float:
+        spacings = [
+            min(self._source_period_s.get(source, self._period_s) for source in set(gpu.sources.values()))
+            for gpu in known
+            if gpu.sources
+        ]
+        return max([self._period_s, *spacings])
+
+
+def facts_id(facts: list[GpuFacts]) -> int:
+    """A number that stands for these facts, the same after a restart: 48 bits of their hash."""
+    text = repr([replace(item, sources=dict(sorted(item.sources.items()))) for item in facts])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+
+
+def _renewed(old: GpuFacts, new: GpuFacts) -> GpuFacts:
+    """`new`, with what it leaves open filled from `old`: a source that is late knows no less than before."""
+    kept = {name: getattr(old, name) for name in IDENTITY if getattr(new, name) in (None, "")}
+    return replace(new, **kept, sources={**old.sources, **new.sources})
+
+
+def _index(gpu: GpuFacts) -> int:
+    return gpu.index if gpu.index is not None else 1 << 30
+
+
+def _gpu_columns(ticks: list[Tick], order: dict[str, int]) -> dict[str, object]:
+    """One column per field that any row knows: instants x GPUs, time-major."""
+    places: list[tuple[int, GpuReading]] = [
+        (row * len(order) + order[gpu.facts.uuid], gpu)
+        for row, tick in enumerate(ticks)
+        for gpu in tick.gpus
+        if gpu.facts.uuid in order
+    ]
+    used = {name for _, gpu in places for name in gpu.values}
+    out: dict[str, object] = {}
+    for spec in FIELDS:
+        if spec.scope == "gpu" and spec.name in used:
+            values: list[Value | None] = [None] * (len(ticks) * len(order))
+            for place, gpu in places:
+                values[place] = sendable(spec, gpu.values.get(spec.name))
+            out[spec.name] = column(spec, values)
+    return out
+
+
+def _host_columns(ticks: list[Tick]) -> dict[str, object]:
+    used = {name for tick in ticks for name in tick.host}
+    return {
+        spec.name: column(spec, [sendable(spec, tick.host.get(spec.name)) for tick in ticks])
+        for spec in FIELDS
+        if spec.scope == "host" and spec.name in used
+    }
+
+
+def sendable(spec: Field, value: Value | None) -> Value | None:
+    """`value`, or None where the column has no room for it: negative or huge counters, infinities."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    if spec.dtype == "u8":
+        return int(value) if 0 <= value < UNKNOWN_U8 else None
+    return value if abs(value) <= MOST[spec.dtype] else None

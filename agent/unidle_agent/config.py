@@ -1,0 +1,68 @@
+"""Settings of the agent: section `[agent]` of the settings file."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from unidle_agent.settings import Secret, setting
+
+PRESENCE = ("auto", "on", "off")
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """What an agent samples, serves and sends. All durations are seconds."""
+
+    node: str = setting("", "name of this node, as the scheduler knows it; empty is the hostname")
+    period_s: float = setting(1.0, "seconds between samples", low=0.1, high=60)
+    batch_s: float = setting(
+        5.0, "seconds of samples in one batch; a GPU that changes state goes at once", low=0.1, high=60
+    )
+    push_url: str = setting("", "address of the collector, e.g. http://10.0.0.1:9470; empty: do not push")
+    push_token: Secret = setting(Secret(), "token that the collector takes pushes with")
+    push_ca_file: str = setting(
+        "", "PEM file of the authority that signed the collector's certificate; empty: the system's"
+    )
+    bind: str = setting("127.0.0.1", "address that /metrics and /health listen on")
+    port: int = setting(9471, "port that /metrics and /health listen on; 0 is a free one", low=0, high=65535)
+    dcgm_urls: tuple[str, ...] = setting(
+        (), "pages of running dcgm-exporters, e.g. http://127.0.0.1:9400/metrics"
+    )
+    dcgm_scrape_s: float = setting(
+        5.0, "seconds between scrapes of a dcgm-exporter (itself it samples every 30)", low=0.1, high=300
+    )
+    nvml: str = setting(
+        "auto", "read GPUs by NVML; auto takes no driver for a fact, on for a problem", choices=PRESENCE
+    )
+    gpm: str = setting(
+        "auto", "read SM, tensor and DRAM activity by GPM (Hopper and newer)", choices=PRESENCE
+    )
+    nvml_deadline_s: float = setting(
+        0.75, "seconds after which the driver counts as hung for this sample", low=0.01, high=60
+    )
+    state_dir: str = setting(
+        "", "folder of the spool; empty: /var/lib/unidle/agent for root, else ~/.local/state/unidle/agent"
+    )
+    spool_max_bytes: int = setting(
+        256 * 1024 * 1024, "most bytes that wait on disk for the collector", low=65536, high=2**40
+    )
+    spool_max_age_s: float = setting(
+        7 * 86400.0, "age after which a waiting batch is dropped", low=1, high=10**9
+    )
+
+    @property
+    def node_name(self) -> str:
+        """The name that this node goes by."""
+        return self.node or socket.gethostname()
+
+    @property
+    def state_path(self) -> Path:
+        """The folder that holds the spool."""
+        if self.state_dir:
+            return Path(self.state_dir).expanduser()
+        if os.geteuid() == 0:
+            return Path("/var/lib/unidle/agent")
+        return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "unidle" / "agent"

@@ -1,0 +1,384 @@
+"""Reads NVML in a child process, because a call into a sick driver may never return.
+
+`PolledNvml` is the source that the agent sees; `python -m unidle_agent.poller` is the child. They speak
+MessagePack over pipes, each message an array whose first item says what it is:
+
+    agent -> child   settings: GPM mode, known GPUs | read: GPUs to skip, GPUs to read last
+    child -> agent   ready | at: GPU | gpu: facts, values | end: problems | absent: why
+
+The child says which GPU it is about to touch, so a call that hangs, or kills the child, has a culprit:
+that GPU gets `gpu_state` 2 (the driver does not answer), is left alone for a while, and then read after
+all others; the others flow on from the next child. Where no GPU can be blamed, all get it. A killed
+child may sit in the kernel for ever: nobody waits for it, and a few of those are the limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import msgpack
+
+from unidle_agent.errors import SourceError
+from unidle_agent.sample import DRIVER_HUNG, GpuReading, Reading
+from unidle_agent.wire import GpuFacts, Owner
+
+MAX_RETRY_S = 60.0
+MAX_BLAME_S = 600.0
+MAX_STUCK = 4
+"""Most killed children that may still sit in the driver before no other is started."""
+CHUNK_BYTES = 65536
+PR_SET_PDEATHSIG = 1
+"""prctl option: the signal a process gets when the thread that started it ends (linux/prctl.h)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Blame:
+    """A GPU that a child hung or died on: not touched before `until_s`."""
+
+    until_s: float
+    wait_s: float
+
+
+@dataclass(slots=True)
+class _Child:
+    """One child process, and what it has said so far."""
+
+    process: subprocess.Popen[bytes]
+    heard_s: float
+    """When it was last heard, asked or started."""
+    patient: bool
+    """Whether a read waits for it to start."""
+    ready: bool = False
+    busy: bool = False
+    at: str | None = None
+    """The GPU that it is about to touch; "" is none in particular, None that it opens the driver."""
+    skipped: Collection[str] = ()
+    seen: dict[str, GpuFacts] = field(default_factory=dict)
+    """The rows of the pass under way."""
+    _heard: deque[list[Any]] = field(default_factory=deque)
+    _unpacker: Any = field(default_factory=msgpack.Unpacker)
+
+    def tell(self, *message: Any) -> None:
+        """Send a message. It is small and goes to a child that listens, so this never blocks."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(msgpack.packb(message))
+        self.process.stdin.flush()
+
+    def hear(self, timeout_s: float) -> list[Any] | None:
+        """The next message, None when there is none in time; raises EOFError when the child died."""
+        assert self.process.stdout is not None
+        while not self._heard:
+            if not select.select([self.process.stdout], [], [], max(0.0, timeout_s))[0]:
+                return None
+            data = os.read(self.process.stdout.fileno(), CHUNK_BYTES)
+            if not data:
+                raise EOFError
+            self._unpacker.feed(data)
+            self._heard.extend(self._unpacker)
+        return self._heard.popleft()
+
+
+class PolledNvml:
+    """The GPUs of this machine by NVML, read in a child process under a watchdog: a `Source`.
+
+    To be made and read in one thread: the kernel ends the child with the thread that started it.
+    """
+
+    name = "nvml"
+    precedence = 10
+
+    def __init__(
+        self,
+        gpm: str = "auto",
+        *,
+        deadline_s: float = 2.0,
+        start_s: float = 30.0,
+        retry_s: float = 1.0,
+        blame_s: float = 10.0,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start the child; raises SourceError when it says that there is no driver, and what to do.
+
+        `gpm` is `auto`, `on` or `off`. Nothing here blocks for longer than `deadline_s`; a child that is
+        silent for the second half of it hangs. Opening the driver may take `start_s`, because without
+        persistence mode that is seconds per GPU. A child that failed is replaced at once, one that fails
+        again after `retry_s`, doubling to 60 s. A GPU that hung is tried again after `blame_s`, doubling
+        to 600 s.
+        """
+        self.restarts = 0
+        """How often a child failed and was given up."""
+        self._gpm, self._monotonic = gpm, monotonic
+        self._deadline_s, self._start_s = deadline_s, start_s
+        self._retry_s, self._blame_s = retry_s, blame_s
+        self._child: _Child | None = None
+        self._stuck: list[subprocess.Popen[bytes]] = []
+        self._known: dict[str, GpuFacts] = {}
+        self._blamed: dict[str, _Blame] = {}
+        self._all_hung = False
+        self._absent = ""
+        self._failures = 0
+        self._next_start_s = float("-inf")
+        self._problems: list[str] = []
+        self._start(patient=True)
+        self._converse({}, ask=False)
+        if self._absent:
+            raise SourceError(self._absent)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Event -> how often since the start."""
+        return {"poller_restarts": self.restarts}
+
+    @property
+    def child_pid(self) -> int | None:
+        """The child's process id, None while there is none."""
+        return self._child.process.pid if self._child else None
+
+    def read(self) -> Reading:
+        """One pass over all GPUs within the deadline, as far as they answer.
+
+        A GPU that was not reached in time has a row without values. Raises SourceError while there is no
+        driver and no GPU was ever seen.
+        """
+        rows: dict[str, GpuReading] = {}
+        self._stuck = [process for process in self._stuck if process.poll() is None]
+        if self._child is None:
+            self._start()
+        self._converse(rows, ask=True)
+        if self._absent and not self._known:
+            raise SourceError(self._absent)
+        silent = [self._silent_row(facts) for uuid, facts in self._known.items() if uuid not in rows]
+        problems, self._problems = tuple(dict.fromkeys(self._problems)), []
+        return Reading(gpus=(*rows.values(), *silent), problems=problems)
+
+    def close(self) -> None:
+        """End the child, by force if need be; waits a second at most."""
+        child, self._child = self._child, None
+        if child is not None:
+            self._end(child.process, grace_s=0.5)
+
+    # The child's life
+
+    def _start(self, *, patient: bool = False) -> None:
+        """Start a child, unless it is too early for that or too many are stuck."""
+        if self._absent:
+            self._problems.append(self._absent)
+        if self._monotonic() < self._next_start_s:
+            return
+        if len(self._stuck) >= MAX_STUCK:
+            self._problems.append(
+                f"{len(self._stuck)} processes hang in the NVIDIA driver and cannot be killed: no other is "
+                "started before one ends; this node wants a reboot"
+            )
+            return
+        process = subprocess.Popen(
+            # -P: a file msgpack.py in the folder where the agent was started must not become part of it.
+            [sys.executable, "-P", "-m", "unidle_agent.poller", str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self._child = _Child(process, self._monotonic(), patient)
+        with contextlib.suppress(BrokenPipeError):  # then it is dead, and hear() says so
+            self._child.tell("settings", self._gpm, [asdict(facts) for facts in self._known.values()])
+
+    def _give_up(self, child: _Child, why: str, *, died: bool = False) -> None:
+        """Replace `child`, and hold the GPU that it was at responsible."""
+        self._child = None
+        self._end(child.process)
+        self.restarts += 1
+        self._failures += 1
+        now_s = self._monotonic()
+        if child.at:
+            before = self._blamed.get(child.at)
+            wait_s = min(2 * before.wait_s, MAX_BLAME_S) if before else self._blame_s
+            self._blamed[child.at] = _Blame(now_s + wait_s, wait_s)
+            self._problems.append(f"{child.at}: {why}; this GPU is tried again in {wait_s:g} s")
+        else:
+            # One death without a culprit may be anybody's doing, the kernel's for want of memory too.
+            self._all_hung = self._all_hung or not died or self._failures > 1
+            self._problems.append(f"{why}, at no GPU in particular")
+        # At once the first time: the hang of one GPU must not cost the others a second tick.
+        again_s = self._retry_s * 2.0 ** (self._failures - 2) if self._failures > 1 else 0.0
+        self._next_start_s = now_s + min(again_s, MAX_RETRY_S)
+        self._start()
+
+    def _end(self, process: subprocess.Popen[bytes], grace_s: float = 0.0) -> None:
+        """Hang up on a child and kill it if it does not leave; it may stay in the kernel all the same."""
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+        if not _ends_within(process, grace_s):
+            process.kill()
+            if not _ends_within(process, grace_s):
+                self._stuck.append(process)
+
+    # The conversation
+
+    def _converse(self, rows: dict[str, GpuReading], *, ask: bool) -> None:
+        """Ask for a pass and gather its rows, until it ends, time is up or the child fails."""
+        child = self._child
+        until_s = self._monotonic() + self._deadline_s
+        while child is not None and child is self._child:
+            try:
+                if child.ready and not child.busy:
+                    if not ask:
+                        return
+                    ask = False
+                    self._ask(child)
+                waits = child.ready or child.patient
+                message = child.hear(until_s - self._monotonic() if waits else 0.0)
+            except (EOFError, BrokenPipeError):
+                self._give_up(child, f"the poller died ({_ending(child.process)})", died=True)
+                return
+            if message is None:
+                self._judge_silence(child)
+                return
+            child.heard_s = self._monotonic()
+            self._take(child, message, rows)
+
+    def _ask(self, child: _Child) -> None:
+        now_s = self._monotonic()
+        # While a killed child is still in the driver, so is what it hung on.
+        child.skipped = {uuid for uuid, blame in self._blamed.items() if now_s < blame.until_s or self._stuck}
+        child.busy, child.at, child.heard_s, child.patient = True, "", now_s, False
+        child.seen.clear()
+        child.tell("read", list(child.skipped), list(self._blamed.keys() - child.skipped))
+
+    def _take(self, child: _Child, message: list[Any], rows: dict[str, GpuReading]) -> None:
+        match message:
+            case ["ready"]:
+                child.ready, child.at, self._absent = True, "", ""
+            case ["at", uuid]:
+                child.at = uuid
+            case ["gpu", facts, values]:
+                row = GpuReading(_facts(facts), values)
+                rows[row.facts.uuid] = row
+                child.seen[row.facts.uuid] = row.facts
+            case ["end", problems]:
+                self._finish(child, problems)
+            case ["absent", why]:
+                self._absent, self._child = why, None
+                self._next_start_s = self._monotonic() + MAX_RETRY_S
+                self._end(child.process, grace_s=0.5)
+
+    def _finish(self, child: _Child, problems: Sequence[str]) -> None:
+        """A whole pass: what it did not show is gone, what it went through is well again."""
+        child.busy = False
+        skipped = {uuid: facts for uuid, facts in self._known.items() if _whole(uuid) in child.skipped}
+        self._known = {**skipped, **child.seen}
+        self._blamed = {uuid: blame for uuid, blame in self._blamed.items() if uuid in child.skipped}
+        self._all_hung = False
+        self._failures = 0
+        self._problems += problems
+
+    def _judge_silence(self, child: _Child) -> None:
+        """Time is up: is the child slow, or does it hang?"""
+        opens = child.at is None
+        silent_s = self._monotonic() - child.heard_s
+        if silent_s >= (self._start_s if opens else self._deadline_s / 2):
+            did_not = "opened in" if opens else "answered for"
+            self._give_up(child, f"the NVIDIA driver has not {did_not} {silent_s:.1f} s")
+        elif opens:
+            self._problems.append("the NVIDIA driver is still opening")
+            child.patient = False
+        else:
+            self._problems.append(f"the NVIDIA driver is slow: one pass takes over {self._deadline_s:g} s")
+
+    def _silent_row(self, facts: GpuFacts) -> GpuReading:
+        hung = self._all_hung or _whole(facts.uuid) in self._blamed
+        return GpuReading(facts, {"gpu_state": DRIVER_HUNG} if hung else {})
+
+
+def _whole(uuid: str) -> str:
+    """The physical GPU of a MIG instance."""
+    return uuid.partition("/GI")[0]
+
+
+def _facts(document: dict[str, Any]) -> GpuFacts:
+    return GpuFacts(**{**document, "owner": Owner(**document["owner"])})
+
+
+def _ends_within(process: subprocess.Popen[bytes], timeout_s: float) -> bool:
+    try:
+        process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _ending(process: subprocess.Popen[bytes]) -> str:
+    if not _ends_within(process, 0.2):
+        return "it closed its pipe"
+    code = process.returncode
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}, see its traceback above"
+
+
+# The child
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve NVML to the agent whose process id is the only argument, until it hangs up."""
+    _die_with(int(arguments[0]))
+    for number in (signal.SIGINT, signal.SIGTERM):  # they are the agent's to answer; it hangs up
+        signal.signal(number, signal.SIG_IGN)
+    # What a library prints must not get among the messages.
+    pipe = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+
+    def say(*message: Any) -> None:
+        pipe.write(msgpack.packb(message))
+
+    source: NvmlSource | None = None
+    try:
+        # Only here: the agent itself does without pynvml and its 3 MB.
+        from unidle_agent.sources.nvml import NvmlSource
+
+        for message in _messages():
+            match message:
+                case ["settings", gpm, known]:
+                    source = NvmlSource(gpm, known=[_facts(facts) for facts in known])
+                    say("ready")
+                case ["read", skip, last] if source:
+                    for row in source.readings(skip, last, starting=lambda uuid: say("at", uuid)):
+                        say("gpu", asdict(row.facts), row.values)
+                    say("end", source.take_problems())
+        if source:
+            source.close()
+    except SourceError as error:
+        say("absent", str(error))
+    except ModuleNotFoundError as error:
+        say("absent", f"the Python package {error.name} is not installed: pip install 'unidle[agent]'")
+    except BrokenPipeError:  # the agent hung up in the middle
+        pass
+    return 0
+
+
+def _messages() -> Iterator[list[Any]]:
+    """What the agent says, until it hangs up."""
+    unpacker = msgpack.Unpacker()
+    while data := os.read(0, CHUNK_BYTES):
+        unpacker.feed(data)
+        yield from unpacker
+
+
+def _die_with(parent: int) -> None:
+    """Be killed when the agent dies, however it dies: a hung call never sees its pipe close."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before we asked
+        raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,191 @@
+"""The agent as a whole: sources -> sampler -> page and delivery.
+
+The sampler runs in the caller's thread. Without `push_url` there is no delivery and no spool: the page
+is all there is.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import threading
+import time
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from unidle_agent.config import AgentSettings
+from unidle_agent.delivery import Delivery
+from unidle_agent.exporter import Exporter, Health, Metric, Snapshot, health_of, render, single
+from unidle_agent.sample import Source, Tick
+from unidle_agent.sampler import Sampler, SourceStats
+from unidle_agent.sources import Counted, LateSource
+from unidle_agent.sources.dcgm_exporter import DcgmExporterSource
+from unidle_agent.sources.host import HostSource
+
+log = logging.getLogger("unidle.agent")
+
+
+def sources(settings: AgentSettings, dcgm_scrape_s: float | None = None) -> list[Source]:
+    """What this agent reads; a driver or an exporter that is not there yet may come later."""
+    scrape_s = settings.dcgm_scrape_s if dcgm_scrape_s is None else dcgm_scrape_s
+    out: list[Source] = [HostSource()]
+    if settings.nvml != "off":
+        out.append(LateSource("nvml", 10, lambda: _nvml(settings), required=settings.nvml == "on"))
+    return [*out, *(DcgmExporterSource(url, scrape_s) for url in settings.dcgm_urls)]
+
+
+def _nvml(settings: AgentSettings) -> Source:
+    from unidle_agent.poller import PolledNvml  # starts a child process: only where NVML is wanted
+
+    return PolledNvml(deadline_s=settings.nvml_deadline_s, gpm=settings.gpm)
+
+
+class Agent:
+    """Everything of one agent, built from its settings; raises UnidleError where that cannot be."""
+
+    def __init__(self, settings: AgentSettings) -> None:
+        self._settings = settings
+        self._tick: Tick | None = None
+        self._tick_s: float | None = None
+        self._uuids: tuple[str, ...] = ()
+        self._sources = sources(settings)
+        self._silent = set(range(len(self._sources)))
+        slowest_s = max(settings.period_s, settings.dcgm_scrape_s if settings.dcgm_urls else 0)
+        self._snapshot = Snapshot(keep_s=3 * slowest_s)
+        self._delivery = Delivery(settings) if settings.push_url else None
+        self._sampler = Sampler(self._sources, settings.period_s, [self._take])
+        try:
+            self._exporter = Exporter(settings.bind, settings.port, self.page, self.health)
+        except BaseException:
+            self._close()
+            raise
+
+    @property
+    def url(self) -> str:
+        """Where /metrics and /health are."""
+        return self._exporter.url
+
+    def run(self, stop: threading.Event) -> None:
+        """Sample until `stop` is set, then hand over what is left and close everything."""
+        try:
+            self._sampler.run(stop)
+        finally:
+            self._exporter.close()
+            self._close()
+
+    def page(self) -> str:
+        """/metrics"""
+        delivery = self._delivery.metrics() if self._delivery else []
+        return render([*self._snapshot.metrics(), *self._own_metrics(), *delivery])
+
+    def health(self) -> Health:
+        """/health"""
+        tick = self._tick
+        document: dict[str, object] = {
+            "node": self._settings.node_name,
+            "version": version("unidle"),
+            "gpus": len(tick.gpus) if tick else 0,
+            "sources": {stats.name: stats.up for stats in self._sampler.stats},
+            "problems": list(tick.problems) if tick else [],
+        }
+        if self._delivery:
+            document["push"] = self._delivery.document()
+        return health_of(self._tick_s, self._settings.period_s, document)
+
+    def _close(self) -> None:
+        self._sampler.close()
+        if self._delivery:
+            self._delivery.close()
+
+    def _take(self, tick: Tick) -> None:
+        self._tick, self._tick_s = tick, time.monotonic()
+        self._snapshot.update(tick)
+        if self._delivery:
+            self._delivery.take(tick)
+        uuids = tuple(gpu.facts.uuid for gpu in tick.gpus)
+        if self._silent:
+            self._introduce(bool(uuids))
+        elif uuids != self._uuids:
+            log.info("GPUs seen: %d, before %d", len(uuids), len(self._uuids))
+        self._uuids = uuids
+
+    def _introduce(self, gpus: bool) -> None:
+        """One line per source at its first answer: what it gives, or why it does not."""
+        for number, stats in enumerate(self._sampler.stats):
+            if number in self._silent and stats.answers:
+                self._silent.discard(number)
+                log.info("source %s: %s", stats.name, _given(self._sources[number], stats))
+        if not self._silent and not gpus:
+            log.info("no GPU found: sampling the host alone; `unidle doctor` says what is missing")
+
+    def _own_metrics(self) -> list[Metric]:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        info = Metric(
+            "unidle_agent_info", "gauge", "version; always 1", [({"version": version("unidle")}, 1)]
+        )
+        return [
+            info,
+            single("unidle_agent_ticks_total", "counter", "instants sampled", self._sampler.ticks),
+            single(
+                "unidle_agent_ticks_missed_total",
+                "counter",
+                "instants left out because the agent was late",
+                self._sampler.missed,
+            ),
+            single(
+                "unidle_agent_cpu_seconds_total",
+                "counter",
+                "processor time of the agent, without its children",
+                used.ru_utime + used.ru_stime,
+            ),
+            single(
+                "unidle_agent_resident_memory_bytes", "gauge", "main memory of the agent", _resident_bytes()
+            ),
+            *_source_metrics(self._sampler.stats),
+            _source_events(self._sources),
+        ]
+
+
+def _given(source: Source, stats: SourceStats) -> str:
+    if isinstance(source, LateSource) and source.absent_because:
+        return f"not here: {source.absent_because}"
+    if isinstance(source, HostSource):
+        return f"{stats.fields} fields"
+    return f"{stats.gpus} GPUs, {stats.fields} fields"
+
+
+def _source_metrics(stats: Iterable[SourceStats]) -> list[Metric]:
+    """Sources of one name (two exporters) are summed: a page must not give a series twice."""
+    families: tuple[tuple[str, str, Callable[[SourceStats], int]], ...] = (
+        ("reads_total", "reads of the source", lambda one: one.reads),
+        ("errors_total", "reads that failed", lambda one: one.errors),
+        ("skipped_total", "ticks that went out without the source", lambda one: one.skipped),
+        ("problems_total", "problems that the source reported, each tick anew", lambda one: one.problems),
+        ("gpus", "GPUs in the source's last answer", lambda one: one.gpus),
+    )
+    out = []
+    for name, doc, value in families:
+        sums: dict[str, int] = {}
+        for one in stats:
+            sums[one.name] = sums.get(one.name, 0) + value(one)
+        samples = [({"source": source}, total) for source, total in sums.items()]
+        kind: Literal["counter", "gauge"] = "counter" if name.endswith("_total") else "gauge"
+        out.append(Metric(f"unidle_agent_source_{name}", kind, doc, samples))
+    return out
+
+
+def _source_events(sources: Iterable[Source]) -> Metric:
+    sums: dict[tuple[str, str], int] = {}
+    for source in sources:
+        if isinstance(source, Counted):
+            for event, count in source.counts.items():
+                sums[source.name, event] = sums.get((source.name, event), 0) + count
+    samples = [({"source": name, "event": event}, count) for (name, event), count in sums.items()]
+    return Metric("unidle_agent_source_events_total", "counter", "what happened to the source", samples)
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize()

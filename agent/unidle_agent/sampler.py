@@ -1,0 +1,253 @@
+"""The loop that reads every source once per period and hands on one tick.
+
+Each source has a worker thread of its own, so that a slow or hung one delays neither the others nor the
+tick: at the deadline the tick goes out without it. While it is still busy it is left alone, and said so;
+an answer that comes late counts at the next tick. Ticks keep an absolute schedule: a late tick does not
+shift those after it, and instants that were missed (a suspended machine) are counted, not made up for.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from unidle_agent.errors import SourceError
+from unidle_agent.sample import Reading, Source, Tick, merge
+
+log = logging.getLogger("unidle.agent")
+
+DEADLINE_SHARE = 0.8
+"""Share of the period that a tick waits for its sources: the rest is for what follows it."""
+LEAVE_S = 1.0
+"""How long a closing sampler waits for a source that is in the middle of a read."""
+
+
+class Clock(Protocol):
+    """Time as the sampler sees it."""
+
+    def time_ns(self) -> int:
+        """Wall clock, nanoseconds since the epoch."""
+
+    def monotonic(self) -> float:
+        """Seconds that never step."""
+
+    def wait(self, stop: threading.Event, timeout_s: float) -> None:
+        """Return after `timeout_s` seconds, or at once when `stop` is set."""
+
+    def wait_for(
+        self, condition: threading.Condition, predicate: Callable[[], bool], timeout_s: float
+    ) -> None:
+        """Return when `predicate` holds or after `timeout_s`; `condition` is held."""
+
+
+class SystemClock:
+    """The machine's own clock."""
+
+    def time_ns(self) -> int:
+        return time.time_ns()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def wait(self, stop: threading.Event, timeout_s: float) -> None:
+        stop.wait(max(0.0, timeout_s))
+
+    def wait_for(
+        self, condition: threading.Condition, predicate: Callable[[], bool], timeout_s: float
+    ) -> None:
+        condition.wait_for(predicate, timeout_s)
+
+
+@dataclass(slots=True)
+class SourceStats:
+    """What became of one source's reads since the start."""
+
+    name: str
+    reads: int = 0
+    errors: int = 0
+    skipped: int = 0
+    problems: int = 0
+    answers: int = 0
+    """Answers that a tick could use, empty ones and failures included."""
+    gpus: int = 0
+    """GPUs in its last answer."""
+    fields: int = 0
+    """Fields that its last answer gave for any GPU or for the host."""
+
+    @property
+    def up(self) -> bool:
+        """Did its last answer hold anything."""
+        return self.gpus > 0 or self.fields > 0
+
+
+class Sampler:
+    """Reads `sources` every `period_s` seconds and gives each tick to every consumer, in order."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        period_s: float,
+        consumers: Sequence[Callable[[Tick], None]],
+        clock: Clock | None = None,
+        deadline_s: float | None = None,
+    ) -> None:
+        self.period_s = period_s
+        self.ticks = 0
+        self.missed = 0
+        self._clock = clock or SystemClock()
+        self._deadline_s = DEADLINE_SHARE * period_s if deadline_s is None else deadline_s
+        self._consumers = tuple(consumers)
+        self._answered = threading.Condition()
+        self._workers = [_Worker(source, self._answered, self._clock) for source in sources]
+        self._said: tuple[str, ...] = ()
+
+    @property
+    def stats(self) -> tuple[SourceStats, ...]:
+        """One record per source, in their order."""
+        return tuple(worker.stats for worker in self._workers)
+
+    def run(self, stop: threading.Event) -> None:
+        """Tick until `stop` is set."""
+        start_s = self._clock.monotonic()
+        number = 0
+        while not stop.is_set():
+            self.tick()
+            number += 1
+            behind_s = self._clock.monotonic() - (start_s + number * self.period_s)
+            if behind_s >= self.period_s:
+                skipped = math.ceil(behind_s / self.period_s)
+                number += skipped
+                self.missed += skipped
+            self._clock.wait(stop, start_s + number * self.period_s - self._clock.monotonic())
+
+    def tick(self, deadline_s: float | None = None) -> Tick:
+        """Read all sources now, within the deadline; never raises for a source or a consumer."""
+        time_ns = self._clock.time_ns()
+        with self._answered:
+            asked = [worker for worker in self._workers if worker.ask()]
+            self._clock.wait_for(
+                self._answered,
+                lambda: all(worker.answered for worker in asked),
+                self._deadline_s if deadline_s is None else deadline_s,
+            )
+            readings = [
+                (worker.source.name, worker.source.precedence, worker.take()) for worker in self._workers
+            ]
+        tick = merge(time_ns, readings)
+        self.ticks += 1
+        self._say(tick.problems)
+        for consumer in self._consumers:
+            try:
+                consumer(tick)
+            except Exception:
+                log.exception("a tick could not be handed on")
+        return tick
+
+    def close(self) -> None:
+        """Stop the workers and close every source, a hung one too."""
+        with self._answered:
+            for worker in self._workers:
+                worker.leave()
+        for worker in self._workers:
+            worker.join()
+
+    def _say(self, problems: tuple[str, ...]) -> None:
+        """Log what is new and what is over, not the same text every second."""
+        for text in problems:
+            if text not in self._said:
+                log.warning("%s", text)
+        for text in self._said:
+            if text not in problems:
+                log.info("no longer: %s", text)
+        self._said = problems
+
+
+class _Worker:
+    """One source and the thread that reads it. Its state is guarded by the shared condition."""
+
+    def __init__(self, source: Source, answered: threading.Condition, clock: Clock) -> None:
+        self.source = source
+        self.stats = SourceStats(source.name)
+        self._answered = answered
+        self._clock = clock
+        self._reading: Reading | None = None
+        self._busy_since_s: float | None = None
+        self._leaving = False
+        self._unexpected: set[str] = set()
+        self._thread = threading.Thread(target=self._work, name=f"source-{source.name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def answered(self) -> bool:
+        return self._reading is not None
+
+    def ask(self) -> bool:
+        """Ask for a reading now; False where the source is still busy or an answer came late."""
+        if self._busy_since_s is not None or self._reading is not None:
+            return False
+        self._busy_since_s = self._clock.monotonic()
+        self._answered.notify_all()
+        return True
+
+    def take(self) -> Reading:
+        """The answer, or an empty one that says why there is none."""
+        reading, self._reading = self._reading, None
+        if reading is None:
+            self.stats.skipped += 1
+            self.stats.problems += 1
+            self.stats.gpus = self.stats.fields = 0
+            return Reading(problems=("it is still busy and was left out",))
+        self.stats.answers += 1
+        self.stats.problems += len(reading.problems)
+        self.stats.gpus = len(reading.gpus)
+        self.stats.fields = len({*reading.host}.union(*(gpu.values for gpu in reading.gpus)))
+        return reading
+
+    def leave(self) -> None:
+        self._leaving = True
+        self._answered.notify_all()
+
+    def join(self) -> None:
+        """Wait shortly for the thread; the source of one that hangs is closed from here."""
+        self._thread.join(LEAVE_S)
+        if self._thread.is_alive():
+            self._close()
+
+    def _close(self) -> None:
+        try:
+            self.source.close()
+        except Exception:
+            log.exception("%s could not be closed", self.source.name)
+
+    def _work(self) -> None:
+        while True:
+            with self._answered:
+                self._answered.wait_for(lambda: self._leaving or self._busy_since_s is not None)
+                if self._leaving:
+                    break
+            reading = self._read()
+            with self._answered:
+                self._reading = reading
+                self._busy_since_s = None
+                self._answered.notify_all()
+        self._close()
+
+    def _read(self) -> Reading:
+        self.stats.reads += 1
+        try:
+            return self.source.read()
+        except SourceError as error:
+            self.stats.errors += 1
+            return Reading(problems=(str(error),))
+        except Exception as error:  # a bug in one source must not silence the others
+            self.stats.errors += 1
+            text = f"unexpected {type(error).__name__}: {error}"
+            if text not in self._unexpected:
+                self._unexpected.add(text)
+                log.exception("%s: %s", self.source.name, text)
+            return Reading(problems=(text,))
