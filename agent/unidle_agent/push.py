@@ -20,13 +20,13 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 from unidle_agent import fetch
-from unidle_agent.errors import SettingError, WireError
+from unidle_agent.errors import SettingError
+from unidle_agent.segment import Record
 from unidle_agent.settings import Secret
-from unidle_agent.spool import Record, Spool
-from unidle_agent.wire import CONTENT_TYPE, decode, encode
+from unidle_agent.spool import Spool
+from unidle_agent.wire import CLOCK_HEADER, CONTENT_TYPE
 
 log = logging.getLogger("unidle.agent")
 
@@ -115,18 +115,14 @@ class Pusher:
         if record is None:
             return None
         try:
-            # The time of sending lets the receiver see a skewed clock: that of now, not of the spooling.
-            body = encode(replace(decode(record.payload), sent_ns=self._now_ns()))
-        except WireError as error:
-            return self._set_aside(record, str(error))
-        try:
-            answer = self._send(body)
+            answer = self._send(record.payload)
         except fetch.FetchError as error:
             return self._back_off(f"the collector at {self.url} does not answer ({error})")
         return self._handle(record, answer)
 
     def _send(self, body: bytes) -> fetch.Answer:
-        headers = {"Content-Type": CONTENT_TYPE}
+        # The clock of this moment, not of the spooling, lets the receiver see a skew.
+        headers = {"Content-Type": CONTENT_TYPE, CLOCK_HEADER: str(self._now_ns())}
         if self._token:
             headers["Authorization"] = f"Bearer {self._token.reveal()}"
         kept_open = self._over.sock is not None

@@ -1,9 +1,9 @@
 """Batches on disk until the collector has acknowledged them.
 
-A folder of append-only segment files. A segment is a magic and then records: length, CRC32, sequence,
-time of writing, payload. Each append is synced, so a record survives `kill -9`, and a power cut as far
-as the disk keeps its word; a torn end is cut off at the next start. The newest segment always stays,
-also when everything in it is acknowledged: its name and records say where the sequence goes on.
+A folder of append-only segment files (`segment.py`). Each append is synced, so a record survives
+`kill -9`, and a power cut as far as the disk keeps its word; a torn end is cut off at the next start. The
+newest segment always stays, also when everything in it is acknowledged: its name and records say where
+the sequence goes on.
 
 Bounds are in bytes and in age; what exceeds them is dropped oldest first and counted. Where the disk
 refuses (full, read-only, not ours) records wait in memory, in the same order, until it takes them.
@@ -16,53 +16,24 @@ import fcntl
 import itertools
 import logging
 import os
-import struct
 import threading
 import time
 import uuid
-import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 from unidle_agent.errors import UnidleError
+from unidle_agent.segment import MAGIC, Record, Segment, framed, records, scan, sync_folder, write_all
 
 log = logging.getLogger("unidle.agent")
 
-MAGIC = b"UNIDLES1"
-HEADER = struct.Struct("<IIQq")
-"""Payload length, CRC32 of the rest of the header and the payload, sequence, time of writing in ns."""
-CHECKED = struct.Struct("<Qq")
 MEMORY_BYTES = 16 * 1024 * 1024
 """Most that waits in memory while the disk refuses: hours of batches of 8 GPUs."""
 REJECTED_BYTES = 4 * 1024 * 1024
 SEGMENTS = 16
 """Into so many segments the bytes bound is divided: the step in which old records are dropped."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One payload that waits."""
-
-    seq: int
-    written_ns: int
-    payload: bytes
-
-    @property
-    def size_bytes(self) -> int:
-        return HEADER.size + len(self.payload)
-
-
-@dataclass(slots=True)
-class _Segment:
-    path: Path
-    first_seq: int
-    last_seq: int
-    """The last one in it, `first_seq - 1` where it is empty."""
-    size_bytes: int
-    newest_ns: int
 
 
 class Spool:
@@ -84,7 +55,7 @@ class Spool:
         self._max_age_s = max_age_s
         self._now_ns = now_ns
         self._lock = threading.RLock()
-        self._segments: deque[_Segment] = deque()
+        self._segments: deque[Segment] = deque()
         self._memory: deque[Record] = deque()
         self._memory_bytes = 0
         self._file: int | None = None
@@ -109,20 +80,21 @@ class Spool:
         """The sequence that the next appended payload gets."""
         return self._last_seq + 1
 
+    # The next two take a copy instead of the lock: a disk that is slow to sync must not stall /metrics.
+
     @property
     def size_bytes(self) -> int:
         """Bytes on disk and waiting in memory."""
-        return sum(segment.size_bytes for segment in self._segments) + self._memory_bytes
+        return sum(segment.size_bytes for segment in tuple(self._segments)) + self._memory_bytes
 
     @property
     def pending(self) -> int:
         """Records that are not acknowledged (an upper bound where the disk was damaged)."""
-        with self._lock:
-            on_disk = sum(
-                max(0, segment.last_seq - max(self._acked, segment.first_seq - 1))
-                for segment in self._segments
-            )
-            return on_disk + len(self._memory)
+        on_disk = sum(
+            max(0, segment.last_seq - max(self._acked, segment.first_seq - 1))
+            for segment in tuple(self._segments)
+        )
+        return on_disk + len(self._memory)
 
     def append(self, payload: bytes) -> int:
         """Keep `payload`; returns its sequence once it is synced, or in memory where the disk refuses."""
@@ -169,7 +141,7 @@ class Spool:
                 size = path.stat().st_size if path.exists() else 0
                 if size + record.size_bytes <= REJECTED_BYTES:
                     with path.open("ab") as file:
-                        file.write(_framed(record))
+                        file.write(framed(record))
             except OSError as error:
                 self._refused(error)
             self.ack(record.seq)
@@ -203,7 +175,7 @@ class Spool:
 
     def _recover(self) -> None:
         for path in sorted(path for path in self._folder.glob("*.seg") if path.stem.isdecimal()):
-            self._segments.append(_scan(path))
+            self._segments.append(scan(path))
         self._acked = _number(self._folder / "acked")
         if self._segments:
             self._last_seq = max(self._segments[-1].last_seq, self._acked)
@@ -239,10 +211,10 @@ class Spool:
             current = self._new_segment(record.seq)
         if self._file is None:
             self._file = os.open(current.path, os.O_WRONLY | os.O_CLOEXEC)
-        data = _framed(record)
+        data = framed(record)
         try:
             os.lseek(self._file, current.size_bytes, os.SEEK_SET)
-            _write_all(self._file, data)
+            write_all(self._file, data)
             os.fdatasync(self._file)
         except OSError:
             with contextlib.suppress(OSError):
@@ -251,13 +223,13 @@ class Spool:
         current.size_bytes += len(data)
         current.last_seq, current.newest_ns = record.seq, record.written_ns
 
-    def _new_segment(self, first_seq: int) -> _Segment:
+    def _new_segment(self, first_seq: int) -> Segment:
         path = self._folder / f"{first_seq:020}.seg"
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            _write_all(file, MAGIC)
+            write_all(file, MAGIC)
             os.fsync(file)
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
         except OSError:
             os.close(file)
             with contextlib.suppress(OSError):
@@ -266,7 +238,7 @@ class Spool:
         if self._file is not None:
             os.close(self._file)
         self._file = file
-        segment = _Segment(path, first_seq, first_seq - 1, len(MAGIC), self._now_ns())
+        segment = Segment(path, first_seq, first_seq - 1, len(MAGIC), self._now_ns())
         self._segments.append(segment)
         return segment
 
@@ -302,13 +274,13 @@ class Spool:
                 offset = len(MAGIC)
             self._cursor = (segment.first_seq, offset)
             if offset < segment.size_bytes:
-                found = next(_records(segment.path, offset), None)
+                found = next(records(segment.path, offset), None)
                 if found is not None:
                     return found[0]
                 self._damaged(segment)
         return None
 
-    def _damaged(self, segment: _Segment) -> None:
+    def _damaged(self, segment: Segment) -> None:
         """Skip the rest of a segment that can no longer be read."""
         lost = max(0, segment.last_seq - max(self._acked, segment.first_seq - 1))
         log.warning("%s: unreadable from byte %d: %d batches are lost", segment.path, self._cursor[1], lost)
@@ -336,62 +308,11 @@ class Spool:
             self._acked = max(self._acked, oldest.last_seq)
             self._remove(oldest)
 
-    def _remove(self, segment: _Segment) -> None:
+    def _remove(self, segment: Segment) -> None:
         try:
             segment.path.unlink(missing_ok=True)
         except OSError as error:
             self._refused(error)
-
-
-def _framed(record: Record) -> bytes:
-    checked = CHECKED.pack(record.seq, record.written_ns)
-    crc = zlib.crc32(record.payload, zlib.crc32(checked))
-    return HEADER.pack(len(record.payload), crc, record.seq, record.written_ns) + record.payload
-
-
-def _records(path: Path, offset: int) -> Iterator[tuple[Record, int]]:
-    """Whole records from `offset` on, each with the offset of its end; stops at the first that is not."""
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        log.warning("%s cannot be read: %s", path, error)
-        return
-    with file:
-        if file.read(len(MAGIC)) != MAGIC:
-            return
-        file.seek(offset)
-        while len(header := file.read(HEADER.size)) == HEADER.size:
-            length, crc, seq, written_ns = HEADER.unpack(header)
-            if length > os.fstat(file.fileno()).st_size:
-                return
-            payload = file.read(length)
-            if zlib.crc32(payload, zlib.crc32(header[8:])) != crc or len(payload) != length:
-                return
-            offset += HEADER.size + length
-            yield Record(seq, written_ns, payload), offset
-
-
-def _scan(path: Path) -> _Segment:
-    """Read a segment to its last whole record and cut off what is torn behind it."""
-    first = int(path.stem)
-    segment = _Segment(path, first, first - 1, len(MAGIC), 0)
-    with path.open("rb") as file:
-        whole = file.read(len(MAGIC)) == MAGIC
-    if not whole:
-        path.write_bytes(MAGIC)
-    for record, end in _records(path, len(MAGIC)):
-        segment.last_seq, segment.size_bytes, segment.newest_ns = record.seq, end, record.written_ns
-    torn = path.stat().st_size - segment.size_bytes
-    if torn > 0:
-        log.info("%s: %d bytes of a record that was never finished are cut off", path, torn)
-        os.truncate(path, segment.size_bytes)
-    return segment
-
-
-def _write_all(file: int, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(file, left) :]
 
 
 def _number(path: Path) -> int:
@@ -406,11 +327,3 @@ def _boot_id(path: Path) -> str:
         return path.read_text("ascii").strip()
     except OSError:
         return "unknown-boot"
-
-
-def _sync_folder(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -54,7 +54,9 @@ def noisy(mean: float, spread: float, seed: int = 1) -> Column:
     return lambda instants, gpus: np.clip(random.normal(mean, spread, (instants, gpus)), 0, None)
 
 
-def between(inside: float, outside: float, first_min: float, last_min: float, period_s: float = 1.0) -> Column:
+def between(
+    inside: float, outside: float, first_min: float, last_min: float, period_s: float = 1.0
+) -> Column:
     """`inside` from minute `first_min` to `last_min`, else `outside`."""
 
     def build(instants: int, gpus: int) -> NDArray[np.float64]:

@@ -45,9 +45,7 @@ def batch(
     simulated: bool = False,
 ) -> Batch:
     """`seconds` instants from START_S + first_s on, the same values on every GPU; counters per instant."""
-    columns = {
-        name: column(BY_NAME[name], [value] * (seconds * len(gpus))) for name, value in values.items()
-    }
+    columns = {name: column(BY_NAME[name], [value] * (seconds * len(gpus))) for name, value in values.items()}
     for name, series in (counters or {}).items():
         columns[name] = column(BY_NAME[name], [value for value in series for _ in gpus])
     owner = Owner(allocated=True, job=job) if job else Owner()

@@ -43,7 +43,9 @@ def test_a_wrong_token_is_refused_and_counted(here: Site) -> None:
 def test_a_read_token_does_not_push_and_a_push_token_does_not_read(tmp_path: Path) -> None:
     with site(tmp_path, read_token="reader") as running:
         assert running.http.get("/api/v1/fleet").status_code == 401
-        assert running.http.get("/api/v1/fleet", headers={"Authorization": "Bearer reader"}).status_code == 200
+        assert (
+            running.http.get("/api/v1/fleet", headers={"Authorization": "Bearer reader"}).status_code == 200
+        )
         pushing = {"Authorization": f"Bearer {running.token}"}
         assert running.http.get("/api/v1/fleet", headers=pushing).status_code == 401
         assert running.push(batch(1, 0, 5, BUSY), token="reader")[0] == 401
@@ -83,7 +85,12 @@ def test_rows_from_the_future_are_counted_and_the_others_kept(here: Site) -> Non
 
 
 def test_nan_infinite_and_impossible_values_become_unknown(here: Site) -> None:
-    bad = {"power_w": float("inf"), "gpu_util_ratio": 45.0, "sm_active_ratio": None, "memory_used_bytes": 3e10}
+    bad = {
+        "power_w": float("inf"),
+        "gpu_util_ratio": 45.0,
+        "sm_active_ratio": None,
+        "memory_used_bytes": 3e10,
+    }
     assert here.push(batch(1, 0, 5, bad))[0] == 200
     here.settle(10)
     gpus = here.get("gpus")

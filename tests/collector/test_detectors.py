@@ -69,7 +69,12 @@ TENSOR_PARALLEL = BASE | {
 }
 
 MUST_FIRE = [
-    Case("a loaded model without requests is idle, held", recording(HELD, minutes=40), {"idle": "held"}, {"idle": 2400}),
+    Case(
+        "a loaded model without requests is idle, held",
+        recording(HELD, minutes=40),
+        {"idle": "held"},
+        {"idle": 2400},
+    ),
     Case(
         "a job that never starts a process is idle since it got the GPU",
         recording(EMPTY, minutes=30, job="4711"),
@@ -78,8 +83,10 @@ MUST_FIRE = [
     ),
     Case(
         "a job that stops after half an hour is idle from that minute on",
-        recording(HEALTHY | {name: between(0.0, 1.0, 30, 90) for name in ("gpu_util_ratio", "sm_active_ratio")},
-                  minutes=70),
+        recording(
+            HEALTHY | {name: between(0.0, 1.0, 30, 90) for name in ("gpu_util_ratio", "sm_active_ratio")},
+            minutes=70,
+        ),
         {"idle": "held"},
         {"productive": 1800, "idle": 2400},
     ),
@@ -109,9 +116,18 @@ MUST_FIRE = [
     ),
     Case(
         "small kernels look busy and use a quarter of the SMs",
-        recording(BASE | {"gpu_util_ratio": noisy(0.69, 0.05), "sm_active_ratio": noisy(0.24, 0.03),
-                          "tensor_active_ratio": 0.037, "dram_active_ratio": 0.148, "power_w": 207.0,
-                          "memory_used_bytes": 18e9}, minutes=20),
+        recording(
+            BASE
+            | {
+                "gpu_util_ratio": noisy(0.69, 0.05),
+                "sm_active_ratio": noisy(0.24, 0.03),
+                "tensor_active_ratio": 0.037,
+                "dram_active_ratio": 0.148,
+                "power_w": 207.0,
+                "memory_used_bytes": 18e9,
+            },
+            minutes=20,
+        ),
         {"starvation": "small_kernels"},
         {},
     ),
@@ -129,31 +145,50 @@ MUST_FIRE = [
     ),
     Case(
         "one hot GPU among eight is throttled for as long as the bit is set",
-        recording(HEALTHY | {"clock_event_reasons": one_gpu(0x24, 0x4, 10, 20),
-                             "sm_clock_hz": one_gpu(1.2e9, 1.75e9, 10, 20)}, minutes=30),
+        recording(
+            HEALTHY
+            | {
+                "clock_event_reasons": one_gpu(0x24, 0x4, 10, 20),
+                "sm_clock_hz": one_gpu(1.2e9, 1.75e9, 10, 20),
+            },
+            minutes=30,
+        ),
         {"throttling_thermal": "software_thermal"},
         {"throttled": 615, "productive": 1185},
     ),
     Case(
         "a thermal throttle time that grows is enough",
-        recording({k: v for k, v in HEALTHY.items() if k != "clock_event_reasons"}
-                  | {"hw_thermal_throttle_s": one_gpu(0.9, 0.0, 10, 20),
-                     "sm_clock_hz": one_gpu(1.2e9, 1.75e9, 10, 20)}, minutes=30),
+        recording(
+            {k: v for k, v in HEALTHY.items() if k != "clock_event_reasons"}
+            | {
+                "hw_thermal_throttle_s": one_gpu(0.9, 0.0, 10, 20),
+                "sm_clock_hz": one_gpu(1.2e9, 1.75e9, 10, 20),
+            },
+            minutes=30,
+        ),
         {"throttling_thermal": "hardware_thermal"},
         {},
     ),
     Case(
         "without reasons, heat at its limit and a clock below the siblings tell",
-        recording({k: v for k, v in HEALTHY.items() if k != "clock_event_reasons"}
-                  | {"temperature_c": one_gpu(88, 62, 10, 20), "sm_clock_hz": one_gpu(1.2e9, 1.75e9, 10, 20)},
-                  minutes=30),
+        recording(
+            {k: v for k, v in HEALTHY.items() if k != "clock_event_reasons"}
+            | {"temperature_c": one_gpu(88, 62, 10, 20), "sm_clock_hz": one_gpu(1.2e9, 1.75e9, 10, 20)},
+            minutes=30,
+        ),
         {"throttling_thermal": "software_thermal"},
         {},
     ),
     Case(
         "a power brake is told apart from heat",
-        recording(HEALTHY | {"clock_event_reasons": one_gpu(0x88, 0x4, 10, 20),
-                             "sm_clock_hz": one_gpu(0.9e9, 1.75e9, 10, 20)}, minutes=30),
+        recording(
+            HEALTHY
+            | {
+                "clock_event_reasons": one_gpu(0x88, 0x4, 10, 20),
+                "sm_clock_hz": one_gpu(0.9e9, 1.75e9, 10, 20),
+            },
+            minutes=30,
+        ),
         {"throttling_power": "power_brake"},
         {},
     ),
@@ -175,31 +210,52 @@ MUST_FIRE = [
         {"gpu_lost": "lost"},
         {"failed": 1200, "productive": 600},
     ),
-]  # fmt: skip
+]
 
 MUST_NOT_FIRE = [
-    Case("compute bound at the power limit is healthy", recording(HEALTHY, minutes=60), {}, {"productive": 3600}),
+    Case(
+        "compute bound at the power limit is healthy",
+        recording(HEALTHY, minutes=60),
+        {},
+        {"productive": 3600},
+    ),
     Case(
         "memory-bandwidth bound is not starved",
-        recording(HEALTHY | {"sm_active_ratio": 0.45, "tensor_active_ratio": 0.03, "dram_active_ratio": 0.75},
-                  minutes=40),
+        recording(
+            HEALTHY | {"sm_active_ratio": 0.45, "tensor_active_ratio": 0.03, "dram_active_ratio": 0.75},
+            minutes=40,
+        ),
         {},
         {"productive": 2400},
     ),
     Case("nobody's GPU is unallocated, not idle", recording(EMPTY, minutes=60), {}, {"unallocated": 3600}),
-    Case("idle for 20 minutes is accounted, but nobody is told", recording(HELD, minutes=20), {}, {"idle": 1200}),
+    Case(
+        "idle for 20 minutes is accounted, but nobody is told",
+        recording(HELD, minutes=20),
+        {},
+        {"idle": 1200},
+    ),
     Case(
         "a model load of eight minutes is start-up",
-        recording(HEALTHY | {name: between(0.0, 1.0, 0, 9) for name in ("gpu_util_ratio", "sm_active_ratio")}
-                  | {"memory_used_bytes": between(5e6, 70e9, 0, 1)}, minutes=40),
+        recording(
+            HEALTHY
+            | {name: between(0.0, 1.0, 0, 9) for name in ("gpu_util_ratio", "sm_active_ratio")}
+            | {"memory_used_bytes": between(5e6, 70e9, 0, 1)},
+            minutes=40,
+        ),
         {},
         {"productive": 2340},
     ),
     Case(
         "checkpoints of 20 s each 10 min starve nobody",
-        recording(HEALTHY | {name: (lambda t, g: np.where((np.arange(t)[:, None] % 600) < 20, 0.0, 0.9)
-                                    * np.ones((1, g))) for name in ("gpu_util_ratio", "sm_active_ratio")},
-                  minutes=60),
+        recording(
+            HEALTHY
+            | {
+                name: (lambda t, g: np.where((np.arange(t)[:, None] % 600) < 20, 0.0, 0.9) * np.ones((1, g)))
+                for name in ("gpu_util_ratio", "sm_active_ratio")
+            },
+            minutes=60,
+        ),
         {},
         {"productive": 3600},
     ),
@@ -228,7 +284,7 @@ MUST_NOT_FIRE = [
         {},
     ),
     Case("nothing known is unknown, not idle", recording(BASE | {"temperature_c": 40.0}, minutes=40), {}, {}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("case", MUST_FIRE + MUST_NOT_FIRE, ids=lambda case: case.title)
@@ -267,7 +323,8 @@ def test_a_half_idle_node_is_told_by_gpu_not_by_its_mean() -> None:
 
     result = replay(
         recording(
-            HEALTHY | {"gpu_util_ratio": half(0, 1), "sm_active_ratio": half(0, 0.86), "power_w": half(120, 685)},
+            HEALTHY
+            | {"gpu_util_ratio": half(0, 1), "sm_active_ratio": half(0, 0.86), "power_w": half(120, 685)},
             minutes=40,
         )
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.collector.fleets import BASE, EMPTY, HEALTHY, HELD, H100, recording
+from tests.collector.fleets import BASE, EMPTY, H100, HEALTHY, HELD, recording
 
 from unidle_collector.model import STATES, GpuRef
 from unidle_collector.recording import Recording
@@ -88,10 +88,17 @@ def test_idle_is_booked_back_to_its_first_second() -> None:
 
 def test_a_job_is_charged_for_its_own_time_only() -> None:
     instants = 1200
-    job = np.where(np.arange(instants)[:, None] < 600, 1, 2).astype(np.int32) * np.ones((1, 8), dtype=np.int32)
+    job = np.where(np.arange(instants)[:, None] < 600, 1, 2).astype(np.int32) * np.ones(
+        (1, 8), dtype=np.int32
+    )
     base = recording(HELD, minutes=20)
-    result = replay(Recording(base.start_ns, 1.0, base.gpus, base.columns, base.sampled, ("", "a", "b"), job, ()))
-    assert {account.key: round(sum(account.seconds.values())) for account in result.jobs} == {"a": 4800, "b": 4800}
+    result = replay(
+        Recording(base.start_ns, 1.0, base.gpus, base.columns, base.sampled, ("", "a", "b"), job, ())
+    )
+    assert {account.key: round(sum(account.seconds.values())) for account in result.jobs} == {
+        "a": 4800,
+        "b": 4800,
+    }
 
 
 def test_the_grade_says_which_activity_a_loss_rests_on() -> None:

@@ -49,7 +49,10 @@ def test_an_idle_job_becomes_an_incident_with_a_recommendation_and_resolves(tmp_
         (resolved,) = here.get("incidents", state="resolved")
         assert resolved["state"] == "resolved"
         events = here.get("events")
-        assert [(e["incident"]["state"], e["incident"]["revision"]) for e in events] == [("open", 1), ("resolved", 2)]
+        assert [(e["incident"]["state"], e["incident"]["revision"]) for e in events] == [
+            ("open", 1),
+            ("resolved", 2),
+        ]
         assert here.get("events", after=events[0]["seq"])[0]["seq"] == events[1]["seq"]
 
 

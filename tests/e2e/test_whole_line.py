@@ -91,5 +91,5 @@ def test_a_killed_collector_loses_nothing_that_was_acknowledged(tmp_path: Path) 
         wait_for(lambda: client.health().counters["rows_ingested"] >= 30, "rows again")
         account = wait_for(lambda: client.fleet(600).account, "accounts")
         known = sum(account.seconds.values()) - account.seconds["unknown"]
-        wait_for(lambda: (client.fleet(600).account.seconds["unknown"] <= 4), "no hole but a second or two")
+        wait_for(lambda: client.fleet(600).account.seconds["unknown"] <= 4, "no hole but a second or two")
         assert known >= 20

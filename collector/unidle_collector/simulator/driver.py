@@ -20,7 +20,7 @@ from typing import Protocol, TextIO
 
 from unidle_agent.errors import UnidleError
 from unidle_agent.settings import Secret, setting
-from unidle_agent.wire import CONTENT_TYPE, encode
+from unidle_agent.wire import CLOCK_HEADER, CONTENT_TYPE, encode
 from unidle_collector.simulator.agents import NodeAgent, Shares, node_agents
 from unidle_collector.simulator.faults import SHORTEST_HISTORY_S
 from unidle_collector.simulator.fleet import FEWEST_GPUS_PER_NODE, FEWEST_NODES, SECOND_NS, Block, Fleet
@@ -116,7 +116,8 @@ class HttpTransport:
             waited_s += pause_s
 
     def _post(self, body: bytes) -> tuple[int, str | None, bytes]:
-        self._connection.request("POST", self._path, body, self._headers)
+        clock = {CLOCK_HEADER: str(time.time_ns())}
+        self._connection.request("POST", self._path, body, {**self._headers, **clock})
         with self._connection.getresponse() as reply:
             return reply.status, reply.getheader("Retry-After"), reply.read()
 

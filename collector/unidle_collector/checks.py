@@ -1,0 +1,59 @@
+"""What `unidle doctor` checks of the collector on this machine: its store. Nothing is changed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+
+from unidle_agent.checks import CheckResult
+from unidle_agent.errors import UnidleError
+from unidle_agent.settings import load
+from unidle_collector.settings import CollectorSettings
+
+LEAST_FREE_BYTES = 2 * 1024**3
+
+
+def store() -> CheckResult:
+    """Is there a store here, can it be written, is its state database whole, is there room."""
+    name = "store"
+    try:
+        directory = load(CollectorSettings, "collector").data_dir
+    except UnidleError as error:
+        return CheckResult(name, "fail", str(error), "correct the setting")
+    if not directory.is_dir():
+        found = f"no store at {directory}"
+        return CheckResult(name, "absent", found, "nothing, where no collector runs on this machine")
+    if not os.access(directory, os.W_OK | os.X_OK):
+        return CheckResult(
+            name,
+            "fail",
+            f"{directory} cannot be written by this user",
+            "correct its owner, or set data_dir in [collector]",
+        )
+    free = shutil.disk_usage(directory).free
+    size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    found = f"{directory}: {size / 1e9:.2f} GB, {free / 1e9:.1f} GB free on its disk"
+    problem = _state_problem(str(directory / "state.sqlite"))
+    if problem:
+        return CheckResult(name, "fail", f"{found}; {problem}", "stop the collector and restore state.sqlite")
+    if free < LEAST_FREE_BYTES:
+        return CheckResult(
+            name, "warn", found, "free some space, or lower keep_days or keep_gb in [collector]"
+        )
+    return CheckResult(name, "ok", found)
+
+
+def _state_problem(path: str) -> str:
+    """What SQLite says of the state database, empty when it is whole or not there yet."""
+    if not os.path.exists(path):  # noqa: PTH110  # a plain text for SQLite's own URI
+        return ""
+    try:
+        with sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=2) as database:
+            row = database.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.Error as error:
+        return f"state.sqlite: {error}"
+    return "" if row and row[0] == "ok" else f"state.sqlite: {row[0] if row else 'no answer'}"
+
+
+CHECKS = (store,)

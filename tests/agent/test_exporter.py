@@ -1,0 +1,200 @@
+"""/metrics and /health."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from unidle_agent.errors import UnidleError
+from unidle_agent.exporter import Exporter, Health, Metric, Snapshot, health_of, metric_name, render
+from unidle_agent.fields import BY_NAME, FIELDS, Field
+from unidle_agent.sample import GpuReading, Tick, Value
+from unidle_agent.wire import GpuFacts, Owner
+
+OWNER = Owner(True, job="4711", user="alice")
+GPU = GpuFacts("GPU-a", 0, "B200", "0:1", 0, "570.1", owner=OWNER, sources={"power_w": "nvml"})
+
+
+def tick(second: float = 100, facts: GpuFacts = GPU, **values: Value) -> Tick:
+    host: dict[str, Value] = {"load_1m": 0.0, "psi_io_some_s": 2_323_110}
+    return Tick(int(second * 1e9), (GpuReading(facts, values),), host, ())
+
+
+def page_of(*ticks: Tick, keep_s: float = 3.0) -> str:
+    snapshot = Snapshot(keep_s)
+    for one in ticks:
+        snapshot.update(one)
+    return render(snapshot.metrics())
+
+
+def some_value(field: Field) -> Value:
+    return 7 if field.dtype == "u8" else 0.5
+
+
+def full_tick(gpus: int = 8) -> Tick:
+    values = {field.name: some_value(field) for field in FIELDS if field.scope == "gpu"}
+    host = {field.name: some_value(field) for field in FIELDS if field.scope == "host"}
+    uuids = [f"GPU-{number:032x}" for number in range(gpus)]
+    readings = [
+        GpuReading(GpuFacts(uuid, index, "NVIDIA B200", "0000:1b:00.0", index, "570.86.15"), values)
+        for index, uuid in enumerate(uuids)
+    ]
+    return Tick(10**11, tuple(readings), host, ())
+
+
+def test_names_are_base_units_and_counters_end_in_total() -> None:
+    names = {field.name: metric_name(field) for field in FIELDS}
+    assert names["power_w"] == "unidle_gpu_power_watts"
+    assert names["energy_j"] == "unidle_gpu_energy_joules_total"
+    assert names["gpu_util_ratio"] == "unidle_gpu_util_ratio"
+    assert names["sm_clock_hz"] == "unidle_gpu_sm_clock_hertz"
+    assert names["temperature_c"] == "unidle_gpu_temperature_celsius"
+    assert names["power_cap_s"] == "unidle_gpu_power_cap_seconds_total"
+    assert names["pcie_tx_bytes_per_s"] == "unidle_gpu_pcie_tx_bytes_per_second"
+    assert names["memory_total_bytes"] == "unidle_gpu_memory_total_bytes"
+    assert names["process_count"] == "unidle_gpu_processes"
+    assert names["psi_io_some_s"] == "unidle_host_psi_io_some_seconds_total"
+    assert names["host_memory_total_bytes"] == "unidle_host_memory_total_bytes"
+    assert len(set(names.values())) == len(FIELDS)
+
+
+def test_the_page_of_one_gpu() -> None:
+    assert page_of(tick(power_w=512.25, energy_j=123_456, last_xid=0)) == (
+        "# HELP unidle_gpu_info what is known about the GPU; always 1\n"
+        "# TYPE unidle_gpu_info gauge\n"
+        'unidle_gpu_info{gpu="0",uuid="GPU-a",model="B200",driver="570.1",pci_bus_id="0:1",'
+        'allocated="yes",job="4711"} 1\n'
+        "# HELP unidle_gpu_power_watts board power, the driver's average (1 s on Ampere and newer, "
+        "instant on GA100)\n"
+        "# TYPE unidle_gpu_power_watts gauge\n"
+        'unidle_gpu_power_watts{gpu="0",uuid="GPU-a"} 512.25\n'
+        "# HELP unidle_gpu_energy_joules_total energy since the driver was loaded\n"
+        "# TYPE unidle_gpu_energy_joules_total counter\n"
+        'unidle_gpu_energy_joules_total{gpu="0",uuid="GPU-a"} 123.456\n'
+        "# HELP unidle_gpu_last_xid the last XID that the driver reported; sticky, 0 is none\n"
+        "# TYPE unidle_gpu_last_xid gauge\n"
+        'unidle_gpu_last_xid{gpu="0",uuid="GPU-a"} 0\n'
+        "# HELP unidle_host_load_1m load average over one minute\n"
+        "# TYPE unidle_host_load_1m gauge\n"
+        "unidle_host_load_1m 0\n"
+        "# HELP unidle_host_psi_io_some_seconds_total time in which some task waited for I/O\n"
+        "# TYPE unidle_host_psi_io_some_seconds_total counter\n"
+        "unidle_host_psi_io_some_seconds_total 2.32311\n"
+    )
+
+
+def test_the_user_is_not_on_the_page() -> None:
+    assert "alice" not in page_of(tick(power_w=1.0))
+
+
+def test_unknown_is_absent_and_never_zero() -> None:
+    page = page_of(tick(power_w=math.nan, energy_j=-1, temperature_c=0.0))
+    assert "power" not in page
+    assert "energy" not in page
+    assert 'unidle_gpu_temperature_celsius{gpu="0",uuid="GPU-a"} 0\n' in page
+
+
+def test_a_value_outlives_the_ticks_between_two_scrapes_and_then_is_absent() -> None:
+    ticks = [tick(100, power_w=5.0), *(tick(100 + second) for second in range(1, 4))]
+    assert "power_watts" in page_of(*ticks)
+    later = page_of(*ticks, tick(104))
+    assert "power_watts" not in later
+    assert "unidle_gpu_info" in later
+
+
+def test_a_gpu_that_is_gone_leaves_the_page() -> None:
+    others = Tick(110 * 10**9, (), {"load_1m": 1.0}, ())
+    assert "GPU-a" not in page_of(tick(100, power_w=5.0), others)
+
+
+def test_a_clock_set_back_leaves_no_value_from_the_future() -> None:
+    page = page_of(tick(100, power_w=5.0), tick(40, temperature_c=50.0))
+    assert "power_watts" not in page
+    assert "temperature_celsius" in page
+
+
+def test_simulated_rows_mark_the_page() -> None:
+    assert "SIMULATED" not in page_of(tick(power_w=1.0))
+    simulated = GpuFacts("GPU-a", 0, sources={"power_w": "simulator"})
+    page = page_of(tick(facts=simulated, power_w=1.0))
+    assert "SIMULATED" in page
+    assert "\nunidle_simulated 1\n" in page
+
+
+@given(st.dictionaries(st.sampled_from(["job", "model"]), st.text(max_size=30)), st.floats(allow_nan=False))
+def test_any_label_and_value_come_back_from_a_prometheus_parser(labels: dict[str, str], value: float) -> None:
+    labels = {key: text.replace("\r", "") for key, text in labels.items()}
+    if math.isinf(value):
+        return
+    page = render([Metric("unidle_x", "gauge", 'help with \\ and "quotes"\nand lines', [(labels, value)])])
+    (family,) = text_string_to_metric_families(page)
+    assert family.samples[0].labels == labels
+    assert family.samples[0].value == value
+
+
+@pytest.mark.slow
+def test_promtool_has_no_complaint_about_the_page_of_a_full_node() -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool is not installed (Debian package prometheus)")
+    owned = GpuFacts(
+        'GPU-"\\', 9, 'we"ird\\model\n', owner=Owner(True, job="a b"), sources={"x": "simulator"}
+    )
+    page = page_of(full_tick(), tick(100, facts=owned, power_w=1.0), keep_s=100)
+    checked = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, text=True)
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+
+
+def test_the_page_of_eight_gpus_is_small() -> None:
+    assert len(page_of(full_tick(8))) < 80_000
+
+
+@pytest.fixture
+def exporter() -> Iterator[Exporter]:
+    health = [Health(True, {"node": "n"}), Health(False, {"node": "n"})]
+    exporter = Exporter("127.0.0.1", 0, lambda: 'x{a="ü"} 1\n', lambda: health.pop(0))
+    yield exporter
+    exporter.close()
+
+
+def test_pages_are_served(exporter: Exporter) -> None:
+    with urllib.request.urlopen(f"{exporter.url}/metrics", timeout=10) as answer:
+        assert answer.read().decode() == 'x{a="ü"} 1\n'
+        assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    with urllib.request.urlopen(f"{exporter.url}/health", timeout=10) as answer:
+        assert json.load(answer) == {"ok": True, "node": "n"}
+    with pytest.raises(urllib.error.HTTPError) as unhealthy:
+        urllib.request.urlopen(f"{exporter.url}/health", timeout=10)
+    assert unhealthy.value.code == 503
+    assert json.load(unhealthy.value) == {"ok": False, "node": "n"}
+    with pytest.raises(urllib.error.HTTPError) as nothing:
+        urllib.request.urlopen(f"{exporter.url}/secrets", timeout=10)
+    assert nothing.value.code == 404
+    nothing.value.close()
+
+
+def test_a_port_that_is_taken_is_a_clear_error(exporter: Exporter) -> None:
+    with pytest.raises(UnidleError, match=rf"127\.0\.0\.1:{exporter.port}.*--port"):
+        Exporter("127.0.0.1", exporter.port, str, lambda: Health(True, {}))
+
+
+@pytest.mark.parametrize(
+    ("age_s", "ok"), [(None, False), (0.0, True), (4.9, True), (5.1, False), (3600.0, False)]
+)
+def test_healthy_is_a_tick_within_three_periods_and_two_seconds(age_s: float | None, ok: bool) -> None:
+    last_s = None if age_s is None else 1000.0 - age_s
+    assert health_of(last_s, 1.0, {}, now_s=1000.0).ok is ok
+
+
+def test_every_field_is_on_the_page_of_a_full_node() -> None:
+    page = page_of(full_tick(1))
+    assert all(f"\n{metric_name(field)}" in page for field in BY_NAME.values())
