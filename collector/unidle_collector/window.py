@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from unidle_agent.fields import BY_NAME, GPU_FIELDS, HOST_FIELDS, UNKNOWN_U8, Field
 from unidle_agent.wire import Batch
+from unidle_collector.counters import increases
 from unidle_collector.pergpu import SECOND_NS, Bools, Floats, PerGpu
 from unidle_collector.signals import Step
 
@@ -133,16 +134,18 @@ class Window:
         late = steps <= self._done
         out.future = int(ahead.sum()) * len(positions)
         out.late = int(late.sum()) * len(positions)
+        use = np.flatnonzero(~ahead & ~late)
+        if not use.size:
+            return out
         columns = {
             name: _gpu_values(name, raw, len(times), len(positions), out)
             for name, raw in batch.columns.items()
+            if BY_NAME[name].kind != "counter"
         }
-        increases = self._increases(columns, batch.columns, positions, len(times), out)
-        use = np.flatnonzero(~ahead & ~late)
-        if use.size:
-            cover = max(1, round(batch.period_s * SECOND_NS / self._step_ns * COVER_PERIODS))
-            self._place(steps, use, cover, {**columns, **increases}, positions)
-            self._place_host(batch, steps, use, cover)
+        columns |= self._increases(batch.columns, positions, len(times), out)
+        cover = max(1, round(batch.period_s * SECOND_NS / self._step_ns * COVER_PERIODS))
+        self._place(steps, use, cover, columns, positions)
+        self._place_host(batch, steps, use, cover)
         return out
 
     def has_room(self, batch: Batch, received_ns: int, shift_ns: int = 0) -> bool:
@@ -304,44 +307,31 @@ class Window:
         for name, raw in batch.host.items():
             spec = BY_NAME[name]
             if spec.kind == "counter":
-                values = _differences(
-                    np.frombuffer(raw, dtype=np.uint64), host.raw.get(name, UNKNOWN_U8), spec
-                )
-                host.raw[name] = _last_known(
-                    np.frombuffer(raw, dtype=np.uint64), host.raw.get(name, UNKNOWN_U8)
-                )
-                values = values / spans
+                counts = np.frombuffer(raw, dtype=np.uint64)[:, None]
+                before = np.array([host.raw.get(name, UNKNOWN_U8)], dtype=np.uint64)
+                result = increases(counts, before, spec.resolution)
+                host.raw[name] = int(result.last[0])
+                values = result.values[:, 0] / spans
             else:
-                values = _checked(
-                    name, np.frombuffer(raw, dtype=_wire_dtype(spec)).astype(np.float64), Taken()
-                )
+                read = np.frombuffer(raw, dtype=_wire_dtype(spec)).astype(np.float64)
+                values = _checked(name, read, Taken())
             self._host[name][targets % WINDOW_STEPS, host.position] = values[rows]
 
     def _increases(
-        self,
-        columns: dict[str, Floats],
-        raw_columns: Mapping[str, Any],
-        positions: NDArray[np.intp],
-        instants: int,
-        out: Taken,
+        self, raw_columns: Mapping[str, Any], positions: NDArray[np.intp], instants: int, out: Taken
     ) -> dict[str, Floats]:
-        """Counters as increases in base units, reset-aware, against the last value of each GPU."""
-        increases = {}
-        for name in list(columns):
+        """Counters as increases in base units against the last value of each GPU."""
+        found = {}
+        for name, raw in raw_columns.items():
             spec = BY_NAME[name]
             if spec.kind != "counter":
                 continue
-            del columns[name]
-            raw = np.frombuffer(raw_columns[name], dtype=np.uint64).reshape(instants, len(positions))
-            last = self._raw[name]
-            result = np.full(raw.shape, np.nan)
-            for column, position in enumerate(positions):
-                before = int(last[position])
-                result[:, column] = _differences(raw[:, column], before, spec)
-                out.counter_resets += _resets(raw[:, column], before)
-                last[position] = _last_known(raw[:, column], before)
-            increases[name] = result
-        return increases
+            counts = np.frombuffer(raw, dtype=np.uint64).reshape(instants, len(positions))
+            result = increases(counts, self._raw[name][positions], spec.resolution)
+            self._raw[name][positions] = result.last
+            out.counter_resets += result.resets
+            found[name] = result.values
+        return found
 
 
 def _spread(
@@ -382,31 +372,6 @@ def _checked(name: str, values: Floats, out: Taken) -> Floats:
         out.values_refused += int(bad.sum())
         values = np.where(bad, np.nan, values)
     return values
-
-
-def _filled(raw: NDArray[np.uint64], before: int) -> NDArray[np.uint64]:
-    """`before` followed by `raw`, each unknown replaced by the value before it."""
-    whole = np.concatenate((np.array([before], dtype=np.uint64), raw))
-    index = np.maximum.accumulate(np.where(whole == UNKNOWN_U8, 0, np.arange(whole.size)))
-    return whole[index]
-
-
-def _differences(raw: NDArray[np.uint64], before: int, spec: Field) -> Floats:
-    """Increase at each instant in base units; NaN where unknown, at the first value and at a reset."""
-    filled = _filled(raw, before)
-    after, prior = filled[1:], filled[:-1]
-    bad = (raw == UNKNOWN_U8) | (prior == UNKNOWN_U8) | (after < prior)
-    return np.where(bad, np.nan, (after - prior).astype(np.float64) * spec.resolution)
-
-
-def _resets(raw: NDArray[np.uint64], before: int) -> int:
-    filled = _filled(raw, before)
-    known = filled[:-1] != UNKNOWN_U8
-    return int(np.count_nonzero(known & (raw != UNKNOWN_U8) & (filled[1:] < filled[:-1])))
-
-
-def _last_known(raw: NDArray[np.uint64], before: int) -> int:
-    return int(_filled(raw, before)[-1])
 
 
 def _dtype(spec: Field) -> type[np.floating[Any]]:

@@ -8,11 +8,12 @@ Evidence
     memory_used_bytes and memory_total_bytes: the high-water mark per minute, and what is left.
 
 How it decides
-    Judged once a minute; what the job takes in its first 10 minutes is no rise. Elevated: the high-water mark rose in at least
-    5 of the last 20 minutes, in both halves of them, by at least 3 % of the memory in all, the last
-    time no longer than 5 min ago, and less than 10 % is left. High: the same with less than 4 % left.
-    A job that takes all memory at once and stays there (frameworks that preallocate, caching
-    allocators) does not rise and is never flagged. Needs 20 minutes at one sample a minute or more.
+    Judged once a minute; what the job takes in its first 10 minutes is no rise. Elevated: the
+    high-water mark rose in at least 5 of the last 20 minutes, in both halves of them, by at least 3 %
+    of the memory in all, the last time no longer than 5 min ago, and less than 10 % is left. High: the
+    same with less than 4 % left. A job that takes all memory at once and stays there (frameworks that
+    preallocate, caching allocators) does not rise and is never flagged. Needs 20 minutes at one sample
+    a minute or more.
 
 What to do
     PyTorch: PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True; a smaller batch; activation
