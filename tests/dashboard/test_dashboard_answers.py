@@ -36,7 +36,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def answers(api: FakeApi, clock: Clock) -> Answers:
-    return Answers(api, ttl_s=8, now_ns=clock)
+    return Answers(api, ttl_s=8, now_ns=clock, run=lambda job: job())
 
 
 def fleet(answers: Answers) -> Fleet:
@@ -130,7 +130,8 @@ def test_many_sessions_ask_together_and_the_collector_hears_one(api: FakeApi, an
     assert times_asked(api) == 1
 
 
-def test_nobody_waits_for_an_answer_that_another_session_asks_for(answers: Answers, clock: Clock) -> None:
+def test_nobody_waits_while_an_answer_is_renewed(api: FakeApi, clock: Clock) -> None:
+    answers = Answers(api, ttl_s=8, now_ns=clock)
     before = fleet(answers)
     clock.now_ns += 10 * SECOND
     entered, go_on = threading.Event(), threading.Event()
@@ -140,12 +141,22 @@ def test_nobody_waits_for_an_answer_that_another_session_asks_for(answers: Answe
         assert go_on.wait(10)
         return api.fleet()
 
-    asking = threading.Thread(target=lambda: answers.ask("fleet", slow))
-    asking.start()
+    assert answers.ask("fleet", slow).value is before
     assert entered.wait(10)
-    assert fleet(answers) is before
+    assert fleet(answers) is before  # and asks nothing beside
     go_on.set()
-    asking.join(10)
+    with answers._lock("fleet"):  # the renewal is over
+        assert fleet(answers) is not before
+    assert times_asked(api) == 2
+
+
+def test_who_comes_after_a_pause_waits_for_new_numbers(api: FakeApi, clock: Clock) -> None:
+    answers = Answers(api, ttl_s=8, now_ns=clock, run=lambda job: None)
+    before = fleet(answers)
+    clock.now_ns += 10 * SECOND
+    assert fleet(answers) is before
+    clock.now_ns += 14 * SECOND
+    assert fleet(answers) is not before
 
 
 def test_answers_that_nobody_reads_make_room(api: FakeApi, answers: Answers) -> None:

@@ -1,0 +1,1 @@
+"""What the pages show, as pure functions of the collector's records: no streamlit in here."""
