@@ -7,6 +7,7 @@ incidents; accounts are saved each minute together with the event time that they
 
 from __future__ import annotations
 
+import heapq
 import queue
 import threading
 import time
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unidle_agent.errors import UnidleError, WireError
 from unidle_agent.wire import Batch, GpuFacts, Owner, decode
@@ -108,6 +110,10 @@ class Live:
         self._upkeep = threading.Thread(target=self._keep_up, name="store-upkeep", daemon=True)
         self._stop = threading.Event()
         self._saved_ns = 0
+        self._owners_due: list[tuple[int, int, int, Owner]] = []
+        """Heap of (step, order of arrival, GPU, owner)."""
+        self._owner_noted: dict[int, Owner] = {}
+        self._noted = 0
 
     # -- from other threads ----------------------------------------------------------------------
 
@@ -246,6 +252,8 @@ class Live:
         node.simulated = batch.simulated
         positions = np.array([self._position(batch, node, uuid) for uuid in batch.gpus], dtype=np.intp)
         taken = self.window.take(batch, positions, received_ns, skew_ns)
+        if taken.late < taken.rows:
+            self._note_owners(batch, node, positions, skew_ns)
         node.last_push_ns = received_ns
         node.rows += taken.rows
         node.late_rows += taken.late
@@ -280,8 +288,25 @@ class Live:
         if known is None or self.engine.inventory.refs[known] != ref:
             known = self.engine.add(ref, facts.share, batch.simulated)
             self.window.resize(self.engine.inventory.capacity)
-        self.engine.own(known, facts.owner)
         return known
+
+    def _note_owners(self, batch: Batch, node: NodeBook, positions: NDArray[np.intp], shift_ns: int) -> None:
+        """Owners hold from the batch's first instant on, which lies ahead of the steps handed out so far."""
+        if not len(batch.times_ns):
+            return
+        first = self.window.step_at(batch.times_ns[0] + shift_ns)
+        for position, uuid in zip(positions, batch.gpus, strict=True):
+            facts = node.facts.get(uuid)
+            if facts is not None and self._owner_noted.get(int(position)) != facts.owner:
+                self._owner_noted[int(position)] = facts.owner
+                self._noted += 1
+                heapq.heappush(self._owners_due, (first, self._noted, int(position), facts.owner))
+
+    def _own_due(self) -> None:
+        """Tell the engine whose GPU is whose from the next step on."""
+        while self._owners_due and self._owners_due[0][0] <= self.window.next_step:
+            _, _, position, owner = heapq.heappop(self._owners_due)
+            self.engine.own(position, owner)
 
     # -- time ------------------------------------------------------------------------------------
 
@@ -291,6 +316,7 @@ class Live:
         inventory = self.engine.inventory
         while due > 0 and not self._stop.is_set():
             for _ in range(min(due, STEPS_AT_ONCE)):
+                self._own_due()
                 step = self.window.next(inventory.capacity, inventory.a["node"], inventory.node_names)
                 for change in self.engine.step(step):
                     self._keep(change)

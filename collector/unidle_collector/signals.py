@@ -178,7 +178,9 @@ class Signals:
         """Job starts, their grace, and whether anything has run since."""
         a = self._a
         used = step.get("memory_used_bytes")
-        already = ~a["seen"] & ((used > HELD_BYTES) | (activity >= NOTHING_RAN))
+        # Of a GPU seen for the first time with memory held, the job has started before.
+        held = np.where(np.isnan(used), activity >= NOTHING_RAN, used > HELD_BYTES)
+        already = ~a["seen"] & held
         begins = allocated & ~a["was_allocated"] & alive
         a["held_since"][begins] = step.start_ns
         a["never_ran"][begins] = True

@@ -118,6 +118,15 @@ class Window:
         """Event time up to which steps were handed out."""
         return None if self._done is None else self._done * self._step_ns
 
+    @property
+    def next_step(self) -> int:
+        """Number of the step that is handed out next."""
+        return (self._done or 0) + 1
+
+    def step_at(self, time_ns: int) -> int:
+        """Number of the step that an instant belongs to."""
+        return (time_ns + self._step_ns // 2) // self._step_ns
+
     def take(self, batch: Batch, positions: NDArray[np.intp], received_ns: int, shift_ns: int = 0) -> Taken:
         """Put a batch's rows where they belong; `positions` are its GPUs', `shift_ns` corrects its clock."""
         out = Taken(rows=len(batch.times_ns) * len(positions))

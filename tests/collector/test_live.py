@@ -133,3 +133,15 @@ def test_one_slow_node_does_not_hold_up_the_fleet(tmp_path: Path) -> None:
         reached = here.live.window.time_ns
         assert reached is not None
         assert reached >= (START_S + 30) * 10**9
+
+
+def test_an_owner_holds_from_its_first_instant_on_however_late_time_advances(tmp_path: Path) -> None:
+    with site(tmp_path) as here:
+        here.clock.at_s = START_S + 1
+        here.push(batch(0, 0, 60, COOL, job="first"))
+        here.push(batch(1, 60, 60, COOL, job="second"))
+        here.settle(5)
+        seconds = {
+            account["key"]: sum(account["seconds"].values()) for account in here.get("accounts", by="job")
+        }
+        assert seconds == {"first": 120.0, "second": 120.0}

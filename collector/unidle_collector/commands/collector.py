@@ -22,6 +22,8 @@ import argparse
 import ipaddress
 import os
 import secrets
+import signal
+import sys
 from pathlib import Path
 
 import uvicorn
@@ -51,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     store = Store(settings.data_dir, keep_days=settings.keep_days, keep_bytes=int(settings.keep_gb * 1e9))
     live = Live(settings, store)
     live.start()
+    # uvicorn raises the signal that stopped it once more: unanswered, it would end us before we have saved.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     print(
         f"unidle collector: http://{settings.bind}:{settings.port}, data in {settings.data_dir}", flush=True
     )
