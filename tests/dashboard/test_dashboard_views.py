@@ -98,6 +98,12 @@ def test_open_incidents_are_counted_by_severity() -> None:
     assert today.severities([]) == "none"
 
 
+def test_a_window_that_reaches_back_before_the_data_says_how_much_they_cover() -> None:
+    account = Account("fleet", 0, 1, 2, {"productive": 7200.0, "unknown": 3600.0})
+    assert today.coverage(account, 86_400) == "The data cover 1 h of the 1 d per GPU, on average."
+    assert today.coverage(account, 3_600) == ""
+
+
 # Fleet
 
 

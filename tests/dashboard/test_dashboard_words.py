@@ -58,6 +58,8 @@ def test_a_duration_shows_its_two_largest_units(seconds: float | None, shown: st
         ("psi_io_full_s", 0.42, "s/s", "42 %"),
         ("tokens", 12.0, "{token}", "12 token"),
         ("power_w", None, "", "unknown"),
+        ("clock_event_reasons", 96.0, "bits", "0x60"),
+        ("last_xid", 79.0, "", "79"),
     ],
 )
 def test_a_measurement_is_shown_in_the_unit_that_people_read(
@@ -77,6 +79,7 @@ def test_an_unknown_price_is_the_word_unknown_and_not_zero() -> None:
         ("starved.storage", "Starved: storage too slow", "starved"),
         ("idle.no_process", "Idle: no process at all", "idle"),
         ("storage", "Storage too slow", "unknown"),
+        ("cpu_preprocessing", "CPU preprocessing too slow", "unknown"),
         ("throttled.", "Throttled", "throttled"),
         ("idle", "Idle", "idle"),
         ("starved.something_new", "Starved: something new", "starved"),

@@ -47,6 +47,11 @@ class LateSource:
         self.absent_because = ""
         """Why there is no source yet; empty when there is one."""
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Those of the source, once it is there and counts."""
+        return self._source.counts if isinstance(self._source, Counted) else {}
+
     def read(self) -> Reading:
         if self._source is None:
             self._try()

@@ -76,7 +76,7 @@ def _table(known: list[Incident], row: int | None) -> None:
             "What": st.column_config.TextColumn(width="large"),
             "Sure": st.column_config.NumberColumn("Sure, %", format="%.0f"),
             "GPU-h": st.column_config.NumberColumn("GPU-h so far", format="%.1f"),
-            "EUR": st.column_config.NumberColumn("EUR so far", format="%.0f"),
+            "EUR": st.column_config.NumberColumn("EUR so far", format="%.1f"),
             "EUR/h": st.column_config.NumberColumn(format="%.1f"),
         },
     )
@@ -115,10 +115,12 @@ def _detail(asked: Answers, incident: Incident) -> None:
         _evidence_series(asked, incident)
         frame.heading("What to do")
         frame.show(el("p", finding.advice or "Cannot tell yet.", style="margin:0"))
-        for title, command in incidents.commands(incident):
+        commands = incidents.commands(incident)
+        for title, command in commands:
             frame.show(el("div", title, cls="u-context"))
             st.code(command, language=None, wrap_lines=True)
-        frame.show(el("div", "Commands are shown, never run. ", cls="u-context"))
+        if commands:
+            frame.show(el("div", "Commands are shown, never run.", cls="u-context"))
         if finding.confirm:
             frame.heading("What would confirm it")
             frame.show(el("p", finding.confirm, style="margin:0"))

@@ -39,6 +39,8 @@ def _body(asked: Answers) -> None:
     fleet = frame.fleet(asked, today.WINDOWS_S[window]).value
     span = f"last {window}"
     _kpis(asked, fleet, span)
+    if note := today.coverage(fleet.account, today.WINDOWS_S[window]):
+        frame.show(el("div", note, cls="u-context"))
     left, right = st.columns([5, 6], gap="large")
     with left:
         _funnel(fleet.account, span)

@@ -32,6 +32,7 @@ def table(incidents: list[Incident]) -> list[dict[str, Any]]:
         {
             "Opened": words.moment(incident.opened_ns),
             "Severity": incident.finding.severity,
+            "State": incident.state,
             "What": incident.finding.title,
             "GPUs": len(incident.finding.gpus),
             "GPU-h": incident.finding.cost_so_far.gpu_h,
@@ -41,7 +42,6 @@ def table(incidents: list[Incident]) -> list[dict[str, Any]]:
             "Sure": 100 * incident.finding.confidence,
             "Job": incident.finding.job,
             "Nodes": ", ".join(incident.finding.nodes),
-            "State": incident.state,
         }
         for incident in incidents
     ]
@@ -97,7 +97,7 @@ def evidence_series(finding: Finding, most_gpus: int = 4) -> list[EvidenceSeries
     found = []
     for piece in finding.evidence:
         field = BY_NAME.get(piece.field)
-        if field is None:
+        if field is None or field.kind == "state":
             continue
         if field.scope == "host":
             found += [_host_series(piece, node) for node in finding.nodes[:most_gpus]]

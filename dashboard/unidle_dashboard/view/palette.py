@@ -72,7 +72,7 @@ def cause_name(key: str) -> str:
     name = LOOKS[state].name if state in LOOKS else state.capitalize()
     if not said or said == state:
         return name
-    return f"{name}: {said}" if name else said.capitalize()
+    return f"{name}: {said}" if name else said[0].upper() + said[1:]
 
 
 def cause_state(key: str) -> State:

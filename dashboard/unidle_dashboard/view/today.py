@@ -130,7 +130,12 @@ def severities(incidents: list[Incident]) -> str:
     return ", ".join(f"{count} {severity}" for severity, count in counts.items() if count) or "none"
 
 
-def unknown_share(account: Account) -> float | None:
-    """Share of the window's GPU time that no sample covers, 0-1; None when there was no time at all."""
-    total = sum(account.seconds.values())
-    return account.seconds.get("unknown", 0.0) / total if total else None
+def coverage(account: Account, window_s: float) -> str:
+    """How much of the window the data cover, where that is not nearly all of it; empty where it is."""
+    known_s = sum(account.seconds.values()) - account.seconds.get("unknown", 0.0)
+    per_gpu_s = known_s / account.gpus if account.gpus else 0.0
+    if per_gpu_s >= 0.95 * window_s:
+        return ""
+    return (
+        f"The data cover {words.duration(per_gpu_s)} of the {words.duration(window_s)} per GPU, on average."
+    )

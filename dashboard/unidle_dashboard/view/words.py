@@ -101,6 +101,8 @@ def measured(field_name: str, value: float | None, unit: str = "") -> str:
     if value is None or not math.isfinite(value):
         return UNKNOWN
     field = BY_NAME.get(field_name)
+    if field is not None and field.kind == "state":
+        return f"{int(value):#x}" if "bits" in field.unit else f"{int(value)}"
     shown, factor = shown_unit(unit or (field.unit if field else ""))
     return f"{number(value * factor)} {shown}".strip()
 
