@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.collector.fleets import HEALTHY, Column, recording
-from tests.collector.pushing import START_S, Values, batch, site
+from tests.collector.pushing import START_S, Site, Values, batch, site
 from tests.e2e.processes import answers, free_port, roles, wait_for
 
 from unidle_agent.wire import CLOCK_HEADER, encode
@@ -77,6 +77,27 @@ def test_a_clock_hours_off_costs_no_row_and_no_other_node(tmp_path: Path, hours:
         skews = {node["node"]: node["clock_skew_s"] for node in here.get("nodes")}
         assert skews == {"n1": 0, "n2": -off_s}
         assert {gpu["sampled_ns"] for gpu in here.get("gpus")} == {(START_S + 4) * 10**9}
+
+
+@pytest.mark.parametrize("hours", [-3, 0, 3])
+def test_a_restart_while_a_clock_is_wrong_costs_seconds_of_that_node(tmp_path: Path, hours: int) -> None:
+    off_s = hours * 3600
+
+    def push(here: Site, first_s: int) -> None:
+        here.clock.at_s = START_S + first_s + 5
+        sent_s = START_S + off_s + first_s + 5
+        assert here.push(batch(first_s, off_s + first_s, 5, BUSY), clock_s=sent_s)[0] == 200
+        here.settle(first_s + 8)
+
+    with site(tmp_path) as here:
+        for first_s in range(0, 30, 5):
+            push(here, first_s)
+    with site(tmp_path) as here:
+        for first_s in range(30, 90, 5):
+            push(here, first_s)
+        seconds = here.get("fleet")["account"]["seconds"]
+    assert sum(seconds.values()) == pytest.approx(2 * 90, abs=4)
+    assert seconds["unknown"] <= 2 * 20
 
 
 def hung(first_min: int, last_min: int) -> Column:

@@ -15,6 +15,8 @@ from unidle_collector.model import Cost, Finding, Gain, Recommendation
 from unidle_collector.pergpu import SECOND_NS
 
 HORIZON_H = 24.0
+MIN_LASTED_H = 0.25
+"""A loss younger than this says little about how long it lasts."""
 
 Rule = Callable[[Finding, int], Recommendation | None]
 
@@ -37,13 +39,15 @@ def recommend(findings: Iterable[Finding], now_ns: int) -> list[Recommendation]:
 def gain_if_it_lasts(finding: Finding, now_ns: int) -> Gain:
     """What ending a loss wins within a day.
 
-    How long it would have lasted is not known. Expected: as long again as it has lasted, at least
-    15 min and at most a day. Low: half of that. High: the whole day.
+    How long it would have lasted is not known; what has lasted for a time lasts on in proportion to it
+    (Lindy's law, survival L / (L + x)): half of such losses outlast as long again, nine in ten a ninth
+    of it, one in ten nine times it. Those are expected, low and high; none goes beyond the day.
     """
-    lasted_h = (now_ns - finding.since_ns) / SECOND_NS / 3600
-    expected_h = min(HORIZON_H, max(0.25, lasted_h))
-    rate = finding.cost_per_h
-    return Gain(HORIZON_H, _times(rate, expected_h / 2), _times(rate, expected_h), _times(rate, HORIZON_H))
+    lasted_h = max(MIN_LASTED_H, (now_ns - finding.since_ns) / SECOND_NS / 3600)
+    low, expected, high = (
+        _times(finding.cost_per_h, min(HORIZON_H, lasted_h * factor)) for factor in (1 / 9, 1, 9)
+    )
+    return Gain(HORIZON_H, low, expected, high)
 
 
 def shell(text: str) -> str:
