@@ -75,10 +75,8 @@ def _bash(commands: dict[str, str], flags: dict[str, list[str]]) -> str:
 
 def _zsh(commands: dict[str, str], flags: dict[str, list[str]]) -> str:
     listed = " ".join(_quoted(f"{name}:{text}") for name, text in commands.items())
-    cases = "\n".join(
-        f"  {name}) _arguments {' '.join(_quoted(f'{flag}[]:value:_files') for flag in flags[name])} '*:file:_files' ;;"
-        for name in commands
-    )
+    known = {name: " ".join(_quoted(f"{flag}[]:value:_files") for flag in flags[name]) for name in commands}
+    cases = "\n".join(f"  {name}) _arguments {known[name]} '*:file:_files' ;;" for name in commands)
     return ZSH.format(commands=listed, cases=cases)
 
 
