@@ -50,8 +50,8 @@ def create_app(live: Live, push_token: str, read_token: str) -> FastAPI:
         docs_url=None,  # the page loads its scripts from outside; the schema is at /openapi.json
         redoc_url=None,
     )
-    hosts = [host.strip("[]") if host.startswith("[") else host for host in live.settings.allowed_hosts]
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
+    if not read_token:  # a page elsewhere that rebinds its name cannot send a token, but needs none here
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(live.settings.allowed_hosts))
 
     @app.middleware("http")
     async def guard(request: Request, follow: Callable[[Request], Awaitable[Response]]) -> Response:

@@ -2,7 +2,7 @@
 
 Flow of a batch: decode, refuse what is seen already, log, sync, put into the window, acknowledge.
 Flow of time: steps that every pushing node has reached go through the engine; what changes becomes
-incidents; accounts are saved each minute together with the event time that they reach.
+incidents; accounts are saved three times a minute together with the event time that they reach.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import heapq
 import queue
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -37,8 +37,7 @@ MOST_WAITING = 512
 """Batches that may wait; beyond that a push is answered 503."""
 GROUP = 64
 """Batches that share one sync of the log."""
-SAVE_EACH_S = 60.0
-UPKEEP_EACH_S = 10.0
+UPKEEP_EACH_S = 20.0
 STEPS_AT_ONCE = 200
 """Steps between two looks at the queue of questions."""
 
@@ -109,7 +108,8 @@ class Live:
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
         self._upkeep = threading.Thread(target=self._keep_up, name="store-upkeep", daemon=True)
         self._stop = threading.Event()
-        self._saved_ns = 0
+        self._unkept: deque[Change] = deque()
+        """Changes that the state database has not taken yet, in order."""
         self._owners_due: list[tuple[int, int, int, Owner]] = []
         """Heap of (step, order of arrival, GPU, owner)."""
         self._owner_noted: dict[int, Owner] = {}
@@ -154,9 +154,8 @@ class Live:
             if pushes:
                 self._accept(pushes)
             self._advance(self.clock_ns())
-            if self.clock_ns() - self._saved_ns > SAVE_EACH_S * SECOND_NS:
-                self._save()
         self._save()
+        self._answer_waiting()
 
     def _collect(self) -> list[_Push]:
         """What waits: questions are answered at once, pushes come back as a group."""
@@ -318,8 +317,8 @@ class Live:
             for _ in range(min(due, STEPS_AT_ONCE)):
                 self._own_due()
                 step = self.window.next(inventory.capacity, inventory.a["node"], inventory.node_names)
-                for change in self.engine.step(step):
-                    self._keep(change)
+                self._unkept += self.engine.step(step)
+                self._keep()
                 self.counters["steps"] += 1
             due -= STEPS_AT_ONCE
             self._answer_waiting()
@@ -335,8 +334,18 @@ class Live:
             else:
                 self._queue.put(item)
 
-    def _keep(self, change: Change) -> None:
-        """A finding that was told, changed or ended becomes an event of its incident."""
+    def _keep(self) -> None:
+        """A finding that was told, changed or ended becomes an event of its incident; none is left out."""
+        try:
+            while self._unkept:
+                self._keep_one(self._unkept[0])
+                change = self._unkept.popleft()
+                self.counters[f"findings_{change.what}"] += 1
+                self.problems.pop("state", None)
+        except UnidleError as error:
+            self.problems["state"] = str(error)
+
+    def _keep_one(self, change: Change) -> None:
         finding, now = change.finding, change.finding.updated_ns
         before = self.store.state.incident(finding.id)
         over = change.what == "ended"
@@ -349,18 +358,12 @@ class Live:
             finding=finding,
             recommendations=() if over else tuple(recommend([finding], now)),
         )
-        self.counters[f"findings_{change.what}"] += 1
-        try:
-            self.store.state.save_incident(incident, now)
-            self.problems.pop("state", None)
-        except UnidleError as error:
-            self.problems["state"] = str(error)
+        self.store.state.save_incident(incident, now)
 
     # -- keeping ---------------------------------------------------------------------------------
 
     def _save(self) -> None:
         """Accounts of the last two hours, with the event time that they reach, and the clock of it."""
-        self._saved_ns = self.clock_ns()
         reached = self.window.time_ns
         if reached is None:
             return
@@ -417,10 +420,12 @@ class Live:
     def _keep_up(self) -> None:
         while not self._stop.wait(UPKEEP_EACH_S):
             try:
+                # Rows of a log that becomes a segment are not replayed: their accounts are saved first.
+                self.ask(self._save).result(timeout=10)
                 self.store.upkeep(self.clock_ns())
                 self.problems.pop("upkeep", None)
-            except UnidleError as error:
-                self.problems["upkeep"] = str(error)
+            except (UnidleError, TimeoutError) as error:
+                self.problems["upkeep"] = str(error) or "the collector is too busy to save its accounts"
 
 
 def _answer(question: _Question) -> None:

@@ -24,7 +24,8 @@ class CollectorSettings:
         "token that readers of the API need; without one, reading is open on a loopback address only",
     )
     allowed_hosts: tuple[str, ...] = setting(
-        ("127.0.0.1", "localhost", "[::1]"), "Host headers that are answered, against DNS rebinding"
+        ("127.0.0.1", "localhost", "::1"),
+        "Host headers that are answered while reading needs no token, against DNS rebinding",
     )
     silence: tuple[str, ...] = setting((), "findings that nobody is told: kind:subject, e.g. idle:4711")
     keep_days: float = setting(30.0, "days that raw rows are kept", low=0.01, high=3650)

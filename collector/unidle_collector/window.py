@@ -50,7 +50,7 @@ class NodeClock:
     last_push_ns: int
     """Receiver's clock."""
     gap_ns: int = 0
-    """Time between its last two pushes."""
+    """Time between its last two pushes, or its sampling period where that is longer."""
     behind: bool = False
     """It lagged for too long and is not waited for until it has caught up."""
 
@@ -139,7 +139,7 @@ class Window:
             self._begun_ns = received_ns
         ahead = steps > self._done + AHEAD_STEPS
         if not ahead.all():
-            self._note_node(batch.node, int(steps[~ahead].max()), received_ns)
+            self._note_node(batch.node, int(steps[~ahead].max()), received_ns, batch.period_s)
         late = steps <= self._done
         out.future = int(ahead.sum()) * len(positions)
         out.late = int(late.sum()) * len(positions)
@@ -167,7 +167,7 @@ class Window:
         first, last = ((t + shift_ns) // self._step_ns for t in (batch.times_ns[0], batch.times_ns[-1]))
         if last < self._done + AHEAD_STEPS or last * self._step_ns > received_ns + FUTURE_NS:
             return True
-        self._note_node(batch.node, int(first) - 1, received_ns)
+        self._note_node(batch.node, int(first) - 1, received_ns, batch.period_s)
         return False
 
     def due(self, now_ns: int) -> int:
@@ -205,7 +205,7 @@ class Window:
 
     def expect(self, node: str, now_ns: int) -> None:
         """Wait for a node that is known from before a restart."""
-        self._note_node(node, self._done or 0, now_ns)
+        self._note_node(node, self._done or 0, now_ns, 0.0)
 
     def skip_hole(self, due: int) -> int:
         """Jump over a long hole in everybody's time; returns the steps that are still to be handed out."""
@@ -273,13 +273,13 @@ class Window:
 
     # -- placing ---------------------------------------------------------------------------------
 
-    def _note_node(self, node: str, last_step: int, received_ns: int) -> None:
+    def _note_node(self, node: str, last_step: int, received_ns: int, period_s: float) -> None:
         clock = self.nodes.get(node)
         if clock is None:
-            self.nodes[node] = NodeClock(last_step, received_ns)
+            self.nodes[node] = NodeClock(last_step, received_ns, int(period_s * SECOND_NS))
         else:
             clock.last_step = max(clock.last_step, last_step)
-            clock.gap_ns = received_ns - clock.last_push_ns
+            clock.gap_ns = max(received_ns - clock.last_push_ns, int(period_s * SECOND_NS))
             clock.last_push_ns = received_ns
 
     def _place(
