@@ -12,7 +12,7 @@ from unidle_collector import detectors
 from unidle_collector.detectors import Detector
 from unidle_collector.findings import Book, Change
 from unidle_collector.inventory import Inventory
-from unidle_collector.ledger import Ledger
+from unidle_collector.ledger import KEEP_NS, Ledger
 from unidle_collector.model import Finding, GpuRef
 from unidle_collector.signals import Signals, Step
 
@@ -20,13 +20,19 @@ from unidle_collector.signals import Signals, Step
 class Engine:
     """Windows, detectors, ledger and findings of one fleet sampled each `period_s`."""
 
-    def __init__(self, period_s: float, site: str = "", silence: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        period_s: float,
+        site: str = "",
+        silence: tuple[str, ...] = (),
+        keep_accounts_ns: int | None = KEEP_NS,
+    ) -> None:
         self.period_s = period_s
         self.inventory = Inventory()
         self._size = self.inventory.capacity
         self._signals = Signals(self.inventory, period_s)
         self._detectors: list[Detector] = [make(self._size, period_s) for make in detectors.makers()]
-        self.ledger = Ledger(self.inventory, self._detectors, period_s)
+        self.ledger = Ledger(self.inventory, self._detectors, period_s, keep_accounts_ns)
         self._book = Book(self.inventory, self._detectors, site, silence)
         self._last: Step | None = None
 

@@ -14,16 +14,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from unidle_collector.buckets import HOUR_NS, Buckets, Sums
 from unidle_collector.detectors import Detector, Verdict
 from unidle_collector.inventory import Inventory, Tenure
 from unidle_collector.model import STATES, Account, Cost, State
 from unidle_collector.pergpu import SECOND_NS, Bools, Floats, PerGpu
 from unidle_collector.signals import View
 
-BUCKET_NS = 300 * SECOND_NS
-HOUR_NS = 3600 * SECOND_NS
-KEEP_BUCKETS = 288 * 8
-"""Eight days of five minutes."""
+KEEP_NS = 8 * 24 * HOUR_NS
 REWRITE_S = 1200.0
 """How far back a state can be corrected: beyond the longest accounting delay and start-up grace."""
 JOULES_PER_KWH = 3.6e6
@@ -46,35 +44,16 @@ class Code:
     """Position of the state in STATES: the lower counts where several apply."""
 
 
-class Bucket:
-    """Sums of one span of time; arrays are [codes, tenures], grown with the tenures."""
-
-    def __init__(self, codes: int, tenures: int) -> None:
-        self.seconds = np.zeros((codes, tenures))
-        self.lost_s = np.zeros((codes, tenures))
-        self.lost_j = np.zeros((codes, tenures))
-        self.power_s = np.zeros(tenures)
-        """Seconds for which the power was known."""
-        self.activity = np.zeros((2, 2, tenures))
-        """[gpu_util | sm_active, integral | known seconds, tenures]."""
-
-    def grow(self, tenures: int) -> None:
-        """Room for more tenures, in steps, so that not every new job copies the bucket."""
-        have = self.seconds.shape[1]
-        if tenures <= have:
-            return
-        room = max(tenures, have + have // 2)
-        for name in ("seconds", "lost_s", "lost_j", "power_s", "activity"):
-            old: Floats = getattr(self, name)
-            new = np.zeros((*old.shape[:-1], room))
-            new[..., :have] = old
-            setattr(self, name, new)
-
-
 class Ledger:
     """Books steps, corrects them, and adds them up."""
 
-    def __init__(self, inventory: Inventory, detectors: Iterable[Detector], period_s: float) -> None:
+    def __init__(
+        self,
+        inventory: Inventory,
+        detectors: Iterable[Detector],
+        period_s: float,
+        keep_ns: int | None = KEEP_NS,
+    ) -> None:
         self._inventory = inventory
         self.codes = _codes(detectors)
         self._index = {(code.state, code.cause): number for number, code in enumerate(self.codes)}
@@ -82,7 +61,8 @@ class Ledger:
         self._slots = max(4, int(REWRITE_S / period_s) + 1)
         self._slot_end: NDArray[np.int64] = np.full(self._slots, -1, dtype=np.int64)
         self._next = 0
-        self._buckets: dict[int, Bucket] = {}
+        rewrite_ns = int(self._slots * period_s * SECOND_NS)
+        self._buckets = Buckets(len(self.codes), rewrite_ns, keep_ns)
         size = inventory.capacity
         self._a = PerGpu(size)
         self._a.make("code", np.int16, -1, self._slots)
@@ -142,15 +122,8 @@ class Ledger:
                 code[here], loss[here] = mine, verdict.loss[here]
         return code.astype(np.int16), loss
 
-    def _bucket(self, end_ns: int) -> Bucket:
-        start = (end_ns - 1) // BUCKET_NS
-        bucket = self._buckets.get(start)
-        if bucket is None:
-            bucket = self._buckets[start] = Bucket(len(self.codes), max(64, len(self._inventory.tenures)))
-            while len(self._buckets) > KEEP_BUCKETS:
-                del self._buckets[min(self._buckets)]
-        bucket.grow(len(self._inventory.tenures))
-        return bucket
+    def _bucket(self, end_ns: int) -> Sums:
+        return self._buckets.at(end_ns, len(self._inventory.tenures))
 
     def _add(self, slot: int, gpus: NDArray[np.intp], seconds: float, sign: float) -> None:
         """Book (or, with sign -1, take back) what the ring holds of one step."""
@@ -207,12 +180,8 @@ class Ledger:
 
         Also under `power`, `gpu_util` and `sm_active`: known seconds, or integral and known seconds.
         """
-        by_hour: dict[int, list[Bucket]] = {}
-        for number, bucket in self._buckets.items():
-            if start_ns <= number * BUCKET_NS < end_ns:
-                by_hour.setdefault(number * BUCKET_NS // HOUR_NS * HOUR_NS, []).append(bucket)
-        for hour, buckets in by_hour.items():
-            total = self._sum(buckets, len(self._inventory.tenures))
+        for hour in self._buckets.hours(start_ns, end_ns):
+            total = self._buckets.total(hour, hour + HOUR_NS, len(self._inventory.tenures))
             for tenure in np.flatnonzero(total.seconds.any(axis=0)):
                 document = {
                     f"{code.state}.{code.cause}": [
@@ -238,15 +207,18 @@ class Ledger:
         for number, name in enumerate(("gpu_util", "sm_active")):
             bucket.activity[number, :, tenure] += document.get(name, [0.0, 0.0])
 
-    def durations(self, position: int) -> tuple[dict[str, float], dict[str, float]]:
-        """One GPU over all that was booked: (state -> seconds, `state.cause` -> seconds), never weighted."""
-        mine = [n for n, tenure in enumerate(self._inventory.tenures) if tenure.gpu == position]
-        total = (
-            self._sum(list(self._buckets.values()), len(self._inventory.tenures)).seconds[:, mine].sum(axis=1)
-        )
+    def durations(self) -> list[tuple[dict[str, float], dict[str, float]]]:
+        """Each GPU over all that was booked: (state -> seconds, `state.cause` -> seconds), never weighted."""
+        tenures = self._inventory.tenures
+        booked = self._buckets.total(0, 2**63 - 1, len(tenures)).seconds
+        by_gpu = np.zeros((len(self._inventory), len(self.codes)))
+        np.add.at(by_gpu, [tenure.gpu for tenure in tenures], booked.T)
+        return [self._durations(row) for row in by_gpu]
+
+    def _durations(self, row: Floats) -> tuple[dict[str, float], dict[str, float]]:
         states: dict[str, float] = dict.fromkeys(STATES, 0.0)
         causes: dict[str, float] = {}
-        for code, seconds in zip(self.codes, total, strict=True):
+        for code, seconds in zip(self.codes, row, strict=True):
             states[code.state] += float(seconds)
             if code.cause and seconds > 0:
                 causes[f"{code.state}.{code.cause}"] = float(seconds)
@@ -254,12 +226,8 @@ class Ledger:
 
     def accounts(self, key_of: Callable[[Tenure], str | None], start_ns: int, end_ns: int) -> list[Account]:
         """Accounts of the tenures by key (None leaves one out), over the buckets that touch the window."""
-        buckets = [
-            (n, b)
-            for n, b in self._buckets.items()
-            if start_ns < (n + 1) * BUCKET_NS and n * BUCKET_NS < end_ns
-        ]
-        if not buckets:
+        first_ns = self._buckets.first_ns(start_ns, end_ns)
+        if first_ns is None:
             return []
         tenures = self._inventory.tenures
         groups: dict[str, list[int]] = {}
@@ -267,8 +235,8 @@ class Ledger:
             key = key_of(tenure)
             if key is not None:
                 groups.setdefault(key, []).append(number)
-        total = self._sum([bucket for _, bucket in buckets], len(tenures))
-        first = max(start_ns, min(n for n, _ in buckets) * BUCKET_NS)
+        total = self._buckets.total(start_ns, end_ns, len(tenures))
+        first = max(start_ns, first_ns)
         out = []
         for key, members in groups.items():
             account = self._account(key, np.array(members), total, first, end_ns)
@@ -276,16 +244,8 @@ class Ledger:
                 out.append(account)
         return out
 
-    def _sum(self, buckets: list[Bucket], tenures: int) -> Bucket:
-        total = Bucket(len(self.codes), tenures)
-        for bucket in buckets:
-            have = min(tenures, bucket.seconds.shape[1])
-            for name in ("seconds", "lost_s", "lost_j", "power_s", "activity"):
-                getattr(total, name)[..., :have] += getattr(bucket, name)[..., :have]
-        return total
-
     def _account(
-        self, key: str, members: NDArray[np.intp], total: Bucket, start_ns: int, end_ns: int
+        self, key: str, members: NDArray[np.intp], total: Sums, start_ns: int, end_ns: int
     ) -> Account | None:
         if not total.seconds[:, members].any():
             return None

@@ -24,12 +24,12 @@ from unidle_agent.errors import UnidleError, WireError
 from unidle_agent.wire import Batch, GpuFacts, Owner, decode
 from unidle_collector.engine import Engine
 from unidle_collector.findings import Change
-from unidle_collector.ledger import HOUR_NS
+from unidle_collector.keeping import restore_accounts, save_accounts
 from unidle_collector.model import GpuRef, Incident
 from unidle_collector.pergpu import SECOND_NS
 from unidle_collector.recommend import recommend
 from unidle_collector.settings import CollectorSettings
-from unidle_collector.store import Hour, Store, StoreFull
+from unidle_collector.store import Store, StoreFull
 from unidle_collector.window import Window
 
 STEP_S = 1.0
@@ -363,53 +363,21 @@ class Live:
     # -- keeping ---------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        """Accounts of the last two hours, with the event time that they reach, and the clock of it."""
         reached = self.window.time_ns
         if reached is None:
             return
-        tenures, refs = self.engine.inventory.tenures, self.engine.inventory.refs
-        merged: dict[tuple[int, str, str, str], dict[str, Any]] = {}
-        whole_hours_ns = (reached // HOUR_NS - 1) * HOUR_NS
-        for hour, number, sums in self.engine.ledger.hours(whole_hours_ns, reached + 1):
-            tenure = tenures[number]
-            ref, owner = refs[tenure.gpu], tenure.owner
-            key = (hour, ref.node, ref.gpu, owner.job)
-            document = merged.setdefault(
-                key,
-                {
-                    "user": owner.user,
-                    "allocated": owner.allocated,
-                    "model": ref.model,
-                    "index": ref.index,
-                    "share": float(self.engine.inventory.a["share"][tenure.gpu]),
-                    "simulated": self.engine.inventory.simulated[tenure.gpu],
-                    "sums": {},
-                },
-            )
-            for name, values in sums.items():
-                before = document["sums"].get(name, [0.0] * len(values))
-                document["sums"][name] = [a + b for a, b in zip(before, values, strict=True)]
         try:
-            self.store.state.save_hours([Hour(*key, document) for key, document in merged.items()])
-            self.store.state.set_meta("accounted_ns", str(reached))
+            save_accounts(self.engine, self.store.state, reached)
         except UnidleError as error:
             self.problems["state"] = str(error)
 
     def _restore(self) -> None:
         """Open findings, accounts and the rows still in the log, as the last run left them."""
-        state = self.store.state
-        for incident in state.open_incidents():
+        for incident in self.store.state.open_incidents():
             self.engine.remember(incident.finding)
-        reached = state.meta("accounted_ns")
+        reached = restore_accounts(self.engine, self.store.state)
         if reached is not None:
-            self.window.start_at(int(reached))
-            for hour in state.hours(int(reached) - 8 * 24 * 3600 * SECOND_NS, int(reached) + 1):
-                document = hour.document
-                ref = GpuRef(hour.node, hour.gpu, document["index"], document["model"])
-                position = self.engine.add(ref, document["share"], document["simulated"])
-                owner = Owner(document["allocated"], hour.job, document["user"])
-                tenure = self.engine.inventory.tenure(position, owner)
-                self.engine.ledger.restore(hour.hour_start_ns, tenure, document["sums"])
+            self.window.start_at(reached)
             self.window.resize(self.engine.inventory.capacity)
             for name in self.engine.inventory.node_names:
                 self.window.expect(name, self.clock_ns())

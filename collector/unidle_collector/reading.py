@@ -11,8 +11,8 @@ import numpy as np
 
 from unidle_agent.errors import UnidleError
 from unidle_agent.fields import BY_NAME
+from unidle_collector.buckets import BUCKET_NS
 from unidle_collector.inventory import Tenure
-from unidle_collector.ledger import BUCKET_NS
 from unidle_collector.live import Live
 from unidle_collector.model import (
     Account,

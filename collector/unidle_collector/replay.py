@@ -50,7 +50,7 @@ class Result:
 
 def replay(recording: Recording, progress: Callable[[float], None] | None = None) -> Result:
     """Run all detectors and accounts over a recording; `progress` is told the share done, 0-1."""
-    engine = Engine(recording.period_s)
+    engine = Engine(recording.period_s, keep_accounts_ns=None)
     positions = np.array(
         [engine.add(ref, simulated=recording.simulated) for ref in recording.gpus], dtype=np.intp
     )
@@ -131,8 +131,9 @@ def _result(
         for ref in finding.gpus:
             of_gpu.setdefault((ref.node, ref.gpu), []).append(finding.id)
     gpus = []
+    durations = engine.ledger.durations()
     for ref, position in zip(recording.gpus, positions, strict=True):
-        states, causes = engine.ledger.durations(int(position))
+        states, causes = durations[int(position)]
         gpus.append(
             GpuResult(ref.node, ref.gpu, ref.index, states, causes, of_gpu.get((ref.node, ref.gpu), []))
         )

@@ -176,15 +176,16 @@ def test_a_batch_too_big_for_a_proxy_does_not_block_those_behind_it(spool: Spool
     assert (spool.rejected, sent(server)) == (1, [1, 2])
 
 
-def test_a_batch_damaged_in_the_spool_is_set_aside_without_being_sent(spool: Spool) -> None:
+def test_what_the_collector_cannot_read_is_set_aside_and_the_next_one_goes(spool: Spool) -> None:
     spool.append(b"no batch at all")
     fill(spool, 1)
-    with serving(acknowledge) as server:
+    refuse = Reply(400, b'{"detail": "expected zlib-compressed MessagePack"}')
+    with serving(in_turn(refuse, Reply(200, b'{"ack": 2}'))) as server:
         push = pusher(spool, server.url)
         assert [push.step(), push.step()] == [0, 0]
         push.close()
-    assert sent(server) == [2]
-    assert spool.rejected == 1
+    assert server.requests[0].body == b"no batch at all"
+    assert (spool.rejected, spool.pending) == (1, 0)
 
 
 @pytest.mark.parametrize(

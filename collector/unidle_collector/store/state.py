@@ -138,8 +138,8 @@ class State:
             for row in self._rows(query)
         ]
 
-    def save_hours(self, rows: Iterable[Hour]) -> None:
-        """Keep accounts; one that is there already for the hour, GPU and job is replaced."""
+    def save_hours(self, rows: Iterable[Hour], meta: Mapping[str, str] | None = None) -> None:
+        """Keep accounts and, in the same transaction, `meta`; what is there already is replaced."""
         values = [
             {
                 "hour_start_ns": row.hour_start_ns,
@@ -150,7 +150,11 @@ class State:
             }
             for row in rows
         ]
-        self._upsert_all(tables.hours, values)
+        pairs = [{"key": key, "value": value} for key, value in (meta or {}).items()]
+        with self._writing() as connection:
+            for table, rows_of_it in ((tables.hours, values), (tables.meta, pairs)):
+                if rows_of_it:
+                    connection.execute(_upsert(table), rows_of_it)
 
     def hours(self, start_ns: int, end_ns: int) -> list[Hour]:
         """Accounts of hours that begin at start_ns <= time < end_ns, by hour, node, GPU and job."""

@@ -1,0 +1,56 @@
+"""Booked time: packing and merging old spans changes no sum and keeps memory small."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unidle_collector.buckets import BUCKET_NS, HOUR_NS, Buckets
+
+DAY_NS = 24 * HOUR_NS
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 40 * 12), st.integers(0, 30)), min_size=1, max_size=60))
+def test_no_second_is_lost_by_packing_and_merging(booked: list[tuple[int, int]]) -> None:
+    buckets = Buckets(3, HOUR_NS // 2, None)
+    for span, tenure in sorted(booked):
+        buckets.at(span * BUCKET_NS + 1, tenure + 1).seconds[1, tenure] += 1.0
+    total = buckets.total(0, 2**62, 64)
+    assert total.seconds.sum() == len(booked)
+    for tenure in range(31):
+        assert total.seconds[1, tenure] == sum(which == tenure for _, which in booked)
+
+
+def test_a_window_takes_the_spans_that_it_touches() -> None:
+    buckets = Buckets(1, 0, None)
+    for span in range(24):
+        buckets.at(span * BUCKET_NS + 1, 1).seconds[0, 0] += 300.0
+    assert buckets.total(12 * BUCKET_NS, 15 * BUCKET_NS, 1).seconds.sum() == 900.0
+    assert buckets.first_ns(12 * BUCKET_NS, 15 * BUCKET_NS) == 12 * BUCKET_NS
+
+
+def test_a_week_of_changing_jobs_stays_small() -> None:
+    """512 GPUs whose job changes each hour: 86,000 tenures; a dense week would be 100 GB."""
+    buckets = Buckets(16, 1200 * 10**9, 8 * DAY_NS)
+    for hour in range(7 * 24):
+        tenures = np.arange(512) + 512 * hour
+        for part in range(12):
+            sums = buckets.at(hour * HOUR_NS + part * BUCKET_NS + 1, int(tenures[-1]) + 1)
+            sums.seconds[3, tenures] += 300.0
+    held = sum(
+        array.nbytes
+        for several in (*buckets._packed.values(), list(buckets._hours.values()))
+        for packed in several
+        for array in packed.parts.values()
+    )
+    assert held < 150e6
+    assert buckets.total(0, 2**62, 512 * 168).seconds.sum() == 7 * 24 * 512 * 3600.0
+
+
+def test_what_is_too_old_is_dropped() -> None:
+    buckets = Buckets(1, 0, 2 * DAY_NS)
+    for hour in range(100):
+        buckets.at(hour * HOUR_NS + 1, 1).seconds[0, 0] += 1.0
+    assert 48 <= buckets.total(0, 2**62, 1).seconds.sum() <= 50
