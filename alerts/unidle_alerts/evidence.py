@@ -55,7 +55,7 @@ def action(incident: Incident) -> Action:
         first = incident.recommendations[0]
         text = f"Recommendation {first.id} ({first.lever}), with its exact command, on site:"
         return Action(text, "unidle recommend", _gain(first))
-    if re.fullmatch(r"[a-z0-9_]+", finding.kind):
+    if re.fullmatch(r"[a-z0-9_]{1,64}", finding.kind):
         return Action("What it means and what to do about it:", f"unidle explain {finding.kind}")
     return Action("", "")
 
