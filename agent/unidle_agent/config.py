@@ -10,6 +10,7 @@ from pathlib import Path
 from unidle_agent.settings import Secret, setting
 
 PRESENCE = ("auto", "on", "off")
+NAMES = ("own", "dcgm", "dcgm49")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +27,16 @@ class AgentSettings:
     push_ca_file: str = setting(
         "", "PEM file of the authority that signed the collector's certificate; empty: the system's"
     )
-    bind: str = setting("127.0.0.1", "address that /metrics and /health listen on")
+    bind: str = setting(
+        "127.0.0.1", "address that /metrics and /health listen on; others than loopback need metrics_token"
+    )
     port: int = setting(9471, "port that /metrics and /health listen on; 0 is a free one", low=0, high=65535)
+    names: str = setting(
+        "own", "names on /metrics; dcgm: those of dcgm-exporter before 4.9, dcgm49: since", choices=NAMES
+    )
+    metrics_token: Secret = setting(Secret(), "bearer token that /metrics is read with")
+    tls_cert_file: str = setting("", "PEM file of the certificate to serve /metrics with; empty: no TLS")
+    tls_key_file: str = setting("", "PEM file of its key; empty: the key is in tls_cert_file")
     dcgm_urls: tuple[str, ...] = setting(
         (), "pages of running dcgm-exporters, e.g. http://127.0.0.1:9400/metrics"
     )

@@ -41,7 +41,10 @@ class Field:
     doc: str
     nvml: str = ""
     dcgm: tuple[tuple[str, float], ...] = ()
-    """Names on dcgm-exporter pages without their DCGM_FI_ prefix, each with the factor to base units."""
+    """Names on dcgm-exporter pages without their DCGM_FI_ prefix, each with the factor to base units.
+
+    The oldest comes first and the newest last: /metrics with `names = dcgm` and `dcgm49` prints these.
+    """
     otel: str = ""
 
 

@@ -17,7 +17,18 @@ from typing import Literal
 
 from unidle_agent.config import AgentSettings
 from unidle_agent.delivery import Delivery
-from unidle_agent.exporter import Exporter, Health, Metric, Snapshot, health_of, render, single
+from unidle_agent.errors import SettingError
+from unidle_agent.exporter import (
+    Certificate,
+    Exporter,
+    Health,
+    Metric,
+    Snapshot,
+    families,
+    health_of,
+    render,
+    single,
+)
 from unidle_agent.sample import Source, Tick
 from unidle_agent.sampler import Sampler, SourceStats
 from unidle_agent.sources import Counted, LateSource
@@ -42,6 +53,16 @@ def _nvml(settings: AgentSettings) -> Source:
     return PolledNvml(deadline_s=settings.nvml_deadline_s, gpm=settings.gpm)
 
 
+def _certificate(settings: AgentSettings) -> Certificate | None:
+    if settings.tls_cert_file:
+        return Certificate(settings.tls_cert_file, settings.tls_key_file)
+    if settings.tls_key_file:
+        raise SettingError(
+            "agent.tls_cert_file", "the certificate of tls_key_file", "", "tls_key_file is set"
+        )
+    return None
+
+
 class Agent:
     """Everything of one agent, built from its settings; raises UnidleError where that cannot be."""
 
@@ -57,7 +78,14 @@ class Agent:
         self._delivery = Delivery(settings) if settings.push_url else None
         self._sampler = Sampler(self._sources, settings.period_s, [self._take])
         try:
-            self._exporter = Exporter(settings.bind, settings.port, self.page, self.health)
+            self._exporter = Exporter(
+                settings.bind,
+                settings.port,
+                self.page,
+                self.health,
+                token=settings.metrics_token,
+                certificate=_certificate(settings),
+            )
         except BaseException:
             self._close()
             raise
@@ -75,10 +103,12 @@ class Agent:
             self._exporter.close()
             self._close()
 
-    def page(self) -> str:
-        """/metrics"""
+    def page(self, names: str = "", openmetrics: bool = False) -> str:
+        """/metrics, under `names` (empty: as the settings say)."""
+        settings = self._settings
+        sampled = families(self._snapshot.reading(), names or settings.names, settings.node_name)
         delivery = self._delivery.metrics() if self._delivery else []
-        return render([*self._snapshot.metrics(), *self._own_metrics(), *delivery])
+        return render([*sampled, *self._own_metrics(), *delivery], openmetrics)
 
     def health(self) -> Health:
         """/health"""
@@ -123,7 +153,7 @@ class Agent:
     def _own_metrics(self) -> list[Metric]:
         used = resource.getrusage(resource.RUSAGE_SELF)
         info = Metric(
-            "unidle_agent_info", "gauge", "version; always 1", [({"version": version("unidle")}, 1)]
+            "unidle_agent_info", "info", "version of the agent", [({"version": version("unidle")}, 1)]
         )
         return [
             info,

@@ -1,27 +1,24 @@
-"""/metrics and /health."""
+"""The page of /metrics under unidle's own names, in both formats."""
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import subprocess
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
-from unidle_agent.errors import UnidleError
-from unidle_agent.exporter import Exporter, Health, Metric, Snapshot, health_of, metric_name, render
+from unidle_agent.config import NAMES
+from unidle_agent.exporter import Metric, Snapshot, families, health_of, metric_name, render
 from unidle_agent.fields import BY_NAME, FIELDS, Field
 from unidle_agent.sample import GpuReading, Tick, Value
 from unidle_agent.wire import GpuFacts, Owner
 
-OWNER = Owner(True, job="4711", user="alice")
+OWNER = Owner(True, job="4711", user="u-1", source="slurm")
 GPU = GpuFacts("GPU-a", 0, "B200", "0:1", 0, "570.1", owner=OWNER, sources={"power_w": "nvml"})
 
 
@@ -30,11 +27,11 @@ def tick(second: float = 100, facts: GpuFacts = GPU, **values: Value) -> Tick:
     return Tick(int(second * 1e9), (GpuReading(facts, values),), host, ())
 
 
-def page_of(*ticks: Tick, keep_s: float = 3.0) -> str:
+def page_of(*ticks: Tick, keep_s: float = 3.0, names: str = "own", openmetrics: bool = False) -> str:
     snapshot = Snapshot(keep_s)
     for one in ticks:
         snapshot.update(one)
-    return render(snapshot.metrics())
+    return render(families(snapshot.reading(), names, "n1"), openmetrics)
 
 
 def some_value(field: Field) -> Value:
@@ -70,10 +67,15 @@ def test_names_are_base_units_and_counters_end_in_total() -> None:
 
 def test_the_page_of_one_gpu() -> None:
     assert page_of(tick(power_w=512.25, energy_j=123_456, last_xid=0)) == (
-        "# HELP unidle_gpu_info what is known about the GPU; always 1\n"
+        "# HELP unidle_gpu_info what is known about the GPU\n"
         "# TYPE unidle_gpu_info gauge\n"
-        'unidle_gpu_info{gpu="0",uuid="GPU-a",model="B200",driver="570.1",pci_bus_id="0:1",'
-        'allocated="yes",job="4711"} 1\n'
+        'unidle_gpu_info{gpu="0",uuid="GPU-a",model="B200",driver="570.1",pci_bus_id="0:1"} 1\n'
+        "# HELP unidle_gpu_allocated 1: somebody holds the GPU, 0: nobody does, absent: nobody says\n"
+        "# TYPE unidle_gpu_allocated gauge\n"
+        'unidle_gpu_allocated{gpu="0",uuid="GPU-a"} 1\n'
+        "# HELP unidle_gpu_job_info the job that holds the GPU; join on uuid\n"
+        "# TYPE unidle_gpu_job_info gauge\n"
+        'unidle_gpu_job_info{gpu="0",uuid="GPU-a",job="4711",user="u-1",source="slurm"} 1\n'
         "# HELP unidle_gpu_power_watts board power, the driver's average (1 s on Ampere and newer, "
         "instant on GA100)\n"
         "# TYPE unidle_gpu_power_watts gauge\n"
@@ -93,8 +95,67 @@ def test_the_page_of_one_gpu() -> None:
     )
 
 
-def test_the_user_is_not_on_the_page() -> None:
-    assert "alice" not in page_of(tick(power_w=1.0))
+def test_the_same_page_in_openmetrics() -> None:
+    page = page_of(tick(power_w=512.25, energy_j=123_456), openmetrics=True)
+    assert page.startswith("# TYPE unidle_gpu info\n# HELP unidle_gpu what is known about the GPU\n")
+    assert (
+        "# TYPE unidle_gpu_energy_joules counter\n"
+        "# UNIT unidle_gpu_energy_joules joules\n"
+        "# HELP unidle_gpu_energy_joules energy since the driver was loaded\n"
+        'unidle_gpu_energy_joules_total{gpu="0",uuid="GPU-a"} 123.456\n'
+    ) in page
+    assert page.endswith("\n# EOF\n")
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_an_openmetrics_parser_reads_what_a_prometheus_parser_reads(names: str) -> None:
+    owned = GpuFacts(
+        'GPU-"\\', 9, 'we"ird\\model\n', owner=Owner(True, job="a b"), sources={"x": "simulator"}
+    )
+    ticks = (full_tick(), tick(100, facts=owned, power_w=1.0))
+
+    def values(openmetrics: bool) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+        page = page_of(*ticks, keep_s=100, names=names, openmetrics=openmetrics)
+        if not openmetrics:  # this parser would rename DCGM's counters
+            page = page.replace(" counter\n", " untyped\n")
+        parse = openmetrics_families if openmetrics else text_string_to_metric_families
+        return {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in parse(page)
+            for sample in family.samples
+        }
+
+    assert values(openmetrics=True) == values(openmetrics=False)
+    assert len(values(openmetrics=True)) > 8 * 30
+
+
+def test_the_job_is_on_one_series_of_a_gpu_and_on_no_other() -> None:
+    lines = page_of(full_tick(1), tick(100, power_w=1.0), keep_s=99).splitlines()
+    assert [line.partition("{")[0] for line in lines if "4711" in line] == ["unidle_gpu_job_info"]
+
+
+@pytest.mark.parametrize(
+    ("owner", "allocated", "has_job"),
+    [
+        pytest.param(Owner(), "", False, id="nobody says"),
+        pytest.param(Owner(False), "0", False, id="nobody holds it"),
+        pytest.param(Owner(True), "1", False, id="held, by whom is unknown"),
+        pytest.param(Owner(True, job="7"), "1", True, id="held by a job"),
+    ],
+)
+def test_what_is_said_about_the_owner(owner: Owner, allocated: str, has_job: bool) -> None:
+    page = page_of(tick(facts=GpuFacts("GPU-a", 0, owner=owner), power_w=1.0))
+    line = f'unidle_gpu_allocated{{gpu="0",uuid="GPU-a"}} {allocated}\n'
+    assert (line in page) if allocated else ("allocated" not in page)
+    assert ("unidle_gpu_job_info" in page) is has_job
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_a_lost_gpu_keeps_its_state(names: str) -> None:
+    page = page_of(tick(100, power_w=1.0, gpu_state=0), tick(104, gpu_state=1), names=names)
+    assert 'unidle_gpu_state{gpu="0",uuid="GPU-a"} 1\n' in page
+    assert "} 1.0" not in page
+    assert "POWER" not in page.upper()
 
 
 def test_unknown_is_absent_and_never_zero() -> None:
@@ -156,35 +217,6 @@ def test_promtool_has_no_complaint_about_the_page_of_a_full_node() -> None:
 
 def test_the_page_of_eight_gpus_is_small() -> None:
     assert len(page_of(full_tick(8))) < 80_000
-
-
-@pytest.fixture
-def exporter() -> Iterator[Exporter]:
-    health = [Health(True, {"node": "n"}), Health(False, {"node": "n"})]
-    exporter = Exporter("127.0.0.1", 0, lambda: 'x{a="ü"} 1\n', lambda: health.pop(0))
-    yield exporter
-    exporter.close()
-
-
-def test_pages_are_served(exporter: Exporter) -> None:
-    with urllib.request.urlopen(f"{exporter.url}/metrics", timeout=10) as answer:
-        assert answer.read().decode() == 'x{a="ü"} 1\n'
-        assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
-    with urllib.request.urlopen(f"{exporter.url}/health", timeout=10) as answer:
-        assert json.load(answer) == {"ok": True, "node": "n"}
-    with pytest.raises(urllib.error.HTTPError) as unhealthy:
-        urllib.request.urlopen(f"{exporter.url}/health", timeout=10)
-    assert unhealthy.value.code == 503
-    assert json.load(unhealthy.value) == {"ok": False, "node": "n"}
-    with pytest.raises(urllib.error.HTTPError) as nothing:
-        urllib.request.urlopen(f"{exporter.url}/secrets", timeout=10)
-    assert nothing.value.code == 404
-    nothing.value.close()
-
-
-def test_a_port_that_is_taken_is_a_clear_error(exporter: Exporter) -> None:
-    with pytest.raises(UnidleError, match=rf"127\.0\.0\.1:{exporter.port}.*--port"):
-        Exporter("127.0.0.1", exporter.port, str, lambda: Health(True, {}))
 
 
 @pytest.mark.parametrize(
