@@ -37,6 +37,10 @@ class AgentSettings:
     metrics_token: Secret = setting(Secret(), "bearer token that /metrics is read with")
     tls_cert_file: str = setting("", "PEM file of the certificate to serve /metrics with; empty: no TLS")
     tls_key_file: str = setting("", "PEM file of its key; empty: the key is in tls_cert_file")
+    otlp_endpoint: str = setting(
+        "", "OpenTelemetry collector, e.g. http://127.0.0.1:4318; empty: none (needs unidle[otlp])"
+    )
+    otlp_period_s: float = setting(15.0, "seconds between exports by OTLP", low=1, high=3600)
     dcgm_urls: tuple[str, ...] = setting(
         (), "pages of running dcgm-exporters, e.g. http://127.0.0.1:9400/metrics"
     )

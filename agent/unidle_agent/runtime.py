@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from unidle_agent.config import AgentSettings
 from unidle_agent.delivery import Delivery
@@ -34,6 +34,9 @@ from unidle_agent.sampler import Sampler, SourceStats
 from unidle_agent.sources import Counted, LateSource
 from unidle_agent.sources.dcgm_exporter import DcgmExporterSource
 from unidle_agent.sources.host import HostSource
+
+if TYPE_CHECKING:
+    from unidle_agent.otlp import OtlpOutput
 
 log = logging.getLogger("unidle.agent")
 
@@ -63,6 +66,12 @@ def _certificate(settings: AgentSettings) -> Certificate | None:
     return None
 
 
+def _otlp(settings: AgentSettings, snapshot: Snapshot) -> OtlpOutput:
+    from unidle_agent.otlp import OtlpOutput  # tens of MiB: only where it is wanted
+
+    return OtlpOutput(settings.otlp_endpoint, settings.otlp_period_s, settings.node_name, snapshot.reading)
+
+
 class Agent:
     """Everything of one agent, built from its settings; raises UnidleError where that cannot be."""
 
@@ -77,7 +86,10 @@ class Agent:
         self._snapshot = Snapshot(keep_s=3 * slowest_s)
         self._delivery = Delivery(settings) if settings.push_url else None
         self._sampler = Sampler(self._sources, settings.period_s, [self._take])
+        self._otlp: OtlpOutput | None = None
         try:
+            if settings.otlp_endpoint:
+                self._otlp = _otlp(settings, self._snapshot)
             self._exporter = Exporter(
                 settings.bind,
                 settings.port,
@@ -126,6 +138,8 @@ class Agent:
 
     def _close(self) -> None:
         self._sampler.close()
+        if self._otlp:
+            self._otlp.close()
         if self._delivery:
             self._delivery.close()
 
