@@ -59,6 +59,11 @@ class AgentSettings:
     state_dir: str = setting(
         "", "folder of the spool; empty: /var/lib/unidle/agent for root, else ~/.local/state/unidle/agent"
     )
+    reporter_socket: str = setting(
+        "auto",
+        "Unix socket that in-job reporters write to; auto: reporter.sock in state_dir, or for root without "
+        "a state_dir /run/unidle/reporter.sock; empty: none",
+    )
     spool_max_bytes: int = setting(
         256 * 1024 * 1024, "most bytes that wait on disk for the collector", low=65536, high=2**40
     )
@@ -79,3 +84,12 @@ class AgentSettings:
         if os.geteuid() == 0:
             return Path("/var/lib/unidle/agent")
         return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "unidle" / "agent"
+
+    @property
+    def reporter_path(self) -> Path | None:
+        """The socket of in-job reporters, None where there shall be none."""
+        if self.reporter_socket != "auto":
+            return Path(self.reporter_socket).expanduser() if self.reporter_socket else None
+        if os.geteuid() == 0 and not self.state_dir:
+            return Path("/run/unidle/reporter.sock")
+        return self.state_path / "reporter.sock"

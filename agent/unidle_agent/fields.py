@@ -108,6 +108,16 @@ FIELDS: tuple[Field, ...] = (
     Field("row_remap_failed", "gpu", "state", "u8", "{flag}", 1, "1 when remapping a row has failed", "field 145", _dev("ROW_REMAP_FAILURE", 1, "ROW_REMAP_FAILED")),
     Field("vgpu_license_status", "gpu", "state", "u8", "{flag}", 1, "vGPU licence state as the exporter prints it", "", _dev("VGPU_LICENSE_STATUS", 1)),
     Field("gpu_state", "gpu", "state", "u8", "{state}", 1, "0 answers, 1 lost (NVML error 15), 2 the driver does not answer", "return codes"),
+    # Inside the job: told by the reporter of a PyTorch process, of all such processes on the GPU.
+    Field("torch_allocated_bytes", "gpu", "gauge", "f8", "By", 1, "memory in live tensors at the last step or batch, by torch's allocator"),
+    Field("torch_reserved_bytes", "gpu", "gauge", "f8", "By", 1, "memory that torch's allocator holds from the driver; near all of it is normal"),
+    Field("torch_inactive_split_bytes", "gpu", "gauge", "f8", "By", 1, "free memory in torch's allocator that cannot go back to the driver: high is fragmentation"),
+    Field("torch_alloc_retries", "gpu", "counter", "u8", "{retry}", 1, "allocations that first had to flush torch's cache: out of memory is near"),
+    Field("torch_ooms", "gpu", "counter", "u8", "{error}", 1, "out-of-memory errors of torch's allocator"),
+    Field("steps", "gpu", "counter", "u8", "{step}", 1, "steps of the optimizer that sets the pace"),
+    Field("step_time_s", "gpu", "gauge", "f4", "s", 1e-6, "mean time between those steps since the last message; mean of the processes"),
+    Field("data_wait_s", "gpu", "counter", "u8", "s", 1e-6, "time in which the training thread waited for its DataLoader, summed over the processes"),
+    Field("dtype_code", "gpu", "state", "u8", "{code}", 1, "number format in use: 0 unknown or another, 1 float32, 2 float32 with TF32 products, 3 float16, 4 bfloat16, 5 float64, 6 float8, 7 int8"),
     # The host.
     Field("cpu_busy_ratio", "host", "gauge", "f4", "1", 0.0001, "share of all CPU time that was not idle and not waiting for I/O"),
     Field("cpu_iowait_ratio", "host", "gauge", "f4", "1", 0.0001, "share of all CPU time idle with I/O outstanding"),

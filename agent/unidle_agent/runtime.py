@@ -34,6 +34,7 @@ from unidle_agent.sampler import Sampler, SourceStats
 from unidle_agent.sources import Counted, LateSource
 from unidle_agent.sources.dcgm_exporter import DcgmExporterSource
 from unidle_agent.sources.host import HostSource
+from unidle_agent.sources.reporter import ReporterSource
 
 if TYPE_CHECKING:
     from unidle_agent.otlp import OtlpOutput
@@ -47,7 +48,10 @@ def sources(settings: AgentSettings, dcgm_scrape_s: float | None = None) -> list
     out: list[Source] = [HostSource()]
     if settings.nvml != "off":
         out.append(LateSource("nvml", 10, lambda: _nvml(settings), required=settings.nvml == "on"))
-    return [*out, *(DcgmExporterSource(url, scrape_s) for url in settings.dcgm_urls)]
+    out += [DcgmExporterSource(url, scrape_s) for url in settings.dcgm_urls]
+    if path := settings.reporter_path:
+        out.append(LateSource("reporter", 30, lambda: ReporterSource(path), required=False))
+    return out
 
 
 def _nvml(settings: AgentSettings) -> Source:

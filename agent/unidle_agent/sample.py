@@ -37,6 +37,8 @@ class Reading:
     gpus: tuple[GpuReading, ...] = ()
     host: dict[str, Value] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    additional: bool = False
+    """Its GPUs only add to rows that a source of lower precedence gives: anybody may name a GPU here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,8 @@ def merge(time_ns: int, readings: Iterable[tuple[str, int, Reading]]) -> Tick:
             sources = {key: gpu.facts.sources.get(key, name) for key in gpu.values if key in BY_NAME}
             fresh = replace(gpu, facts=replace(gpu.facts, sources=sources))
             known = gpus.get(gpu.facts.uuid)
+            if known is None and reading.additional:
+                continue
             gpus[gpu.facts.uuid] = fresh if known is None else _combine(known, fresh)
     ordered = sorted(gpus.values(), key=_order)
     return Tick(time_ns, tuple(ordered), host, tuple(problems))
