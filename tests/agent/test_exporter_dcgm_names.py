@@ -36,7 +36,8 @@ def values_of(field: Field) -> st.SearchStrategy[Value]:
         field.unit, (0.0, 1500.0)
     )
     whole = st.integers(0, int(high)).map(float) if field.unit != "1" else st.integers(0, 100).map(percent)
-    return whole | st.floats(low, high).map(lambda value: round(value, 6))
+    either = whole | st.floats(low, high).map(lambda value: round(value, 6))
+    return either.filter(lambda value: not 0x7FFFFFF0 <= value <= 0x7FFFFFFF)
 
 
 def percent(value: int) -> float:
