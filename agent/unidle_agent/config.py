@@ -11,6 +11,7 @@ from unidle_agent.settings import Secret, setting
 
 PRESENCE = ("auto", "on", "off")
 NAMES = ("own", "dcgm", "dcgm49")
+PRIVACY = ("pseudonymous", "internal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,29 @@ class AgentSettings:
     )
     nvml_deadline_s: float = setting(
         0.75, "seconds after which the driver counts as hung for this sample", low=0.01, high=60
+    )
+    owner_s: float = setting(
+        15.0, "seconds between looks at who holds the GPUs; a new process is looked at once", low=1, high=600
+    )
+    owner_stale_s: float = setting(
+        86400.0, "age at which a prolog's job file is doubted, when its job is not seen", low=60, high=10**8
+    )
+    job_map_dir: str = setting(
+        "", "folder of dcgm-exporter's job mapping (its --hpc-job-mapping-dir); empty: there is none"
+    )
+    gpustat_dir: str = setting("/run/gpustat", "folder of jobstats' prolog files; empty: do not look")
+    podresources_socket: str = setting(
+        "/var/lib/kubelet/pod-resources/kubelet.sock", "the kubelet's socket; empty: do not ask it"
+    )
+    privacy: str = setting(
+        "pseudonymous",
+        "pseudonymous: users and names of jobs and pods leave this process as pseudonyms only; internal: as "
+        "they are",
+        choices=PRIVACY,
+    )
+    privacy_key: Secret = setting(
+        Secret(),
+        "site key of the pseudonyms, the same on all nodes; empty: one is made in state_dir",
     )
     state_dir: str = setting(
         "", "folder of the spool; empty: /var/lib/unidle/agent for root, else ~/.local/state/unidle/agent"

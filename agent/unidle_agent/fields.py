@@ -118,6 +118,12 @@ FIELDS: tuple[Field, ...] = (
     Field("step_time_s", "gpu", "gauge", "f4", "s", 1e-6, "mean time between those steps since the last message; mean of the processes"),
     Field("data_wait_s", "gpu", "counter", "u8", "s", 1e-6, "time in which the training thread waited for its DataLoader, summed over the processes"),
     Field("dtype_code", "gpu", "state", "u8", "{code}", 1, "number format in use: 0 unknown or another, 1 float32, 2 float32 with TF32 products, 3 float16, 4 bfloat16, 5 float64, 6 float8, 7 int8"),
+    # The job that holds the GPU, whole on this node: the same on each of its GPUs, not to be summed over them.
+    Field("job_cpu_s", "gpu", "counter", "u8", "s", 1e-6, "CPU time of the job's cgroup on this node"),
+    Field("job_cpu_throttled_s", "gpu", "counter", "u8", "s", 1e-6, "time in which the job's cgroup was held back by its CPU quota"),
+    Field("job_memory_bytes", "gpu", "gauge", "f8", "By", 1, "main memory of the job's cgroup, its page cache included"),
+    Field("job_memory_limit_bytes", "gpu", "gauge", "f8", "By", 1, "limit of the job's cgroup; unknown where there is none"),
+    Field("job_oom_kills", "gpu", "counter", "u8", "{process}", 1, "processes of the job's cgroup that the kernel killed for want of memory"),
     # The host.
     Field("cpu_busy_ratio", "host", "gauge", "f4", "1", 0.0001, "share of all CPU time that was not idle and not waiting for I/O"),
     Field("cpu_iowait_ratio", "host", "gauge", "f4", "1", 0.0001, "share of all CPU time idle with I/O outstanding"),
@@ -134,6 +140,22 @@ FIELDS: tuple[Field, ...] = (
     Field("disk_written_bytes", "host", "counter", "u8", "By", 1, "bytes written to local disks"),
     Field("net_received_bytes", "host", "counter", "u8", "By", 1, "bytes received on all interfaces but loopback"),
     Field("net_sent_bytes", "host", "counter", "u8", "By", 1, "bytes sent on all interfaces but loopback"),
+    Field("cpus_online", "host", "gauge", "f4", "{cpu}", 1, "CPUs that are online"),
+    Field("tasks_running", "host", "gauge", "f4", "{task}", 1, "tasks that run or wait for a CPU"),
+    Field("tasks_blocked", "host", "gauge", "f4", "{task}", 1, "tasks in uninterruptible sleep, mostly for I/O"),
+    Field("page_cache_refaults", "host", "counter", "u8", "{page}", 1, "file pages read again soon after the page cache gave them up: the data no longer fits"),
+    Field("major_faults", "host", "counter", "u8", "{fault}", 1, "page faults that waited for a disk"),
+    Field("allocation_stalls", "host", "counter", "u8", "{stall}", 1, "allocations that had to free memory first"),
+    Field("nfs_read_bytes", "host", "counter", "u8", "By", 1, "bytes read from NFS servers"),
+    Field("nfs_written_bytes", "host", "counter", "u8", "By", 1, "bytes written to NFS servers"),
+    Field("nfs_retransmits", "host", "counter", "u8", "{request}", 1, "NFS requests that were sent again"),
+    Field("ib_received_bytes", "host", "counter", "u8", "By", 1, "bytes received on all InfiniBand and RoCE ports"),
+    Field("ib_sent_bytes", "host", "counter", "u8", "By", 1, "bytes sent on all InfiniBand and RoCE ports"),
+    Field("ib_transmit_waits", "host", "counter", "u8", "{tick}", 1, "ticks in which a port had data and no credit to send it: congestion"),
+    Field("ib_link_errors", "host", "counter", "u8", "{error}", 1, "symbol, link, receive, discard and overrun errors of all ports"),
+    Field("ib_ports_active", "host", "gauge", "f4", "{port}", 1, "ports whose link is active"),
+    Field("ib_ports_inactive", "host", "gauge", "f4", "{port}", 1, "ports whose link is not active, without cable included"),
+    Field("ib_ports_slow", "host", "gauge", "f4", "{port}", 1, "active ports slower than the node's fastest active one of the same kind of link"),
 )
 # fmt: on
 

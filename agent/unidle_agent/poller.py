@@ -4,7 +4,7 @@
 MessagePack over pipes, each message an array whose first item says what it is:
 
     agent -> child   settings: GPM mode, known GPUs | read: GPUs to skip, GPUs to read last
-    child -> agent   ready | at: GPU | gpu: facts, values | end: problems | absent: why
+    child -> agent   ready | at: GPU | gpu: facts, values, pids | end: problems | absent: why
 
 The child says which GPU it is about to touch, so a call that hangs, or kills the child, has a culprit:
 that GPU gets `gpu_state` 2 (the driver does not answer), is left alone for a while, and then read after
@@ -262,8 +262,8 @@ class PolledNvml:
                 child.ready, child.at, self._absent = True, "", ""
             case ["at", uuid]:
                 child.at = uuid
-            case ["gpu", facts, values]:
-                row = GpuReading(_facts(facts), values)
+            case ["gpu", facts, values, pids]:
+                row = GpuReading(_facts(facts), values, None if pids is None else tuple(pids))
                 rows[row.facts.uuid] = row
                 child.seen[row.facts.uuid] = row.facts
             case ["end", problems]:
@@ -352,7 +352,7 @@ def main(arguments: Sequence[str]) -> int:
                     say("ready")
                 case ["read", skip, last] if source:
                     for row in source.readings(skip, last, starting=lambda uuid: say("at", uuid)):
-                        say("gpu", asdict(row.facts), row.values)
+                        say("gpu", asdict(row.facts), row.values, row.pids)
                     say("end", source.take_problems())
         if source:
             source.close()

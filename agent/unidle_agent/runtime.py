@@ -29,11 +29,16 @@ from unidle_agent.exporter import (
     render,
     single,
 )
+from unidle_agent.fields import HOST_FIELDS
+from unidle_agent.owners.watch import watch
+from unidle_agent.privacy import pseudonymiser
 from unidle_agent.sample import Source, Tick
 from unidle_agent.sampler import Sampler, SourceStats
 from unidle_agent.sources import Counted, LateSource
 from unidle_agent.sources.dcgm_exporter import DcgmExporterSource
 from unidle_agent.sources.host import HostSource
+from unidle_agent.sources.infiniband import PERIOD_S, InfinibandSource
+from unidle_agent.sources.nfs import NfsSource
 from unidle_agent.sources.reporter import ReporterSource
 
 if TYPE_CHECKING:
@@ -41,11 +46,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("unidle.agent")
 
+KEEP_FIELD_S = {spec.name: 3 * PERIOD_S for spec in HOST_FIELDS if spec.name.startswith("ib_")}
+"""How long the page shows what is read at longer intervals than others, in seconds."""
+
 
 def sources(settings: AgentSettings, dcgm_scrape_s: float | None = None) -> list[Source]:
     """What this agent reads; a driver or an exporter that is not there yet may come later."""
     scrape_s = settings.dcgm_scrape_s if dcgm_scrape_s is None else dcgm_scrape_s
-    out: list[Source] = [HostSource()]
+    out: list[Source] = [HostSource(), NfsSource(), InfinibandSource()]
     if settings.nvml != "off":
         out.append(LateSource("nvml", 10, lambda: _nvml(settings), required=settings.nvml == "on"))
     out += [DcgmExporterSource(url, scrape_s) for url in settings.dcgm_urls]
@@ -87,10 +95,11 @@ class Agent:
         self._sources = sources(settings)
         self._silent = set(range(len(self._sources)))
         slowest_s = max(settings.period_s, settings.dcgm_scrape_s if settings.dcgm_urls else 0)
-        self._snapshot = Snapshot(keep_s=3 * slowest_s)
+        self._snapshot = Snapshot(keep_s=3 * slowest_s, keep_field_s=KEEP_FIELD_S)
+        self._owners = watch(settings, pseudonymiser(settings))
         self._delivery = Delivery(settings) if settings.push_url else None
-        self._sampler = Sampler(self._sources, settings.period_s, [self._take])
         self._otlp: OtlpOutput | None = None
+        self._sampler = Sampler(self._sources, settings.period_s, [self._take], finish=self._owners.complete)
         try:
             if settings.otlp_endpoint:
                 self._otlp = _otlp(settings, self._snapshot)
@@ -114,6 +123,7 @@ class Agent:
     def run(self, stop: threading.Event) -> None:
         """Sample until `stop` is set, then hand over what is left and close everything."""
         try:
+            self._owners.start()
             self._sampler.run(stop)
         finally:
             self._exporter.close()
@@ -144,6 +154,7 @@ class Agent:
         self._sampler.close()
         if self._otlp:
             self._otlp.close()
+        self._owners.close()
         if self._delivery:
             self._delivery.close()
 
@@ -199,7 +210,7 @@ class Agent:
 def _given(source: Source, stats: SourceStats) -> str:
     if isinstance(source, LateSource) and source.absent_because:
         return f"not here: {source.absent_because}"
-    if isinstance(source, HostSource):
+    if isinstance(source, HostSource | NfsSource | InfinibandSource):
         return f"{stats.fields} fields"
     return f"{stats.gpus} GPUs, {stats.fields} fields"
 

@@ -28,6 +28,8 @@ class GpuReading:
 
     facts: GpuFacts
     values: dict[str, Value]
+    pids: tuple[int, ...] | None = None
+    """The processes that hold it, in the agent's process ids; None is unknown. Stays on the node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +109,13 @@ def _combine(first: GpuReading, second: GpuReading) -> GpuReading:
         minor=first.facts.minor if first.facts.minor is not None else second.facts.minor,
         driver=first.facts.driver or second.facts.driver,
         mig_profile=first.facts.mig_profile or second.facts.mig_profile,
+        mig_uuid=first.facts.mig_uuid or second.facts.mig_uuid,
         share=min(first.facts.share, second.facts.share),
         sources={**second.facts.sources, **first.facts.sources},
         owner=_owner(first.facts.owner, second.facts.owner),
     )
-    return GpuReading(facts, {**second.values, **first.values})
+    pids = first.pids if first.pids is not None else second.pids
+    return GpuReading(facts, {**second.values, **first.values}, pids)
 
 
 def _owner(first: Owner, second: Owner) -> Owner:

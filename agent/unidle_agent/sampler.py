@@ -95,13 +95,16 @@ class Sampler:
         consumers: Sequence[Callable[[Tick], None]],
         clock: Clock | None = None,
         deadline_s: float | None = None,
+        finish: Callable[[Tick], Tick] | None = None,
     ) -> None:
+        """`finish` completes every merged tick before anybody has it; it returns at once."""
         self.period_s = period_s
         self.ticks = 0
         self.missed = 0
         self._clock = clock or SystemClock()
         self._deadline_s = DEADLINE_SHARE * period_s if deadline_s is None else deadline_s
         self._consumers = tuple(consumers)
+        self._finish = finish or (lambda tick: tick)
         self._answered = threading.Condition()
         self._workers = [_Worker(source, self._answered, self._clock) for source in sources]
         self._said: tuple[str, ...] = ()
@@ -138,7 +141,7 @@ class Sampler:
             readings = [
                 (worker.source.name, worker.source.precedence, worker.take()) for worker in self._workers
             ]
-        tick = merge(time_ns, readings)
+        tick = self._finish(merge(time_ns, readings))
         self.ticks += 1
         self._say(tick.problems)
         for consumer in self._consumers:

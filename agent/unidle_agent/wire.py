@@ -40,6 +40,10 @@ class Owner:
     """Where the answer comes from: `slurm`, `dcgm-labels`, `processes`, ..."""
     confidence: str = ""
     """`high`, `medium` or `low`; `inferred` where allocation was concluded from use."""
+    note: str = ""
+    """What is peculiar: one of the words of `unidle_agent.owners.resolve`, `orphan` among them."""
+    used_by: str = ""
+    """The jobs whose processes are on the GPU where they are not `job`, joined by commas."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,8 @@ class GpuFacts:
     sources: dict[str, str] = field(default_factory=dict)
     """Field name -> source that gave it (`nvml`, `gpm`, `dcgm-exporter`, `simulator`)."""
     owner: Owner = Owner()
+    mig_uuid: str = ""
+    """Of a MIG instance: the name that the driver and the kubelet have for it, `MIG-...`."""
 
 
 @dataclass(frozen=True, slots=True)

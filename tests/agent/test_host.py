@@ -13,7 +13,14 @@ from unidle_agent.fields import HOST_FIELDS
 from unidle_agent.sources.host import HostSource, cpu_shares, disks, network
 
 STAT = "cpu  100 0 50 800 40 0 10 0 7 0\ncpu0 100 0 50 800 40 0 10 0 7 0\nprocs_running 1\n"
-STAT_LATER = "cpu  160 0 80 840 60 0 10 0 9 0\n"
+STAT_LATER = (
+    "cpu  160 0 80 840 60 0 10 0 9 0\ncpu0 80 0 40 420 30 0 5 0 5 0\ncpu1 80 0 40 420 30 0 5 0 4 0\n"
+    "intr 1 2 3\nprocs_running 9\nprocs_blocked 4\n"
+)
+VMSTAT = (
+    "nr_free_pages 1\nallocstall_dma 1\nallocstall_normal 20\nallocstall_movable 300\npgmajfault 77\n"
+    "workingset_refault_anon 5\nworkingset_refault_file 123456789\n"
+)
 AVERAGES = "avg10=1.00 avg60=0.10 avg300=0.00"
 PRESSURE = {
     "cpu": f"some {AVERAGES} total=5888167\nfull {AVERAGES} total=0\n",
@@ -45,6 +52,7 @@ def write_proc(root: Path, **changes: str | None) -> Path:
         "stat": STAT,
         "loadavg": "12.50 3.00 1.00 3/456 789\n",
         "meminfo": "MemTotal:       1000 kB\nMemFree: 100 kB\nMemAvailable:    600 kB\nCached: 300 kB\n",
+        "vmstat": VMSTAT,
         "diskstats": DISKSTATS,
         "net/dev": NETDEV,
         **{f"pressure/{what}": text for what, text in PRESSURE.items()},
@@ -82,8 +90,15 @@ def test_every_host_field_is_read_in_base_units(tmp_path: Path) -> None:
         "disk_written_bytes": (4000 + 20 + 200) * 512,
         "net_received_bytes": 5000000001000,
         "net_sent_bytes": 207,
+        "cpus_online": 2,
+        "tasks_running": 9,
+        "tasks_blocked": 4,
+        "page_cache_refaults": 123456789,
+        "major_faults": 77,
+        "allocation_stalls": 321,
     }
-    assert set(reading.host) == {field.name for field in HOST_FIELDS}
+    others = {field.name for field in HOST_FIELDS if field.name.startswith(("ib_", "nfs_"))}
+    assert set(reading.host) == {field.name for field in HOST_FIELDS} - others
 
 
 def test_first_reading_knows_no_cpu_shares(tmp_path: Path) -> None:

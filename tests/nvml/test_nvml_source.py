@@ -593,3 +593,16 @@ def test_a_lost_gpu_takes_its_instances_along(nvml: FakeNvml, opened: Open) -> N
     nvml.write(cut_gpu(("3g.40gb", 3, 0), ("4g.40gb", 4, 0), temperature_c="error:15"))
     lost = {"gpu_state": 1}
     assert values(opened().read()) == {f"{uuid(0)}/GI1": lost, f"{uuid(0)}/GI2": lost}
+
+
+def test_a_row_carries_the_processes_that_hold_it(nvml: FakeNvml, opened: Open, clock: ShiftedClock) -> None:
+    nvml.write(gpu(processes="11:1024,12"), gpu(1, processes=""), gpu(2, processes=None))
+    source = opened()
+    assert [row.pids for row in source.read().gpus] == [(11, 12), (), None]
+
+
+def test_a_mig_instance_has_its_own_name_and_processes(nvml: FakeNvml, opened: Open) -> None:
+    nvml.write(cut_gpu(("3g.40gb", 3, 5 << 30), ("4g.40gb", 4, 0)))
+    first, second = opened().read().gpus
+    assert (first.pids, second.pids) == ((9,), ())
+    assert first.facts.mig_uuid == "MIG-00000000-0000-5000-8000-000000000000"

@@ -30,6 +30,8 @@ from importlib.metadata import version
 from unidle_agent.config import AgentSettings
 from unidle_agent.exporter import in_base_units
 from unidle_agent.fields import BY_NAME
+from unidle_agent.owners.watch import watch
+from unidle_agent.privacy import pseudonymiser
 from unidle_agent.runtime import Agent, sources
 from unidle_agent.sample import Tick, Value, is_simulated
 from unidle_agent.sampler import Sampler
@@ -77,12 +79,16 @@ def run(args: argparse.Namespace) -> int:
 def _once(settings: AgentSettings) -> int:
     # A scrape at each tick: the second tick is the one that is shown.
     sampler = Sampler(sources(settings, dcgm_scrape_s=settings.period_s), settings.period_s, [])
+    owners = watch(settings, pseudonymiser(settings, keep=False))
     try:
         sampler.tick(ONCE_DEADLINE_S)
         threading.Event().wait(settings.period_s)
         tick = sampler.tick(ONCE_DEADLINE_S)
+        owners.refresh(tick.gpus)
+        tick = owners.complete(tick)
     finally:
         sampler.close()
+        owners.close()
     print(json.dumps(_document(settings.node_name, tick), indent=2))
     return 0 if tick.gpus or tick.host else 1
 

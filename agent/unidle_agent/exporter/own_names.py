@@ -97,7 +97,7 @@ def about_gpus(gpus: Sequence[GpuReading], more_labels: Mapping[str, Mapping[str
             [
                 _job_info(known, more_labels.get(known.uuid, {}))
                 for known in facts
-                if known.owner.job or known.owner.user
+                if known.owner.job or known.owner.user or known.owner.used_by
             ],
         ),
     ]
@@ -124,6 +124,8 @@ def _job_info(facts: GpuFacts, more: Mapping[str, str]) -> tuple[dict[str, str],
         "user": owner.user,
         "source": owner.source,
         "confidence": owner.confidence,
+        "note": owner.note,
+        "used_by": owner.used_by,
     }
     return {**gpu_labels(facts), **more, **_known(labels)}, 1
 

@@ -15,10 +15,14 @@ from unidle_agent.wire import GpuFacts
 
 
 class Snapshot:
-    """The latest value of every field, each for at most `keep_s` seconds. Guarded for many threads."""
+    """The latest value of every field, each for at most `keep_s` seconds. Guarded for many threads.
 
-    def __init__(self, keep_s: float) -> None:
+    `keep_field_s` names fields of the host that are kept for longer.
+    """
+
+    def __init__(self, keep_s: float, keep_field_s: Mapping[str, float] | None = None) -> None:
         self._keep_ns = int(keep_s * 1e9)
+        self._keep_field_ns = {name: int(long_s * 1e9) for name, long_s in (keep_field_s or {}).items()}
         self._lock = threading.Lock()
         self._now_ns = 0
         self._facts: dict[str, tuple[int, GpuFacts]] = {}
@@ -54,7 +58,11 @@ class Snapshot:
             for uuid, values in self._gpus.items()
             if uuid in self._facts
         }
-        self._host = {name: item for name, item in self._host.items() if item[0] >= oldest}
+        self._host = {
+            name: item
+            for name, item in self._host.items()
+            if item[0] >= min(oldest, self._now_ns - self._keep_field_ns.get(name, 0))
+        }
 
 
 def _stamped(time_ns: int, values: Mapping[str, Value]) -> dict[str, tuple[int, Value]]:

@@ -14,6 +14,7 @@ no longer known.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,6 +29,7 @@ MAX_PAGE_BYTES = 16 * 1024 * 1024
 MAX_DEADLINE_S = 4.0
 MAX_TOLD = 3
 """Most bad lines of one page that are shown; all are counted."""
+QUOTE = re.compile(r": ['\"].*", re.DOTALL)
 STALE_AFTER = 3
 """Scrape intervals without a page after which its GPUs are no longer known."""
 
@@ -90,7 +92,8 @@ class DcgmExporterSource:
         page = parse_page(answer.body, complete=answer.whole)
         self.counts["bad_lines"] += page.bad_lines
         self.counts["torn_pages"] += not answer.whole
-        problems = list(page.problems[:MAX_TOLD])
+        # What is quoted of a page may name a pod or a person.
+        problems = [QUOTE.sub("", problem) for problem in page.problems[:MAX_TOLD]]
         if page.bad_lines:
             problems.append(f"{page.bad_lines} lines could not be read and were left out")
         if not answer.whole:

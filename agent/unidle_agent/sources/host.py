@@ -1,4 +1,4 @@
-"""The host: CPU, memory, pressure (PSI), local disks and network, from /proc.
+"""The host: CPU, run queue, memory, pressure (PSI), local disks and network, from /proc.
 
 The CPU shares are those of the interval since the reading before, so the first reading has none. In a
 container /proc/stat, /proc/pressure and /proc/diskstats are the whole machine's; /proc/net/dev is that
@@ -25,6 +25,9 @@ PSI_FIELDS = {
     ("memory", "some"): "psi_memory_some_s",
     ("memory", "full"): "psi_memory_full_s",
 }
+CPU_LINE = re.compile(r"^cpu\d+ ", re.MULTILINE)
+TASK_FIELDS = {"procs_running": "tasks_running", "procs_blocked": "tasks_blocked"}
+VMSTAT_FIELDS = {"workingset_refault_file": "page_cache_refaults", "pgmajfault": "major_faults"}
 LAYERED = re.compile(r"(loop|ram|zram|dm-|md|sr|fd|drbd|bcache)\d|nvme\d+c\d+n\d+")
 """Devices whose bytes are counted again on the disk below them, or that are no disk."""
 PARTITION = re.compile(r"(?P<emmc>mmcblk\d+)(boot\d+|rpmb)|(?P<disk>.+?)(?:(?<=\d)p|(?<!\d))\d+")
@@ -45,9 +48,10 @@ class HostSource:
     def read(self) -> Reading:
         """What is readable now; a file that is missing is said once and its fields stay unknown."""
         parts: list[tuple[str, Callable[[str], dict[str, Value]]]] = [
-            ("stat", self._cpu_shares),
+            ("stat", self._cpus),
             ("loadavg", load),
             ("meminfo", memory),
+            ("vmstat", reclaim),
             ("diskstats", disks),
             ("net/dev", network),
             *((f"pressure/{what}", _pressure_of(what)) for what in ("cpu", "io", "memory")),
@@ -68,10 +72,10 @@ class HostSource:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _cpu_shares(self, text: str) -> dict[str, Value]:
+    def _cpus(self, text: str) -> dict[str, Value]:
         now = cpu_jiffies(text)
         before, self._cpu = self._cpu, now
-        return {} if before is None else cpu_shares(before, now)
+        return {**tasks(text), **({} if before is None else cpu_shares(before, now))}
 
 
 def cpu_jiffies(text: str) -> tuple[int, ...]:
@@ -98,6 +102,16 @@ def cpu_shares(before: tuple[int, ...], now: tuple[int, ...]) -> dict[str, Value
     return {"cpu_busy_ratio": (total - idle - iowait) / total, "cpu_iowait_ratio": iowait / total}
 
 
+def tasks(text: str) -> dict[str, Value]:
+    """CPUs and run queue, from /proc/stat."""
+    out: dict[str, Value] = {"cpus_online": len(CPU_LINE.findall(text))}
+    for line in text.splitlines():
+        key, _, rest = line.partition(" ")
+        if key in TASK_FIELDS:
+            out[TASK_FIELDS[key]] = int(rest)
+    return {name: value for name, value in out.items() if name != "cpus_online" or value}
+
+
 def load(text: str) -> dict[str, Value]:
     """/proc/loadavg"""
     return {"load_1m": float(text.split()[0])}
@@ -119,6 +133,21 @@ def memory(text: str) -> dict[str, Value]:
     found: dict[str, Value] = {field: sizes[key] for key, field in names.items() if key in sizes}
     if not found:
         raise ValueError("expected lines such as 'MemTotal: 1 kB', came none")
+    return found
+
+
+def reclaim(text: str) -> dict[str, Value]:
+    """/proc/vmstat: what becomes of pages when memory is short."""
+    counts = dict(line.split(" ", 1) for line in text.splitlines() if " " in line)
+    found: dict[str, Value] = {
+        field: int(counts[key]) for key, field in VMSTAT_FIELDS.items() if key in counts
+    }
+    # One count per zone since Linux 4.10.
+    stalls = [int(count) for key, count in counts.items() if key.startswith("allocstall")]
+    if stalls:
+        found["allocation_stalls"] = sum(stalls)
+    if not found:
+        raise ValueError("expected lines such as 'pgmajfault 1', came none")
     return found
 
 

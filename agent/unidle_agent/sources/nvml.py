@@ -68,6 +68,7 @@ class _Device:
     refused: set[str] = field(default_factory=set)
     """Calls and fields that it does not offer."""
     processes: Values = field(default_factory=dict)
+    pids: tuple[int, ...] | None = None
     processes_due_s: float = float("-inf")
     gpm: GpmPair | None = None
 
@@ -276,7 +277,7 @@ class NvmlSource:
         if gpu.mig:
             yield from self._read_instances(gpu, board)
         else:
-            yield _row(gpu.facts, {**board, **own})
+            yield _row(gpu.facts, {**board, **own}, gpu.pids)
 
     def _read_instances(self, gpu: _Device, board: Values) -> Iterator[GpuReading]:
         cut = sum(instance.facts.share for instance in gpu.instances)
@@ -287,7 +288,8 @@ class NvmlSource:
                 if name in SHARED_BY_INSTANCES
             }
             try:
-                yield _row(instance.facts, {**shared, **self._ask_own(instance, gpu.handle)})
+                own = self._ask_own(instance, gpu.handle)
+                yield _row(instance.facts, {**shared, **own}, instance.pids)
             except pynvml.NVMLError:
                 self._some_lost = True
                 yield GpuReading(instance.facts, {"gpu_state": GPU_LOST})
@@ -314,12 +316,22 @@ class NvmlSource:
             values |= self._ask(device, *ladder)
         now_s = self._monotonic()
         if now_s >= device.processes_due_s:
-            device.processes = self._ask(device, calls.running_processes)
+            device.processes = self._list_processes(device)
             device.processes_due_s = now_s + PROCESSES_S
         values |= device.processes
         if self._gpm_allowed:
             values |= self._ask_gpm(device, gpu_handle)
         return values
+
+    def _list_processes(self, device: _Device) -> Values:
+        """Note which processes hold the device, and give their number."""
+        device.pids = None
+
+        def running_processes(handle: Any) -> Values:
+            device.pids = calls.running_processes(handle)
+            return {"process_count": len(device.pids)}
+
+        return self._ask(device, running_processes)
 
     def _ask(self, device: _Device, *ladder: Ask) -> Values:
         """The first call of `ladder` that this device offers; raises NVMLError where the GPU is lost."""
@@ -391,16 +403,17 @@ class NvmlSource:
         return False
 
 
-def _row(facts: GpuFacts, values: Values) -> GpuReading:
+def _row(facts: GpuFacts, values: Values, pids: tuple[int, ...] | None = None) -> GpuReading:
     """A row that says which of its fields came by GPM, and that the GPU answers if it did."""
     sources = {name: "gpm" for name in values if name in METRICS}
-    return GpuReading(replace(facts, sources=sources), {**values, "gpu_state": GPU_OK} if values else values)
+    facts = replace(facts, sources=sources)
+    return GpuReading(facts, {**values, "gpu_state": GPU_OK} if values else values, pids)
 
 
 def _whole(facts: GpuFacts) -> GpuFacts:
     """The physical GPU of a GPU or MIG instance."""
     uuid = facts.uuid.partition("/GI")[0]
-    return replace(facts, uuid=uuid, mig_profile="", share=1.0, sources={}, owner=Owner())
+    return replace(facts, uuid=uuid, mig_profile="", mig_uuid="", share=1.0, sources={}, owner=Owner())
 
 
 def _part(value: Value, part: float) -> Value:

@@ -140,6 +140,7 @@ def instance_facts(handle: Any, gpu: GpuFacts, place: int, places: int) -> tuple
         gpu,
         uuid=f"{gpu.uuid}/GI{instance}" + (f"/{place}" if several else ""),
         mig_profile=pynvml.nvmlDeviceGetName(handle).rpartition(" MIG ")[2],
+        mig_uuid=quietly(pynvml.nvmlDeviceGetUUID, handle) or "",
         # There are as many places as a GPU has compute slices: 7, on an A30 4.
         share=size.computeInstanceSliceCount / places,
     )
@@ -170,8 +171,9 @@ def memory_info(handle: Any) -> Values:
     }
 
 
-def running_processes(handle: Any) -> Values:
-    return {"process_count": len(pynvml.nvmlDeviceGetComputeRunningProcesses_v3(handle))}
+def running_processes(handle: Any) -> tuple[int, ...]:
+    """The ids of the compute processes that hold a context."""
+    return tuple(process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses_v3(handle))
 
 
 def enforced_power_limit(handle: Any) -> Values:
