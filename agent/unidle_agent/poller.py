@@ -5,7 +5,8 @@ MessagePack over pipes, each message an array whose first item says what it is:
 
     agent -> child   settings: GPM mode, looks per second, seconds between slow reads, known GPUs |
                      read: GPUs to skip, GPUs to read last
-    child -> agent   ready | at: GPU | gpu: facts, values | event: it | end: problems | absent: why
+    child -> agent   ready | at: GPU | facts: of a row, new or changed | gpu: UUID of its row, values |
+                     event: it | end: problems | absent: why
 
 Between two reads the child looks at the GPUs by itself, several times a second. It says which GPU it is
 about to touch, so a call that hangs, or kills the child, has a culprit: that GPU gets `gpu_state` 2 (the
@@ -72,6 +73,8 @@ class _Child:
     skipped: Collection[str] = ()
     counted_before: dict[tuple[str, str], Value] = field(default_factory=dict)
     """(UUID, counter) -> what the children before it had counted."""
+    facts: dict[str, GpuFacts] = field(default_factory=dict)
+    """The last of every row."""
     seen: dict[str, GpuFacts] = field(default_factory=dict)
     """The rows of the pass under way."""
     _heard: deque[list[Any]] = field(default_factory=deque)
@@ -277,10 +280,11 @@ class PolledNvml:
                 child.ready, child.at, self._absent = True, "", ""
             case ["at", uuid]:
                 child.at = uuid
-            case ["gpu", facts, values]:
-                row = GpuReading(_facts(facts), self._counted_on(child, facts["uuid"], values))
-                rows[row.facts.uuid] = row
-                child.seen[row.facts.uuid] = row.facts
+            case ["facts", facts]:
+                child.facts[facts["uuid"]] = _facts(facts)
+            case ["gpu", uuid, values]:
+                rows[uuid] = GpuReading(child.facts[uuid], self._counted_on(child, uuid, values))
+                child.seen[uuid] = child.facts[uuid]
             case ["event", event]:
                 self._events.append(Event(*event))
             case ["end", problems]:
@@ -384,17 +388,17 @@ def _serve(open_source: Callable[..., NvmlSource], say: Callable[..., None]) -> 
     pace = Pace(0)
     skip: Collection[str] = ()
 
-    described: dict[str, tuple[GpuFacts, dict[str, Any]]] = {}
+    told: dict[str, GpuFacts] = {}
 
     def at(uuid: str | None) -> None:
         say("at", uuid)
 
-    def document(facts: GpuFacts) -> dict[str, Any]:
-        """`facts` as they travel; they seldom change, and taking them apart costs more than a call."""
-        known = described.get(facts.uuid)
-        if known is None or known[0] != facts:
-            known = described[facts.uuid] = (facts, asdict(facts))
-        return known[1]
+    def tell_row(row: GpuReading) -> None:
+        facts = row.facts
+        if told.get(facts.uuid) != facts:  # seldom, and taking them apart costs more than a call
+            told[facts.uuid] = facts
+            say("facts", asdict(facts))
+        say("gpu", facts.uuid, row.values)
 
     def tell_events() -> None:
         for event in source.take_events() if source else ():
@@ -412,7 +416,7 @@ def _serve(open_source: Callable[..., NvmlSource], say: Callable[..., None]) -> 
                 say("ready")
             case ["read", skip, last] if source:
                 for row in source.readings(skip, last, starting=at):
-                    say("gpu", document(row.facts), row.values)
+                    tell_row(row)
                 tell_events()
                 say("end", source.take_problems())
                 pace.row(began_s, time.monotonic())
