@@ -195,6 +195,23 @@ def test_errors_repairs_and_links_are_asked_every_slow_s_only(
     assert values["recovery_action"] == 2
 
 
+def test_slow_reads_of_several_gpus_do_not_come_in_the_same_pass(
+    nvml: FakeNvml, opened: Open, clock: Clock
+) -> None:
+    nvml.write(*(gpu(number) for number in range(4)))
+    source = opened(slow_s=16.0)
+    source.read()
+    asked = "nvmlDeviceGetGpuFabricInfoV"
+    per_pass = []
+    for _ in range(32):
+        before = nvml.calls(asked)
+        clock.now_s += 1.0
+        source.read()
+        per_pass.append(nvml.calls(asked) - before)
+    assert max(per_pass) == 1
+    assert sum(per_pass) == 8
+
+
 def test_nvlink_errors_are_summed_over_links_and_kinds(nvml: FakeNvml, opened: Open) -> None:
     errors = {"field.206.3": "ull:2", "field.212": "ull:5", "field.214.1": "ull:1", "field.215.17": "ull:4"}
     nvml.write(gpu() | errors)

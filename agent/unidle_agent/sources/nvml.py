@@ -47,6 +47,8 @@ from unidle_agent.wire import Event, GpuFacts, Owner
 TOPOLOGY_S = 60.0
 """How often the list of GPUs and MIG instances is made anew."""
 PROCESSES_S = 10.0
+SPREAD = 16
+"""Parts of `slow_s` over which the slow reads of a node's GPUs are spread: few nodes have more GPUs."""
 
 SHARED_BY_INSTANCES = frozenset(
     {
@@ -376,7 +378,10 @@ class NvmlSource:
         """What changes rarely, as of the last time it was due."""
         now_s = self._monotonic()
         if now_s >= gpu.slow_due_s:
-            gpu.slow_due_s = now_s + self._slow_s
+            first = gpu.slow_due_s == float("-inf")
+            # After the first time, which is everybody's, not all in the same pass: this is its longest part.
+            wait = 1 - (gpu.facts.index or 0) % SPREAD / SPREAD if first else 1.0
+            gpu.slow_due_s = now_s + self._slow_s * wait
             gpu.slow = self._ask_fields(gpu, calls.SLOW_FIELDS)
             for ladder in calls.SLOW_CALLS:
                 gpu.slow |= self._ask(gpu, *ladder)
