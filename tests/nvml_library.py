@@ -64,18 +64,31 @@ def gpu(number: int = 0, **changes: Any) -> Gpu:
         "event_reasons": 0x4,
         "processes": "4711:63418925056",
         "supported_events": 0x8,
+        "field.3": "ull:12",
+        "field.4": "ull:1",
+        "field.5": "ull:340",
+        "field.6": "ull:2",
         "field.74": "ull:1500000000",
         "field.82": "u:71",
         "field.83": "ull:987654321012",
         "field.94": "u:3",
         "field.142": "u:2",
         "field.143": "u:1",
+        "field.144": "u:1",
         "field.145": "u:0",
         "field.185": "u:612345",
         "field.186": "u:598765",
         "field.269": "ull:2500000000",
         "field.270": "ull:3500000000",
         "field.271": "ull:4500000000",
+        "field.230": "u:1",
+        "pcie.width": 16,
+        "pcie.width_max": 16,
+        "pcie.generation": 4,
+        "pcie.generation_max": 5,
+        "fabric.state": 3,
+        "fabric.health": 0x2A,
+        **_nvlinks(18),
         "gpm_supported": 1,
         "gpm.1": 92.5,
         "gpm.2": 71.25,
@@ -92,6 +105,16 @@ def gpu(number: int = 0, **changes: Any) -> Gpu:
     }
     answers |= {name.replace("__", "."): value for name, value in changes.items()}
     return {key: value for key, value in answers.items() if value is not None}
+
+
+def _nvlinks(links: int) -> Gpu:
+    """That many NVLinks, all up and without an error."""
+    answers: Gpu = {"field.91": f"u:{links}"}
+    for link in range(links):
+        scope = f".{link}" if link else ""
+        answers[f"field.165{scope}"] = "u:1"
+        answers |= {f"field.{number}{scope}": "ull:0" for number in range(206, 216)}
+    return answers
 
 
 def write(path: Path, gpus: Sequence[Gpu], faults: Faults | None = None, driver: str = "575.57.08") -> None:

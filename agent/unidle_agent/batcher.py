@@ -1,8 +1,9 @@
 """Ticks -> batches of columns, ready for the wire but for boot, sequence and time of sending.
 
 A batch holds one set of GPUs with one state of their facts. It is closed every `batch_s` seconds, and at
-once when a GPU appears or goes, when facts or an owner change or are asked for, and when a GPU's
-`gpu_state` changes. A GPU that no source sees for a moment keeps its place, with unknown values; after
+once when a GPU appears or goes, when facts or an owner change or are asked for, when a GPU's `gpu_state`
+changes, when its hardware or heat begins to throttle it, and when its driver reports an event. A GPU that
+no source sees for a moment keeps its place, with unknown values; after
 `FORGET_S` it is gone.
 
 `Batch.period_s` is the spacing at which GPUs have samples: the sampler's period, or the scrape interval
@@ -18,12 +19,17 @@ import threading
 from collections.abc import Mapping
 from dataclasses import replace
 
-from unidle_agent.fields import FIELDS, UNKNOWN_U8, Field
+from unidle_agent.fields import COLUMNS, FIELDS, UNKNOWN_U8, Field
 from unidle_agent.sample import GpuReading, Tick, Value, is_simulated
 from unidle_agent.wire import Batch, GpuFacts, column
 
 FORGET_S = 60.0
 """How long a GPU that no source reports stays in the set: longer than a driver hangs on one call."""
+
+THROTTLED = 0x8 | 0x20 | 0x40 | 0x80
+"""Bits of clock_event_reasons that nobody chose: hardware slowdown, thermal, power brake (nvml.h)."""
+ONSET_S = 30.0
+"""A throttling bit that was away for less than this has not begun anew: it flickers around its limit."""
 
 MOST = {"f4": 3.4028234663852886e38, "f8": sys.float_info.max}
 """Largest value of each column type (IEEE 754)."""
@@ -49,6 +55,8 @@ class Batcher:
         self._facts: dict[str, GpuFacts] = {}
         self._seen_ns: dict[str, int] = {}
         self._states: dict[str, Value] = {}
+        self._throttled_ns: dict[tuple[str, int], int] = {}
+        """(UUID, bit) -> when it was last seen."""
         self._send_facts = threading.Event()
         self._send_facts.set()
         self.rows = 0
@@ -71,7 +79,7 @@ class Batcher:
             self._send_facts.set()
         self._ticks.append(tick)
         self.rows += sum(1 for gpu in tick.gpus if gpu.values)
-        urgent = self._state_changed(tick) or self._send_facts.is_set()
+        urgent = self._is_urgent(tick) or self._send_facts.is_set()
         age_s = (tick.time_ns - self._ticks[0].time_ns) / 1e9
         if urgent or len(self._ticks) >= self._most_ticks or age_s >= self._batch_s:
             out.append(self._close())
@@ -95,6 +103,22 @@ class Batcher:
             self._states.pop(uuid, None)
             facts.pop(uuid, None)
         return facts
+
+    def _is_urgent(self, tick: Tick) -> bool:
+        changed, begun = self._state_changed(tick), self._throttling_begun(tick)
+        return bool(tick.events) or changed or begun
+
+    def _throttling_begun(self, tick: Tick) -> bool:
+        begun = False
+        for gpu in tick.gpus:
+            bits = int(gpu.values.get("clock_event_reasons", 0)) & THROTTLED
+            while bits:
+                bit = bits & -bits
+                bits ^= bit
+                before_ns = self._throttled_ns.get((gpu.facts.uuid, bit))
+                begun |= before_ns is None or tick.time_ns - before_ns > ONSET_S * 1e9
+                self._throttled_ns[gpu.facts.uuid, bit] = tick.time_ns
+        return begun
 
     def _state_changed(self, tick: Tick) -> bool:
         states = {gpu.facts.uuid: gpu.values["gpu_state"] for gpu in tick.gpus if "gpu_state" in gpu.values}
@@ -122,6 +146,7 @@ class Batcher:
             facts_id=facts_id(known),
             facts=tuple(known) if send_facts else None,
             simulated=any(is_simulated(gpu) for gpu in known),
+            events=tuple(event for tick in ticks for event in tick.events),
         )
 
     def _spacing_s(self, known: list[GpuFacts]) -> float:
@@ -159,7 +184,7 @@ def _gpu_columns(ticks: list[Tick], order: dict[str, int]) -> dict[str, object]:
     ]
     used = {name for _, gpu in places for name in gpu.values}
     out: dict[str, object] = {}
-    for spec in FIELDS:
+    for spec in COLUMNS.values():
         if spec.scope == "gpu" and spec.name in used:
             values: list[Value | None] = [None] * (len(ticks) * len(order))
             for place, gpu in places:

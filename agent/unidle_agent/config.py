@@ -54,6 +54,10 @@ class AgentSettings:
     gpm: str = setting(
         "auto", "read SM, tensor and DRAM activity by GPM (Hopper and newer)", choices=PRESENCE
     )
+    fast_hz: float = setting(
+        5.0, "looks per second at what moves within a second; 0: only at the sample", low=0, high=20
+    )
+    slow_s: float = setting(15.0, "seconds between two looks at errors, repairs and links", low=1, high=600)
     nvml_deadline_s: float = setting(
         0.75, "seconds after which the driver counts as hung for this sample", low=0.01, high=60
     )

@@ -8,7 +8,7 @@ DCGM 4.6 and 4.7 field lists.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Scope = Literal["gpu", "host"]
@@ -27,8 +27,9 @@ NVLINK_OLD_UNIT = 1_024_000.0
 class Field:
     """One measured quantity of a GPU (or MIG instance) or of its host.
 
-    A gauge is the value at the instant; a state is an enumeration or bit mask; a counter travels as a
-    whole number of `resolution` (so it stays exact in 64 bits) and is differenced by the collector.
+    A gauge is the value at the instant, or its mean over the time since the row before where `stats` is
+    set; a state is an enumeration or bit mask; a counter travels as a whole number of `resolution` (so it
+    stays exact in 64 bits) and is differenced by the collector.
     """
 
     name: str
@@ -46,6 +47,8 @@ class Field:
     The oldest comes first and the newest last: /metrics with `names = dcgm` and `dcgm49` prints these.
     """
     otel: str = ""
+    stats: bool = False
+    """Whether columns `.min`, `.max` and `.zero` (share of the time at zero) may travel beside it."""
 
 
 def _dev(old: str, factor: float, new: str = "", new_factor: float = 1.0) -> tuple[tuple[str, float], ...]:
@@ -61,8 +64,8 @@ def _prof(old: str, new: str = "") -> tuple[tuple[str, float], ...]:
 # fmt: off
 FIELDS: tuple[Field, ...] = (
     # What the GPU does.
-    Field("gpu_util_ratio", "gpu", "gauge", "f4", "1", 0.01, "share of the driver's own window (1/6 to 1 s) in which any kernel was resident; says nothing about how full the GPU was", "UtilizationRates.gpu", _dev("GPU_UTIL", 0.01, "GPU_UTIL_RATIO"), "hw.gpu.utilization"),
-    Field("memory_util_ratio", "gpu", "gauge", "f4", "1", 0.01, "share of the driver's window in which memory was read or written", "UtilizationRates.memory", _dev("MEM_COPY_UTIL", 0.01, "MEMORY_UTIL_RATIO")),
+    Field("gpu_util_ratio", "gpu", "gauge", "f4", "1", 0.01, "share of the driver's own window (1/6 to 1 s) in which any kernel was resident; says nothing about how full the GPU was", "UtilizationRates.gpu", _dev("GPU_UTIL", 0.01, "GPU_UTIL_RATIO"), "hw.gpu.utilization", stats=True),
+    Field("memory_util_ratio", "gpu", "gauge", "f4", "1", 0.01, "share of the driver's window in which memory was read or written", "UtilizationRates.memory", _dev("MEM_COPY_UTIL", 0.01, "MEMORY_UTIL_RATIO"), stats=True),
     Field("encoder_util_ratio", "gpu", "gauge", "f4", "1", 0.01, "video encoder busy", "EncoderUtilization", _dev("ENC_UTIL", 0.01, "ENC_UTIL_RATIO")),
     Field("decoder_util_ratio", "gpu", "gauge", "f4", "1", 0.01, "video decoder busy", "DecoderUtilization", _dev("DEC_UTIL", 0.01, "DEC_UTIL_RATIO")),
     Field("graphics_active_ratio", "gpu", "gauge", "f4", "1", 0.0001, "share of cycles in which the graphics or compute engine was active", "GPM 1", _prof("GR_ENGINE_ACTIVE", "GR_ENGINE_UTIL_RATIO")),
@@ -73,6 +76,9 @@ FIELDS: tuple[Field, ...] = (
     Field("fp64_active_ratio", "gpu", "gauge", "f4", "1", 0.0001, "share of cycles in which the FP64 pipe was active", "GPM 11", _prof("PIPE_FP64_ACTIVE", "FP64_UTIL_RATIO")),
     Field("fp32_active_ratio", "gpu", "gauge", "f4", "1", 0.0001, "share of cycles in which the FP32 pipe was active", "GPM 12", _prof("PIPE_FP32_ACTIVE", "FP32_UTIL_RATIO")),
     Field("fp16_active_ratio", "gpu", "gauge", "f4", "1", 0.0001, "share of cycles in which the FP16 pipe (not tensor) was active", "GPM 13", _prof("PIPE_FP16_ACTIVE", "FP16_UTIL_RATIO")),
+    Field("gpu_busy_s", "gpu", "counter", "u8", "s", 1e-6, "gpu_util_ratio integrated over time, since the agent started", "integral of UtilizationRates.gpu"),
+    Field("sm_active_s", "gpu", "counter", "u8", "s", 1e-6, "sm_active_ratio integrated over time, since the agent started", "integral of GPM 2"),
+    Field("tensor_active_s", "gpu", "counter", "u8", "s", 1e-6, "tensor_active_ratio integrated over time, since the agent started", "integral of GPM 5"),
     # Memory.
     Field("memory_total_bytes", "gpu", "gauge", "f8", "By", 1, "framebuffer size", "MemoryInfo_v2.total", _dev("FB_TOTAL", MIB, "FB_CAPACITY_BYTES"), "hw.gpu.memory.limit"),
     Field("memory_used_bytes", "gpu", "gauge", "f8", "By", 1, "framebuffer used by processes, without what the driver reserves", "MemoryInfo_v2.used", _dev("FB_USED", MIB, "FB_USED_BYTES"), "hw.gpu.memory.usage"),
@@ -81,10 +87,10 @@ FIELDS: tuple[Field, ...] = (
     Field("process_count", "gpu", "gauge", "f4", "{process}", 1, "compute processes that hold a context on the GPU", "ComputeRunningProcesses_v3"),
     # Power, clocks, heat.
     Field("power_w", "gpu", "gauge", "f4", "W", 0.001, "board power, the driver's average (1 s on Ampere and newer, instant on GA100)", "field 185", _dev("POWER_USAGE", 1, "BOARD_POWER_WATTS"), "hw.power"),
-    Field("power_instant_w", "gpu", "gauge", "f4", "W", 0.001, "board power, instant", "field 186", _dev("POWER_USAGE_INSTANT", 1, "BOARD_POWER_RAW_WATTS")),
+    Field("power_instant_w", "gpu", "gauge", "f4", "W", 0.001, "board power, instant", "field 186", _dev("POWER_USAGE_INSTANT", 1, "BOARD_POWER_RAW_WATTS"), stats=True),
     Field("power_limit_w", "gpu", "gauge", "f4", "W", 0.001, "enforced power limit", "EnforcedPowerLimit", _dev("ENFORCED_POWER_LIMIT", 1, "BOARD_POWER_LIMIT_ENFORCED_WATTS")),
     Field("energy_j", "gpu", "counter", "u8", "J", 0.001, "energy since the driver was loaded", "field 83", _dev("TOTAL_ENERGY_CONSUMPTION", 1e-3, "GPU_ENERGY_JOULES_TOTAL"), "hw.energy"),
-    Field("sm_clock_hz", "gpu", "gauge", "f4", "Hz", 1e6, "SM clock", "ClockInfo(SM)", _dev("SM_CLOCK", 1e6, "SM_CLOCK_HERTZ")),
+    Field("sm_clock_hz", "gpu", "gauge", "f4", "Hz", 1e6, "SM clock", "ClockInfo(SM)", _dev("SM_CLOCK", 1e6, "SM_CLOCK_HERTZ"), stats=True),
     Field("memory_clock_hz", "gpu", "gauge", "f4", "Hz", 1e6, "memory clock", "ClockInfo(MEM)", _dev("MEM_CLOCK", 1e6, "MEMORY_CLOCK_HERTZ")),
     Field("temperature_c", "gpu", "gauge", "f4", "Cel", 1, "GPU core temperature", "TemperatureV(GPU)", _dev("GPU_TEMP", 1, "GPU_TEMP_CELSIUS"), "hw.temperature"),
     Field("memory_temperature_c", "gpu", "gauge", "f4", "Cel", 1, "HBM temperature", "field 82", _dev("MEMORY_TEMP", 1, "MEMORY_TEMP_CELSIUS")),
@@ -101,11 +107,28 @@ FIELDS: tuple[Field, ...] = (
     Field("nvlink_rx_bytes_per_s", "gpu", "gauge", "f4", "By/s", 1, "NVLink traffic to the GPU, all links", "GPM 60", _prof("NVLINK_RX_BYTES")),
     Field("nvlink_bytes_per_s", "gpu", "gauge", "f4", "By/s", 1, "NVLink traffic, both directions, all links", "", (("DEV_NVLINK_BANDWIDTH_TOTAL", NVLINK_OLD_UNIT), ("DEV_NVLINK_THROUGHPUT_TOTAL", NVLINK_OLD_UNIT), ("DEV_NVLINK_THROUGHPUT_BYTES_PER_SECOND", 1.0))),
     Field("pcie_replays", "gpu", "counter", "u8", "{replay}", 1, "PCIe retries", "field 94", _dev("PCIE_REPLAY_COUNTER", 1, "PCIE_REPLAY_TOTAL")),
+    Field("pcie_width", "gpu", "gauge", "f4", "{lane}", 1, "PCIe lanes in use", "CurrPcieLinkWidth", _dev("PCIE_LINK_WIDTH", 1)),
+    Field("pcie_width_max", "gpu", "gauge", "f4", "{lane}", 1, "PCIe lanes that GPU and slot can use", "MaxPcieLinkWidth", _dev("PCIE_MAX_LINK_WIDTH", 1)),
+    Field("pcie_generation", "gpu", "gauge", "f4", "{generation}", 1, "PCIe generation in use; an idle GPU may lower it", "CurrPcieLinkGeneration", _dev("PCIE_LINK_GEN", 1)),
+    Field("pcie_generation_max", "gpu", "gauge", "f4", "{generation}", 1, "PCIe generation that GPU and slot can use", "MaxPcieLinkGeneration", _dev("PCIE_MAX_LINK_GEN", 1)),
+    Field("nvlink_links", "gpu", "gauge", "f4", "{link}", 1, "NVLinks that the GPU has", "NvLink count, field 91"),
+    Field("nvlink_links_up", "gpu", "gauge", "f4", "{link}", 1, "NVLinks that are active", "NvLink state, field 165"),
+    Field("nvlink_errors", "gpu", "counter", "u8", "{error}", 1, "NVLink errors and discards, all links", "NvLink sum of fields 206-212"),
+    Field("nvlink_recoveries_failed", "gpu", "counter", "u8", "{event}", 1, "NVLinks that did not recover, all links", "NvLink sum of field 214"),
+    Field("nvlink_recoveries", "gpu", "counter", "u8", "{event}", 1, "NVLink recoveries begun, all links", "NvLink sum of field 215"),
     # Health.
     Field("last_xid", "gpu", "state", "u8", "{code}", 1, "the last XID that the driver reported; sticky, 0 is none", "XID event", _dev("XID_ERRORS", 1, "XID_ERROR")),
     Field("rows_remapped_correctable", "gpu", "counter", "u8", "{row}", 1, "rows remapped for correctable errors", "field 142", _dev("CORRECTABLE_REMAPPED_ROWS", 1, "ROW_REMAP_CORRECTABLE_TOTAL")),
     Field("rows_remapped_uncorrectable", "gpu", "counter", "u8", "{row}", 1, "rows remapped for uncorrectable errors", "field 143", _dev("UNCORRECTABLE_REMAPPED_ROWS", 1, "ROW_REMAP_UNCORRECTABLE_TOTAL")),
     Field("row_remap_failed", "gpu", "state", "u8", "{flag}", 1, "1 when remapping a row has failed", "field 145", _dev("ROW_REMAP_FAILURE", 1, "ROW_REMAP_FAILED")),
+    Field("row_remap_pending", "gpu", "state", "u8", "{flag}", 1, "1 when a row waits for a GPU reset to be remapped", "field 144", _dev("ROW_REMAP_PENDING", 1)),
+    Field("ecc_corrected_volatile", "gpu", "counter", "u8", "{error}", 1, "single-bit memory errors since the driver was loaded", "field 3", _dev("ECC_SBE_VOL_TOTAL", 1)),
+    Field("ecc_uncorrected_volatile", "gpu", "counter", "u8", "{error}", 1, "double-bit memory errors since the driver was loaded", "field 4", _dev("ECC_DBE_VOL_TOTAL", 1)),
+    Field("ecc_corrected_aggregate", "gpu", "counter", "u8", "{error}", 1, "single-bit memory errors in the GPU's life", "field 5", _dev("ECC_SBE_AGG_TOTAL", 1)),
+    Field("ecc_uncorrected_aggregate", "gpu", "counter", "u8", "{error}", 1, "double-bit memory errors in the GPU's life", "field 6", _dev("ECC_DBE_AGG_TOTAL", 1)),
+    Field("recovery_action", "gpu", "state", "u8", "{action}", 1, "what the driver asks for: 0 nothing, 1 GPU reset, 2 node reboot, 3 drain P2P, 4 drain and reset, 5 recover the IMEX domain, 6 bus reset, 7 system reboot", "field 230", _dev("GET_GPU_RECOVERY_ACTION", 1, "GPU_RECOVERY_ACTION")),
+    Field("fabric_state", "gpu", "state", "u8", "{state}", 1, "joining the NVLink fabric: 0 has none, 1 not started, 2 in progress, 3 completed", "GpuFabricInfoV.state"),
+    Field("fabric_health", "gpu", "state", "u8", "{code}", 1, "two bits each, 1 yes, 2 no: 0x3 degraded bandwidth, 0xc route recovery, 0x30 route unhealthy, 0xc0 access timeout", "GpuFabricInfoV.healthMask"),
     Field("vgpu_license_status", "gpu", "state", "u8", "{flag}", 1, "vGPU licence state as the exporter prints it", "", _dev("VGPU_LICENSE_STATUS", 1)),
     Field("gpu_state", "gpu", "state", "u8", "{state}", 1, "0 answers, 1 lost (NVML error 15), 2 the driver does not answer", "return codes"),
     # Inside the job: told by the reporter of a PyTorch process, of all such processes on the GPU.
@@ -162,3 +185,27 @@ FIELDS: tuple[Field, ...] = (
 BY_NAME: dict[str, Field] = {field.name: field for field in FIELDS}
 GPU_FIELDS: tuple[Field, ...] = tuple(field for field in FIELDS if field.scope == "gpu")
 HOST_FIELDS: tuple[Field, ...] = tuple(field for field in FIELDS if field.scope == "host")
+
+
+def _statistics(field: Field) -> tuple[Field, ...]:
+    """The columns that may travel beside `field`, as fields that no source gives by themselves."""
+    if not field.stats:
+        return ()
+    bare = replace(field, nvml="", dcgm=(), otel="", stats=False)
+    return (
+        replace(bare, name=f"{field.name}.min", doc=f"smallest {field.name} since the row before"),
+        replace(bare, name=f"{field.name}.max", doc=f"largest {field.name} since the row before"),
+        replace(
+            bare,
+            name=f"{field.name}.zero",
+            unit="1",
+            resolution=0.01,
+            doc=f"share of the time since the row before with {field.name} at zero",
+        ),
+    )
+
+
+COLUMNS: dict[str, Field] = {
+    column.name: column for field in FIELDS for column in (field, *_statistics(field))
+}
+"""Every column that a batch may hold: the fields, and the statistics of those that ask for them."""

@@ -3,13 +3,16 @@
 `PolledNvml` is the source that the agent sees; `python -m unidle_agent.poller` is the child. They speak
 MessagePack over pipes, each message an array whose first item says what it is:
 
-    agent -> child   settings: GPM mode, known GPUs | read: GPUs to skip, GPUs to read last
-    child -> agent   ready | at: GPU | gpu: facts, values, pids | end: problems | absent: why
+    agent -> child   settings: GPM mode, looks per second, seconds between slow reads, known GPUs |
+                     read: GPUs to skip, GPUs to read last
+    child -> agent   ready | at: GPU | facts: of a row, new or changed | gpu: UUID of its row, values,
+                     pids | event: it | end: problems | absent: why
 
-The child says which GPU it is about to touch, so a call that hangs, or kills the child, has a culprit:
-that GPU gets `gpu_state` 2 (the driver does not answer), is left alone for a while, and then read after
-all others; the others flow on from the next child. Where no GPU can be blamed, all get it. A killed
-child may sit in the kernel for ever: nobody waits for it, and a few of those are the limit.
+Between two reads the child looks at the GPUs by itself, several times a second. It says which GPU it is
+about to touch, so a call that hangs, or kills the child, has a culprit: that GPU gets `gpu_state` 2 (the
+driver does not answer), is left alone for a while, and then read after all others; the others flow on
+from the next child. Where no GPU can be blamed, all get it. A killed child may sit in the kernel for
+ever: nobody waits for it, and a few of those are the limit.
 """
 
 from __future__ import annotations
@@ -24,14 +27,18 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, astuple, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 
 from unidle_agent.errors import SourceError
-from unidle_agent.sample import DRIVER_HUNG, GpuReading, Reading
-from unidle_agent.wire import GpuFacts, Owner
+from unidle_agent.sample import DRIVER_HUNG, GpuReading, Reading, Value
+from unidle_agent.subsecond import INTEGRALS, Pace
+from unidle_agent.wire import Event, GpuFacts, Owner
+
+if TYPE_CHECKING:
+    from unidle_agent.sources.nvml import NvmlSource
 
 MAX_RETRY_S = 60.0
 MAX_BLAME_S = 600.0
@@ -64,6 +71,10 @@ class _Child:
     at: str | None = None
     """The GPU that it is about to touch; "" is none in particular, None that it opens the driver."""
     skipped: Collection[str] = ()
+    counted_before: dict[tuple[str, str], Value] = field(default_factory=dict)
+    """(UUID, counter) -> what the children before it had counted."""
+    facts: dict[str, GpuFacts] = field(default_factory=dict)
+    """The last of every row."""
     seen: dict[str, GpuFacts] = field(default_factory=dict)
     """The rows of the pass under way."""
     _heard: deque[list[Any]] = field(default_factory=deque)
@@ -102,6 +113,8 @@ class PolledNvml:
         self,
         gpm: str = "auto",
         *,
+        fast_hz: float = 5.0,
+        slow_s: float = 15.0,
         deadline_s: float = 2.0,
         start_s: float = 30.0,
         retry_s: float = 1.0,
@@ -110,15 +123,16 @@ class PolledNvml:
     ) -> None:
         """Start the child; raises SourceError when it says that there is no driver, and what to do.
 
-        `gpm` is `auto`, `on` or `off`. Nothing here blocks for longer than `deadline_s`; a child that is
-        silent for the second half of it hangs. Opening the driver may take `start_s`, because without
-        persistence mode that is seconds per GPU. A child that failed is replaced at once, one that fails
-        again after `retry_s`, doubling to 60 s. A GPU that hung is tried again after `blame_s`, doubling
-        to 600 s.
+        `gpm` is `auto`, `on` or `off`; `fast_hz` and `slow_s` are those of `AgentSettings`. Nothing here
+        blocks for longer than `deadline_s`; a child that is silent for the second half of it hangs. Opening
+        the driver may take `start_s`, because without persistence mode that is seconds per GPU. A child
+        that failed is replaced at once, one that fails again after `retry_s`, doubling to 60 s. A GPU that
+        hung is tried again after `blame_s`, doubling to 600 s.
         """
         self.restarts = 0
         """How often a child failed and was given up."""
-        self._gpm, self._monotonic = gpm, monotonic
+        self._settings = (gpm, fast_hz, slow_s)
+        self._monotonic = monotonic
         self._deadline_s, self._start_s = deadline_s, start_s
         self._retry_s, self._blame_s = retry_s, blame_s
         self._child: _Child | None = None
@@ -130,6 +144,9 @@ class PolledNvml:
         self._failures = 0
         self._next_start_s = float("-inf")
         self._problems: list[str] = []
+        self._events: list[Event] = []
+        self._integrals: dict[tuple[str, str], Value] = {}
+        """(UUID, counter) -> its last value; a new child counts from 0, and on from here."""
         self._start(patient=True)
         self._converse({}, ask=False)
         if self._absent:
@@ -160,7 +177,8 @@ class PolledNvml:
             raise SourceError(self._absent)
         silent = [self._silent_row(facts) for uuid, facts in self._known.items() if uuid not in rows]
         problems, self._problems = tuple(dict.fromkeys(self._problems)), []
-        return Reading(gpus=(*rows.values(), *silent), problems=problems)
+        events, self._events = tuple(self._events), []
+        return Reading(gpus=(*rows.values(), *silent), problems=problems, events=events)
 
     def close(self) -> None:
         """End the child, by force if need be; waits a second at most."""
@@ -188,9 +206,9 @@ class PolledNvml:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        self._child = _Child(process, self._monotonic(), patient)
+        self._child = _Child(process, self._monotonic(), patient, counted_before=dict(self._integrals))
         with contextlib.suppress(BrokenPipeError):  # then it is dead, and hear() says so
-            self._child.tell("settings", self._gpm, [asdict(facts) for facts in self._known.values()])
+            self._child.tell("settings", *self._settings, [asdict(facts) for facts in self._known.values()])
 
     def _give_up(self, child: _Child, why: str, *, died: bool = False) -> None:
         """Replace `child`, and hold the GPU that it was at responsible."""
@@ -262,16 +280,27 @@ class PolledNvml:
                 child.ready, child.at, self._absent = True, "", ""
             case ["at", uuid]:
                 child.at = uuid
-            case ["gpu", facts, values, pids]:
-                row = GpuReading(_facts(facts), values, None if pids is None else tuple(pids))
-                rows[row.facts.uuid] = row
-                child.seen[row.facts.uuid] = row.facts
+            case ["facts", facts]:
+                child.facts[facts["uuid"]] = _facts(facts)
+            case ["gpu", uuid, values, pids]:
+                counted = self._counted_on(child, uuid, values)
+                rows[uuid] = GpuReading(child.facts[uuid], counted, None if pids is None else tuple(pids))
+                child.seen[uuid] = child.facts[uuid]
+            case ["event", event]:
+                self._events.append(Event(*event))
             case ["end", problems]:
                 self._finish(child, problems)
             case ["absent", why]:
                 self._absent, self._child = why, None
                 self._next_start_s = self._monotonic() + MAX_RETRY_S
                 self._end(child.process, grace_s=0.5)
+
+    def _counted_on(self, child: _Child, uuid: str, values: dict[str, Value]) -> dict[str, Value]:
+        """`values` with the counters that this child began going on from where those before it came."""
+        for name in INTEGRALS.keys() & values.keys():
+            values[name] += child.counted_before.get((uuid, name), 0)
+            self._integrals[uuid, name] = values[name]
+        return values
 
     def _finish(self, child: _Child, problems: Sequence[str]) -> None:
         """A whole pass: what it did not show is gone, what it went through is well again."""
@@ -340,22 +369,11 @@ def main(arguments: Sequence[str]) -> int:
     def say(*message: Any) -> None:
         pipe.write(msgpack.packb(message))
 
-    source: NvmlSource | None = None
     try:
         # Only here: the agent itself does without pynvml and its 3 MB.
         from unidle_agent.sources.nvml import NvmlSource
 
-        for message in _messages():
-            match message:
-                case ["settings", gpm, known]:
-                    source = NvmlSource(gpm, known=[_facts(facts) for facts in known])
-                    say("ready")
-                case ["read", skip, last] if source:
-                    for row in source.readings(skip, last, starting=lambda uuid: say("at", uuid)):
-                        say("gpu", asdict(row.facts), row.values, row.pids)
-                    say("end", source.take_problems())
-        if source:
-            source.close()
+        _serve(NvmlSource, say)
     except SourceError as error:
         say("absent", str(error))
     except ModuleNotFoundError as error:
@@ -365,10 +383,62 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _messages() -> Iterator[list[Any]]:
-    """What the agent says, until it hangs up."""
+def _serve(open_source: Callable[..., NvmlSource], say: Callable[..., None]) -> None:
+    """Answer what the agent asks, and look at the GPUs meanwhile, until it hangs up."""
+    source: NvmlSource | None = None
+    pace = Pace(0)
+    skip: Collection[str] = ()
+
+    told: dict[str, GpuFacts] = {}
+
+    def at(uuid: str | None) -> None:
+        say("at", uuid)
+
+    def tell_row(row: GpuReading) -> None:
+        facts = row.facts
+        if told.get(facts.uuid) != facts:  # seldom, and taking them apart costs more than a call
+            told[facts.uuid] = facts
+            say("facts", asdict(facts))
+        say("gpu", facts.uuid, row.values, row.pids)
+
+    def tell_events() -> None:
+        for event in source.take_events() if source else ():
+            say("event", astuple(event))
+
+    def pause_s() -> float | None:
+        return pace.wait_s(time.monotonic())
+
+    for message in _messages(pause_s):
+        began_s = time.monotonic()
+        match message:
+            case ["settings", gpm, fast_hz, slow_s, known]:
+                source = open_source(gpm, slow_s=slow_s, known=[_facts(facts) for facts in known])
+                pace = Pace(fast_hz)
+                say("ready")
+            case ["read", skip, last] if source:
+                for row in source.readings(skip, last, starting=at):
+                    tell_row(row)
+                tell_events()
+                say("end", source.take_problems())
+                pace.row(began_s, time.monotonic())
+            case None if source:
+                source.look(skip, starting=at)
+                tell_events()
+                pace.look(began_s, time.monotonic())
+    if source:
+        source.close()
+
+
+def _messages(pause_s: Callable[[], float | None]) -> Iterator[list[Any] | None]:
+    """What the agent says, until it hangs up; None whenever it says nothing for `pause_s`."""
     unpacker = msgpack.Unpacker()
-    while data := os.read(0, CHUNK_BYTES):
+    while True:
+        if not select.select([0], [], [], pause_s())[0]:
+            yield None
+            continue
+        data = os.read(0, CHUNK_BYTES)
+        if not data:
+            return
         unpacker.feed(data)
         yield from unpacker
 

@@ -24,6 +24,7 @@ from unidle_agent.exporter import (
     Health,
     Metric,
     Snapshot,
+    XidCounts,
     families,
     health_of,
     render,
@@ -65,7 +66,12 @@ def sources(settings: AgentSettings, dcgm_scrape_s: float | None = None) -> list
 def _nvml(settings: AgentSettings) -> Source:
     from unidle_agent.poller import PolledNvml  # starts a child process: only where NVML is wanted
 
-    return PolledNvml(deadline_s=settings.nvml_deadline_s, gpm=settings.gpm)
+    return PolledNvml(
+        settings.gpm,
+        fast_hz=settings.fast_hz,
+        slow_s=settings.slow_s,
+        deadline_s=settings.nvml_deadline_s,
+    )
 
 
 def _certificate(settings: AgentSettings) -> Certificate | None:
@@ -97,6 +103,7 @@ class Agent:
         slowest_s = max(settings.period_s, settings.dcgm_scrape_s if settings.dcgm_urls else 0)
         self._snapshot = Snapshot(keep_s=3 * slowest_s, keep_field_s=KEEP_FIELD_S)
         self._owners = watch(settings, pseudonymiser(settings))
+        self._xids = XidCounts()
         self._delivery = Delivery(settings) if settings.push_url else None
         self._otlp: OtlpOutput | None = None
         self._sampler = Sampler(self._sources, settings.period_s, [self._take], finish=self._owners.complete)
@@ -134,7 +141,7 @@ class Agent:
         settings = self._settings
         sampled = families(self._snapshot.reading(), names or settings.names, settings.node_name)
         delivery = self._delivery.metrics() if self._delivery else []
-        return render([*sampled, *self._own_metrics(), *delivery], openmetrics)
+        return render([*sampled, self._xids.metric(), *self._own_metrics(), *delivery], openmetrics)
 
     def health(self) -> Health:
         """/health"""
@@ -161,6 +168,7 @@ class Agent:
     def _take(self, tick: Tick) -> None:
         self._tick, self._tick_s = tick, time.monotonic()
         self._snapshot.update(tick)
+        self._xids.update(tick)
         if self._delivery:
             self._delivery.take(tick)
         uuids = tuple(gpu.facts.uuid for gpu in tick.gpus)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from unidle_agent.fields import BY_NAME
-from unidle_agent.wire import GpuFacts, Owner
+from unidle_agent.wire import Event, GpuFacts, Owner
 
 Value = float | int
 
@@ -41,6 +41,8 @@ class Reading:
     problems: tuple[str, ...] = ()
     additional: bool = False
     """Its GPUs only add to rows that a source of lower precedence gives: anybody may name a GPU here."""
+    events: tuple[Event, ...] = ()
+    """What happened since the answer before, each told once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class Tick:
     gpus: tuple[GpuReading, ...]
     host: dict[str, Value]
     problems: tuple[str, ...]
+    events: tuple[Event, ...] = ()
 
 
 def is_simulated(facts: GpuFacts) -> bool:
@@ -81,8 +84,10 @@ def merge(time_ns: int, readings: Iterable[tuple[str, int, Reading]]) -> Tick:
     gpus: dict[str, GpuReading] = {}
     host: dict[str, Value] = {}
     problems: list[str] = []
+    events: list[Event] = []
     for name, _, reading in sorted(readings, key=lambda item: item[1]):
         problems += [f"{name}: {problem}" for problem in reading.problems]
+        events += reading.events
         host = {**reading.host, **host}
         for gpu in reading.gpus:
             sources = {key: gpu.facts.sources.get(key, name) for key in gpu.values if key in BY_NAME}
@@ -92,7 +97,7 @@ def merge(time_ns: int, readings: Iterable[tuple[str, int, Reading]]) -> Tick:
                 continue
             gpus[gpu.facts.uuid] = fresh if known is None else _combine(known, fresh)
     ordered = sorted(gpus.values(), key=_order)
-    return Tick(time_ns, tuple(ordered), host, tuple(problems))
+    return Tick(time_ns, tuple(ordered), host, tuple(problems), tuple(events))
 
 
 def _order(gpu: GpuReading) -> tuple[int, str]:

@@ -208,7 +208,8 @@ class _Worker:
         self.stats.answers += 1
         self.stats.problems += len(reading.problems)
         self.stats.gpus = len(reading.gpus)
-        self.stats.fields = len({*reading.host}.union(*(gpu.values for gpu in reading.gpus)))
+        names = {*reading.host}.union(*(gpu.values for gpu in reading.gpus))
+        self.stats.fields = sum("." not in name for name in names)  # statistics are no fields
         return reading
 
     def leave(self) -> None:

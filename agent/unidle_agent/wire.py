@@ -15,7 +15,7 @@ from typing import Any, Literal
 import msgpack
 
 from unidle_agent.errors import WireError
-from unidle_agent.fields import BY_NAME, UNKNOWN_U8, Field
+from unidle_agent.fields import COLUMNS, UNKNOWN_U8, Field
 
 VERSION = 1
 CONTENT_TYPE = "application/vnd.unidle.batch"
@@ -67,6 +67,21 @@ class GpuFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a GPU at an instant, as its driver reported it."""
+
+    time_ns: int
+    """The node's clock when it was heard."""
+    gpu: str
+    """UUID."""
+    kind: str
+    """`xid`, `recovery_action`, `ecc_uncorrected`, ...: see `unidle_agent.sources.nvml_events`."""
+    code: int
+    """The XID; otherwise what the driver gives with the event, 0 where it gives nothing."""
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Rows of one node: `len(times_ns)` instants x `len(gpus)` GPUs, time-major.
 
@@ -87,6 +102,7 @@ class Batch:
     facts_id: int = 0
     facts: tuple[GpuFacts, ...] | None = None
     simulated: bool = False
+    events: tuple[Event, ...] = ()
 
 
 def column(spec: Field, values: Iterable[float | int | None]) -> array[Any]:
@@ -117,6 +133,8 @@ def encode(batch: Batch) -> bytes:
     }
     if batch.facts is not None:
         document["facts"] = [asdict(facts) for facts in batch.facts]
+    if batch.events:
+        document["events"] = [asdict(event) for event in batch.events]
     return zlib.compress(msgpack.packb(document), 1)
 
 
@@ -147,6 +165,7 @@ def decode(data: bytes) -> Batch:
             facts_id=_whole(document.get("facts_id", 0), "facts_id"),
             facts=None if facts is None else tuple(_facts(item) for item in facts),
             simulated=bool(document.get("simulated", False)),
+            events=tuple(_event(item) for item in document.get("events", ())),
         )
     except WireError:
         raise
@@ -190,7 +209,7 @@ def _whole(value: object, key: str) -> int:
 def _columns(raw: Any, scope: str, count: int) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, data in raw.items():
-        spec = BY_NAME.get(name)
+        spec = COLUMNS.get(name)
         if spec is None or spec.scope != scope:
             continue
         code = TYPECODES[spec.dtype]
@@ -205,6 +224,21 @@ def _columns(raw: Any, scope: str, count: int) -> dict[str, Any]:
 
 
 _OWNER_KEYS = frozenset(item.name for item in fields(Owner))
+
+
+def _event(raw: Mapping[str, Any]) -> Event:
+    text = raw.get("text", "")
+    if not isinstance(text, str) or len(text) > 1024:
+        raise WireError(f"events.text: expected a text of at most 1024 characters, came {str(text)[:40]!r}")
+    return Event(
+        time_ns=_whole(raw["time_ns"], "events.time_ns"),
+        gpu=_text(raw["gpu"], "events.gpu"),
+        kind=_text(raw["kind"], "events.kind"),
+        code=_whole(raw["code"], "events.code"),
+        text=text,
+    )
+
+
 _FACT_KEYS = frozenset(item.name for item in fields(GpuFacts))
 
 

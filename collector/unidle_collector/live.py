@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unidle_agent.errors import UnidleError, WireError
-from unidle_agent.wire import Batch, GpuFacts, Owner, decode
+from unidle_agent.wire import Batch, Event, GpuFacts, Owner, decode
 from unidle_collector.engine import Engine
 from unidle_collector.findings import Change
 from unidle_collector.keeping import restore_accounts, save_accounts
@@ -40,6 +40,9 @@ GROUP = 64
 UPKEEP_EACH_S = 20.0
 STEPS_AT_ONCE = 200
 """Steps between two looks at the queue of questions."""
+
+EVENTS_KEPT = 1000
+"""Events of GPUs (XIDs and the like) that are held in memory."""
 
 T = TypeVar("T")
 
@@ -102,6 +105,8 @@ class Live:
         self.window = Window(STEP_S, self.engine.inventory.capacity)
         self.nodes: dict[str, NodeBook] = {}
         self.counters: Counter[str] = Counter()
+        self.events: deque[tuple[str, Event]] = deque(maxlen=EVENTS_KEPT)
+        """(Node, event), by arrival."""
         self.started_ns = clock_ns()
         self.problems: dict[str, str] = {}
         self._queue: queue.Queue[_Push | _Question | None] = queue.Queue()
@@ -257,6 +262,8 @@ class Live:
         node.rows += taken.rows
         node.late_rows += taken.late
         node.counter_resets += taken.counter_resets
+        self.events.extend((batch.node, event) for event in batch.events)
+        self.counters["events_received"] += len(batch.events)
         self.counters["rows_ingested"] += taken.rows
         self.counters["rows_late"] += taken.late
         self.counters["rows_future"] += taken.future

@@ -11,6 +11,7 @@ COUNTERS = {
     "rows_ingested": "Rows received; a row is one GPU at one instant.",
     "rows_late": "Rows received after their instant was accounted.",
     "rows_future": "Rows refused because they lie in the future of the collector's clock.",
+    "events_received": "Events of GPUs received, XIDs and the like.",
     "batches_malformed": "Batches refused because they could not be read.",
     "batches_duplicate": "Batches received again; they count once.",
     "batches_too_large": "Batches refused for their size.",

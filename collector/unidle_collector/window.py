@@ -146,12 +146,13 @@ class Window:
         use = np.flatnonzero(~ahead & ~late)
         if not use.size:
             return out
+        fields = {name: raw for name, raw in batch.columns.items() if name in BY_NAME}  # no statistics
         columns = {
             name: _gpu_values(name, raw, len(times), len(positions), out)
-            for name, raw in batch.columns.items()
+            for name, raw in fields.items()
             if BY_NAME[name].kind != "counter"
         }
-        columns |= self._increases(batch.columns, positions, len(times), out)
+        columns |= self._increases(fields, positions, len(times), out)
         cover = max(1, round(batch.period_s * SECOND_NS / self._step_ns * COVER_PERIODS))
         self._place(steps, use, cover, columns, positions)
         self._place_host(batch, steps, use, cover)

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from unidle_agent.batcher import FORGET_S, Batcher, facts_id, sendable
+from unidle_agent.batcher import FORGET_S, ONSET_S, Batcher, facts_id, sendable
 from unidle_agent.fields import BY_NAME, UNKNOWN_U8
 from unidle_agent.sample import GpuReading, Reading, Tick, Value, merge
-from unidle_agent.wire import Batch, GpuFacts, Owner
+from unidle_agent.wire import Batch, Event, GpuFacts, Owner
 
 A = GpuFacts("GPU-a", 0, "B200", driver="570", sources={"power_w": "nvml"})
 B = GpuFacts("GPU-b", 1, "B200", driver="570", sources={"power_w": "nvml"})
@@ -68,6 +68,53 @@ def test_a_lost_gpu_goes_at_once() -> None:
     batches = feed(Batcher("n", 1.0, 5.0), tick(0, A), tick(1, A), tick(2, A, values={"gpu_state": 1}))
     assert lengths(batches) == [1, 2]
     assert list(batches[1].columns["gpu_state"]) == [0, 1]
+
+
+XID = Event(2 * 10**9, "GPU-a", "xid", 79, "the driver reported XID 79")
+
+
+def test_an_event_goes_at_once_and_once() -> None:
+    struck = replace(tick(2, A), events=(XID,))
+    batches = feed(Batcher("n", 1.0, 5.0), tick(0, A), tick(1, A), struck, *(tick(s, A) for s in range(3, 8)))
+    assert lengths(batches) == [1, 2, 5]
+    assert [batch.events for batch in batches] == [(), (XID,), ()]
+
+
+def reasons(second: float, bits: int) -> Tick:
+    return tick(second, A, values={"gpu_state": 0, "clock_event_reasons": bits})
+
+
+@pytest.mark.parametrize("bit", [0x8, 0x20, 0x40, 0x80])
+def test_the_onset_of_throttling_goes_at_once(bit: int) -> None:
+    batches = feed(Batcher("n", 1.0, 9.0), reasons(0, 0x1), reasons(1, 0x4), reasons(2, bit | 0x4))
+    assert lengths(batches) == [1, 2]
+
+
+@pytest.mark.parametrize("bit", [0x1, 0x2, 0x4, 0x10, 0x100])
+def test_clocks_lowered_by_choice_or_idleness_do_not_hurry(bit: int) -> None:
+    assert lengths(feed(Batcher("n", 1.0, 9.0), reasons(0, 0), reasons(1, bit), reasons(2, bit))) == [1]
+
+
+def test_throttling_that_goes_on_or_flickers_does_not_hurry_again() -> None:
+    flicker = [reasons(second, 0x40 * (second % 2)) for second in range(1, 20)]
+    assert lengths(feed(Batcher("n", 1.0, 99.0), reasons(0, 0), *flicker)) == [1, 1]
+
+
+def test_throttling_that_begins_anew_goes_at_once_again() -> None:
+    calm = [reasons(second, 0) for second in range(2, 2 + int(ONSET_S))]
+    batches = feed(
+        Batcher("n", 1.0, 99.0), reasons(0, 0), reasons(1, 0x40), *calm, reasons(2 + int(ONSET_S), 0x40)
+    )
+    assert lengths(batches) == [1, 1, int(ONSET_S) + 1]
+
+
+def test_statistics_travel_beside_their_field() -> None:
+    values: dict[str, Value] = {"gpu_util_ratio": 0.5, "gpu_util_ratio.zero": 0.25}
+    (batch,) = feed(Batcher("n", 1.0, 1.0), tick(0, A, values=values))
+    assert {name: list(column) for name, column in batch.columns.items()} == {
+        "gpu_util_ratio": [0.5],
+        "gpu_util_ratio.zero": [0.25],
+    }
 
 
 def test_a_gpu_left_out_of_a_tick_keeps_its_place_as_unknown() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -13,10 +14,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from unidle_agent.config import NAMES
-from unidle_agent.exporter import Metric, Snapshot, families, health_of, metric_name, render
+from unidle_agent.exporter import Metric, Snapshot, XidCounts, families, health_of, metric_name, render
 from unidle_agent.fields import BY_NAME, FIELDS, Field
 from unidle_agent.sample import GpuReading, Tick, Value
-from unidle_agent.wire import GpuFacts, Owner
+from unidle_agent.wire import Event, GpuFacts, Owner
 
 OWNER = Owner(True, job="4711", user="u-1", source="slurm")
 GPU = GpuFacts("GPU-a", 0, "B200", "0:1", 0, "570.1", owner=OWNER, sources={"power_w": "nvml"})
@@ -63,6 +64,23 @@ def test_names_are_base_units_and_counters_end_in_total() -> None:
     assert names["psi_io_some_s"] == "unidle_host_psi_io_some_seconds_total"
     assert names["host_memory_total_bytes"] == "unidle_host_memory_total_bytes"
     assert len(set(names.values())) == len(FIELDS)
+
+
+def test_xids_are_counted_by_code_and_stay_when_the_gpu_is_gone() -> None:
+    def struck(second: int, *codes: int) -> Tick:
+        events = tuple(Event(second, "GPU-a", "xid", code) for code in codes)
+        other = Event(second, "GPU-a", "recovery_action", 1)
+        return replace(tick(power_w=1.0, second=second), events=(*events, other))
+
+    counts = XidCounts()
+    for one in (struck(1, 79), struck(2, 31, 79), struck(3), Tick(60 * 10**9, (), {}, ())):
+        counts.update(one)
+    page = render([counts.metric()])
+    assert [line for line in page.splitlines() if not line.startswith("#")] == [
+        'unidle_gpu_xid_errors_total{gpu="0",uuid="GPU-a",xid="79"} 2',
+        'unidle_gpu_xid_errors_total{gpu="0",uuid="GPU-a",xid="31"} 1',
+    ]
+    assert render([XidCounts().metric()]) == ""
 
 
 def test_the_page_of_one_gpu() -> None:

@@ -19,7 +19,7 @@ from unidle_agent.batcher import Batcher
 from unidle_agent.errors import WireError
 from unidle_agent.fields import FIELDS, GPU_FIELDS, HOST_FIELDS, UNKNOWN_U8, Field
 from unidle_agent.sample import GpuReading, Tick
-from unidle_agent.wire import Batch, GpuFacts, Owner, decode, encode
+from unidle_agent.wire import Batch, Event, GpuFacts, Owner, decode, encode
 
 SMALL = Batch(
     node="n1",
@@ -34,6 +34,7 @@ SMALL = Batch(
     facts_id=3,
     facts=(GpuFacts("GPU-a", 0, "B200", owner=Owner(True, "42", "u-1f", source="slurm", confidence="high")),),
     simulated=True,
+    events=(Event(1, "GPU-a", "xid", 79, "the driver reported XID 79"),),
 )
 
 
@@ -63,8 +64,20 @@ def test_columns_and_keys_of_a_newer_version_are_skipped() -> None:
 
 
 def test_missing_optional_keys_of_an_older_version_have_their_defaults() -> None:
-    came = decode(document_of(facts=..., facts_id=..., simulated=...))
-    assert (came.facts, came.facts_id, came.simulated) == (None, 0, False)
+    came = decode(document_of(facts=..., facts_id=..., simulated=..., events=...))
+    assert (came.facts, came.facts_id, came.simulated, came.events) == (None, 0, False, ())
+
+
+def test_a_batch_without_events_does_not_speak_of_them() -> None:
+    assert "events" not in msgpack.unpackb(zlib.decompress(encode(replace(SMALL, events=()))))
+
+
+def test_statistics_arrive_beside_their_field_and_nothing_else_does() -> None:
+    one, two = array("f", [1, 2]).tobytes(), array("d", [1, 2]).tobytes()
+    cols = {"gpu_util_ratio": one, "gpu_util_ratio.max": one, "temperature_c.max": one, "energy_j.min": two}
+    came = decode(document_of(cols=cols))
+    assert set(came.columns) == {"gpu_util_ratio", "gpu_util_ratio.max"}
+    assert list(came.columns["gpu_util_ratio.max"]) == [1.0, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -84,6 +97,18 @@ def test_missing_optional_keys_of_an_older_version_have_their_defaults() -> None
         pytest.param(document_of(cols={"power_w": b"12"}), "expected 2 values of f4", id="a column cut"),
         pytest.param(document_of(cols={"power_w": "12345678"}), "came str", id="a column of text"),
         pytest.param(document_of(facts=[{}]), "facts.uuid", id="facts of no GPU"),
+        pytest.param(document_of(events=[{}]), "the key", id="an event of nothing"),
+        pytest.param(document_of(events=7), "schema version", id="events that are a number"),
+        pytest.param(
+            document_of(events=[{"time_ns": 1, "gpu": "G", "kind": "xid", "code": -1}]),
+            "events.code",
+            id="a negative XID",
+        ),
+        pytest.param(
+            document_of(events=[{"time_ns": 1, "gpu": "G", "kind": "xid", "code": 1, "text": 7}]),
+            "events.text",
+            id="an event that says a number",
+        ),
         pytest.param(document_of(gpus=[7]), "gpus: expected a text", id="a GPU that is a number"),
     ],
 )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.collector.pushing import START_S, Site, batch, site
+
+from unidle_agent.fields import COLUMNS
+from unidle_agent.wire import Event, column
 
 HELD = {
     "gpu_util_ratio": 0.0,
@@ -145,3 +149,21 @@ def test_an_owner_holds_from_its_first_instant_on_however_late_time_advances(tmp
             account["key"]: sum(account["seconds"].values()) for account in here.get("accounts", by="job")
         }
         assert seconds == {"first": 120.0, "second": 120.0}
+
+
+def test_statistics_and_events_of_a_batch_cost_nothing_that_came_before_them(tmp_path: Path) -> None:
+    plain = batch(0, 0, 30, COOL)
+    name = "power_instant_w.max"
+    statistics = {name: column(COLUMNS[name], [700.0] * (30 * len(plain.gpus)))}
+    event = Event(START_S * 10**9, plain.gpus[0], "xid", 79, "the driver reported XID 79")
+    with site(tmp_path) as here:
+        here.clock.at_s = START_S + 30
+        sent = replace(plain, columns={**plain.columns, **statistics}, events=(event,))
+        assert here.push(sent)[0] == 200
+        here.settle(33)
+        assert here.counter("rows_ingested") == 30 * len(plain.gpus)
+        assert here.counter("events_received") == 1
+        assert list(here.live.events) == [("n1", event)]
+        (gpu, *_) = here.get("gpus")
+        assert gpu["values"]["sm_active_ratio"] == pytest.approx(0.9)
+        assert name not in gpu["values"]

@@ -27,13 +27,18 @@ enum {
 enum { MAX_LINES = 8192, MAX_DEVICES = 256, MAX_MIG = 8, SCOPE = 64 };
 
 /* A handle is bound to a UUID, not to an index: when the file drops the GPU, its handle is lost. */
-typedef struct { char uuid[80]; unsigned calls, events_delivered; int registered; } Device;
+typedef struct {
+    char uuid[80], scope[64]; /* the scope as of reading number `reading` of the file */
+    unsigned calls, xids_delivered, events_delivered, reading;
+    unsigned long long registered;
+} Device;
 typedef struct { char *key, *value; } Line;
 
 static Line lines[MAX_LINES];
 static size_t line_count;
 static Device devices[MAX_DEVICES];
 static int initialised;
+static unsigned reading;
 
 /* --- the answer file ---------------------------------------------------------------------------- */
 
@@ -68,6 +73,7 @@ static Return load(void) {
     text[length] = 0;
     fclose(file);
     parse(text);
+    reading++;
     seen = now;
     return SUCCESS;
 }
@@ -156,7 +162,12 @@ static Return enter_gpu(Device *device, const char *function, char *scope) {
     if (loaded) return loaded;
     if (!initialised) return UNINITIALIZED;
     if (!device) return INVALID_ARGUMENT;
-    if (!locate(device->uuid, scope)) return GPU_IS_LOST;
+    if (device->reading != reading) {
+        if (!locate(device->uuid, device->scope)) device->scope[0] = 0;
+        device->reading = reading;
+    }
+    if (!device->scope[0]) return GPU_IS_LOST;
+    strcpy(scope, device->scope);
     long long from;
     device->calls++;
     if (!number(scope, "lost_from_call", &from) && device->calls >= from) return GPU_IS_LOST;
@@ -254,6 +265,10 @@ NUMBER(nvmlDeviceGetCurrentClocksThrottleReasons, unsigned long long, "event_rea
 NUMBER(nvmlDeviceGetSupportedEventTypes, unsigned long long, "supported_events")
 NUMBER(nvmlDeviceGetMaxMigDeviceCount, unsigned, "mig_max")
 NUMBER(nvmlDeviceGetGpuInstanceId, unsigned, "gpu_instance_id")
+NUMBER(nvmlDeviceGetCurrPcieLinkWidth, unsigned, "pcie.width")
+NUMBER(nvmlDeviceGetMaxPcieLinkWidth, unsigned, "pcie.width_max")
+NUMBER(nvmlDeviceGetCurrPcieLinkGeneration, unsigned, "pcie.generation")
+NUMBER(nvmlDeviceGetMaxPcieLinkGeneration, unsigned, "pcie.generation_max")
 
 Return nvmlDeviceGetIndex(Device *device, unsigned *out) {
     GPU_CALL(device);
@@ -301,6 +316,17 @@ Return nvmlDeviceGetMarginTemperature(Device *device, MarginV1 *out) {
     long long value = 0;
     Return result = number(scope, "margin_c", &value);
     out->margin = (int)value;
+    return result;
+}
+
+typedef struct { unsigned version; unsigned char cluster[16]; Return status; unsigned clique, state, health; } FabricV2;
+Return nvmlDeviceGetGpuFabricInfoV(Device *device, FabricV2 *out) {
+    GPU_CALL(device);
+    if (out->version != (sizeof *out | 2u << 24)) return VERSION_MISMATCH;
+    long long state = 0, health = 0;
+    Return result = number(scope, "fabric.state", &state);
+    number(scope, "fabric.health", &health);
+    out->state = (unsigned)state, out->health = (unsigned)health;
     return result;
 }
 
@@ -468,10 +494,28 @@ Return nvmlGpmMetricsGet(MetricsGet *get) {
     return SUCCESS;
 }
 
-/* --- events: each XID of the file once ---------------------------------------------------------- */
+/* --- events: each of the file once, XIDs first -------------------------------------------------- */
 
 typedef struct { Device *device; unsigned long long type, data; unsigned gpu_instance, compute_instance; } Event;
 enum { EVENT_XID = 8 };
+
+/* The next event of a device, if the file has one that it was registered for. */
+static int next_event(Device *device, const char *scope, Event *out) {
+    const char *xid = find("%s.xid.%u", scope, device->xids_delivered);
+    if (xid && device->registered & EVENT_XID) {
+        device->xids_delivered++;
+        *out = (Event){device, EVENT_XID, strtoull(xid, NULL, 10), ~0u, ~0u};
+        return 1;
+    }
+    const char *other = find("%s.event.%u", scope, device->events_delivered);
+    if (!other) return 0;
+    char *data;
+    unsigned long long type = strtoull(other, &data, 0);
+    if (!(device->registered & type)) return 0;
+    device->events_delivered++;
+    *out = (Event){device, type, *data == ':' ? strtoull(data + 1, NULL, 0) : 0, ~0u, ~0u};
+    return 1;
+}
 
 Return nvmlEventSetCreate(void **out) {
     static int set;
@@ -486,7 +530,7 @@ Return nvmlDeviceRegisterEvents(Device *device, unsigned long long types, void *
     long long supported = 0;
     Return result = number(scope, "supported_events", &supported);
     if (!result && types & ~(unsigned long long)supported) result = NOT_SUPPORTED;
-    device->registered = !result && types & EVENT_XID;
+    device->registered = result ? 0 : types;
     return result;
 }
 Return nvmlEventSetWait_v2(void *set, Event *out, unsigned timeout_ms) {
@@ -495,11 +539,7 @@ Return nvmlEventSetWait_v2(void *set, Event *out, unsigned timeout_ms) {
     if (entered) return entered;
     for (Device *d = devices; d < devices + MAX_DEVICES && d->uuid[0]; d++) {
         char scope[SCOPE];
-        const char *xid = locate(d->uuid, scope) ? find("%s.xid.%u", scope, d->events_delivered) : NULL;
-        if (!d->registered || !xid) continue;
-        d->events_delivered++;
-        *out = (Event){d, EVENT_XID, strtoull(xid, NULL, 10), ~0u, ~0u};
-        return SUCCESS;
+        if (d->registered && locate(d->uuid, scope) && next_event(d, scope, out)) return SUCCESS;
     }
     usleep(timeout_ms * 1000u);
     return TIMEOUT;

@@ -17,8 +17,9 @@ from tests.nvml_library import FakeNvml, ShiftedClock, gpu
 
 from unidle_agent.errors import SourceError
 from unidle_agent.poller import MAX_RETRY_S, MAX_STUCK, PolledNvml
-from unidle_agent.sample import Reading, Value
+from unidle_agent.sample import GpuReading, Reading, Value
 from unidle_agent.sources.nvml import NvmlSource
+from unidle_agent.subsecond import INTEGRALS
 from unidle_agent.wire import Owner
 
 DEADLINE_S = 1.0
@@ -39,7 +40,13 @@ def polled(nvml: FakeNvml, clock: ShiftedClock) -> Iterator[Poll]:
     sources: list[PolledNvml] = []
 
     def _poll(gpm: str = "off", **options: Any) -> PolledNvml:
-        options = {"deadline_s": DEADLINE_S, "blame_s": BLAME_S, "monotonic": clock, **options}
+        options = {
+            "fast_hz": 0.0,
+            "deadline_s": DEADLINE_S,
+            "blame_s": BLAME_S,
+            "monotonic": clock,
+            **options,
+        }
         sources.append(PolledNvml(gpm, **options))
         return sources[-1]
 
@@ -65,6 +72,10 @@ def read_until(source: PolledNvml, wanted: Callable[[Reading], bool]) -> Reading
             return reading
         time.sleep(0.02)
     raise AssertionError(f"no reading was as wanted, the last was {reading}")
+
+
+def without_integrals(row: GpuReading) -> dict[str, Value]:
+    return {name: value for name, value in row.values.items() if name not in INTEGRALS}
 
 
 def all_answer(reading: Reading) -> bool:
@@ -106,7 +117,9 @@ def test_the_child_says_what_the_library_says(nvml: FakeNvml, polled: Poll) -> N
     nvml.write(gpu(0), gpu(1, margin_c=-3, field__83="ull:18446744073709551614"))
     source = polled()
     here = NvmlSource("off")
-    assert read_until(source, all_answer).gpus == here.read().gpus
+    (ours, theirs) = read_until(source, all_answer).gpus, here.read().gpus
+    assert [row.facts for row in ours] == [row.facts for row in theirs]
+    assert [without_integrals(row) for row in ours] == [without_integrals(row) for row in theirs]
     here.close()
     assert source.counts == {"poller_restarts": 0}
 
@@ -123,6 +136,81 @@ def test_a_refusal_is_reported_once_across_the_pipe(nvml: FakeNvml, polled: Poll
     first = read_until(source, all_answer)
     assert any("margin temperature: unsupported" in text for text in first.problems)
     assert source.read().problems == ()
+
+
+# Between two reads
+
+
+def wait_for_looks(nvml: FakeNvml, more: int) -> None:
+    """Until the child has looked at the first GPU `more` times by itself."""
+    wanted = nvml.calls(UTIL, "gpu.0") + more
+    for _ in range(500):
+        if nvml.calls(UTIL, "gpu.0") >= wanted:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"the child did not look at the GPU {more} times")
+
+
+def test_the_child_looks_at_the_gpus_between_two_reads(nvml: FakeNvml, polled: Poll) -> None:
+    source = polled(fast_hz=20.0)
+    read_until(source, all_answer)
+    nvml.write(gpu(utilization__gpu=0))
+    wait_for_looks(nvml, 2)
+    nvml.write(gpu(utilization__gpu=100))
+    wait_for_looks(nvml, 2)
+    values = source.read().gpus[0].values
+    assert (values["gpu_util_ratio.min"], values["gpu_util_ratio.max"]) == (0.0, 1.0)
+    assert 0 < values["gpu_util_ratio.zero"] < 1
+    assert 0 < values["gpu_util_ratio"] < 1
+
+
+def test_before_the_first_read_nothing_is_looked_at(nvml: FakeNvml, polled: Poll) -> None:
+    polled(fast_hz=20.0)
+    time.sleep(0.2)
+    assert nvml.calls(UTIL) == 0
+
+
+def test_a_gpu_that_hangs_in_a_look_is_named(nvml: FakeNvml, polled: Poll) -> None:
+    gpus = [gpu(0), gpu(1)]
+    nvml.write(*gpus)
+    source = polled(fast_hz=20.0)
+    read_until(source, all_answer)
+    touched = nvml.calls(UTIL, "gpu.1")
+    nvml.write(*gpus, faults={(1, UTIL): "hang"})
+    for _ in range(500):
+        if nvml.calls(UTIL, "gpu.1") > touched:
+            break
+        time.sleep(0.01)
+    reading = source.read()
+    assert states(reading)[1] == 2
+    assert states(reading)[0] != 2
+    assert read_until(source, lambda reading: states(reading) == {0: 0, 1: 2})
+    assert source.counts == {"poller_restarts": 1}
+
+
+def test_counters_of_this_agent_go_on_when_the_child_is_replaced(nvml: FakeNvml, polled: Poll) -> None:
+    source = polled()
+    read_until(source, all_answer)
+    time.sleep(0.05)
+    before = source.read().gpus[0].values["gpu_busy_s"]
+    assert before > 0
+    os.kill(source.child_pid or 0, signal.SIGKILL)
+    after = [row.values["gpu_busy_s"] for row in read_until(source, all_answer).gpus]
+    assert after == [before]
+    assert source.read().gpus[0].values["gpu_busy_s"] > before
+
+
+def test_an_event_reaches_the_agent_once_though_the_child_hangs_after_it(
+    nvml: FakeNvml, polled: Poll
+) -> None:
+    source = polled(fast_hz=20.0)
+    read_until(source, all_answer)
+    nvml.write(gpu(xid__0=79))
+    wait_for_looks(nvml, 2)
+    nvml.write(gpu(xid__0=79), faults={(0, UTIL): "hang"})
+    (event,) = source.read().events
+    assert (event.gpu, event.kind, event.code) == (uuid(0), "xid", 79)
+    assert source.read().events == ()
 
 
 # A driver that hangs

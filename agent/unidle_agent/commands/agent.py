@@ -29,7 +29,7 @@ from importlib.metadata import version
 
 from unidle_agent.config import AgentSettings
 from unidle_agent.exporter import in_base_units
-from unidle_agent.fields import BY_NAME
+from unidle_agent.fields import COLUMNS
 from unidle_agent.owners.watch import watch
 from unidle_agent.privacy import pseudonymiser
 from unidle_agent.runtime import Agent, sources
@@ -106,4 +106,4 @@ def _document(node: str, tick: Tick) -> dict[str, object]:
 
 
 def _in_base_units(values: dict[str, Value]) -> dict[str, float]:
-    return {name: in_base_units(BY_NAME[name], value) for name, value in values.items() if name in BY_NAME}
+    return {name: in_base_units(COLUMNS[name], value) for name, value in values.items() if name in COLUMNS}

@@ -12,6 +12,7 @@ from unidle_agent.exporter.render import Metric, render, single
 from unidle_agent.exporter.server import Exporter, Health, health_of
 from unidle_agent.exporter.snapshot import Snapshot
 from unidle_agent.exporter.tls import Certificate
+from unidle_agent.exporter.xids import XidCounts
 
 __all__ = [
     "Certificate",
@@ -19,6 +20,7 @@ __all__ = [
     "Health",
     "Metric",
     "Snapshot",
+    "XidCounts",
     "families",
     "health_of",
     "in_base_units",

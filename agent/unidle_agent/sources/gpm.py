@@ -48,6 +48,8 @@ class GpmPair:
         self._older: Any = pynvml.nvmlGpmSampleAlloc()
         self._newer: Any = pynvml.nvmlGpmSampleAlloc()
         self._taken_s: float | None = None
+        self.span_s = 0.0
+        """Time that the last answers are about."""
         # 19 kB, most of it unused: made once. The array is the structure's last member, so a library
         # that knows fewer metrics reads what it knows.
         self._request = pynvml.c_nvmlGpmMetricsGet_t()
@@ -65,6 +67,7 @@ class GpmPair:
         else:
             pynvml.nvmlGpmMigSampleGet(self._device, self._instance, self._older)
         first = self._taken_s is None
+        self.span_s = 0.0 if self._taken_s is None else now_s - self._taken_s
         self._older, self._newer, self._taken_s = self._newer, self._older, now_s
         return [] if first or not names else self._compute(names)
 

@@ -9,8 +9,12 @@ means is in the table of fields; what the absence of one means is here:
   `gpu_state` 1 and nothing else. While one is lost the library is opened anew every minute, so that a
   GPU that was reset comes back.
 - Any other error leaves the fields of that call out of this pass and is a problem of it.
-- Processes are listed every 10 s, because that is the driver's slowest call; the count stays until the
-  next list. An agent in a container without the host's process ids may see none.
+- Processes are listed every 10 s, because that is the driver's slowest call, and errors, repairs and
+  links are asked every `slow_s`; the answer stays until the next one. An agent in a container without
+  the host's process ids may see no process.
+
+Between two passes `look` asks for the few gauges that move within a second; a row then holds their mean,
+extremes and share of the time at zero (see `unidle_agent.subsecond`). Events are taken at every look.
 
 Where MIG is on, each instance is a row of its own, named `GPU-UUID/GI<id>` as the rows of dcgm-exporter
 are, so that both sources meet. Its share of the GPU is its compute slices over all there are, so that
@@ -21,8 +25,9 @@ energy are split by share. Slices in no instance are one more row, named as the 
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,20 +38,25 @@ from unidle_agent.errors import SourceError
 from unidle_agent.sample import GPU_LOST, GPU_OK, GpuReading, Reading, Value
 from unidle_agent.sources import nvml_calls as calls
 from unidle_agent.sources.gpm import HOST_ENGINE, METRICS, Answer, GpmPair, host_engine_answers
+from unidle_agent.sources.nvlink import NvLinks
 from unidle_agent.sources.nvml_calls import LOST, REFUSALS, Ask, Problems, Values, quietly
-from unidle_agent.sources.nvml_events import XidEvents
-from unidle_agent.wire import GpuFacts, Owner
+from unidle_agent.sources.nvml_events import NvmlEvents
+from unidle_agent.subsecond import INTEGRALS, Integrals, Looks, summary
+from unidle_agent.wire import Event, GpuFacts, Owner
 
 TOPOLOGY_S = 60.0
 """How often the list of GPUs and MIG instances is made anew."""
 PROCESSES_S = 10.0
+SPREAD = 16
+"""Parts of `slow_s` over which the slow reads of a node's GPUs are spread: few nodes have more GPUs."""
 
 SHARED_BY_INSTANCES = frozenset(
     {
         *SPLIT_BY_SHARE,
         *("sm_clock_hz", "memory_clock_hz", "temperature_c", "memory_temperature_c", "thermal_margin_c"),
         *("clock_event_reasons", "power_cap_s", "thermal_throttle_s", "hw_thermal_throttle_s"),
-        *("power_brake_s", "last_xid"),
+        *("power_brake_s", "last_xid", "row_remap_pending", "recovery_action"),
+        *("fabric_state", "fabric_health"),
     }
 )
 """Fields of a physical GPU that are true of its MIG instances too."""
@@ -70,6 +80,10 @@ class _Device:
     processes: Values = field(default_factory=dict)
     pids: tuple[int, ...] | None = None
     processes_due_s: float = float("-inf")
+    slow: Values = field(default_factory=dict)
+    slow_due_s: float = float("-inf")
+    nvlinks: NvLinks | None = None
+    looks: Looks = field(default_factory=Looks)
     gpm: GpmPair | None = None
 
     def let_go_of_gpm(self) -> None:
@@ -89,16 +103,19 @@ class NvmlSource:
         self,
         gpm: str = "auto",
         *,
+        slow_s: float = 15.0,
         known: Collection[GpuFacts] = (),
         host_engine: tuple[str, int] = HOST_ENGINE,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Open the library; raises SourceError saying why there is no driver and what to do.
 
-        `gpm` is `auto`, `on` or `off`; `known` are the GPUs that were here before, so that one that is
+        `gpm` is `auto`, `on` or `off`; `slow_s` is the time between two looks at what changes rarely;
+        `known` are the GPUs that were here before, so that one that is
         not found is missing rather than never heard of.
         """
         self._gpm, self._host_engine, self._monotonic = gpm, host_engine, monotonic
+        self._slow_s = slow_s
         self._gpm_allowed = gpm == "on"
         self._gpus: dict[str, _Device] = {}
         self._missing = {facts.uuid: facts for facts in map(_whole, known)}
@@ -106,13 +123,15 @@ class NvmlSource:
         self._some_lost = False
         self._topology_due_s = float("-inf")
         self._xids: dict[str, int] = {}
+        self._heard: list[Event] = []
+        self._integrals = Integrals()
         self._problems = Problems()
         self._open()
 
     def read(self) -> Reading:
         """One pass over all GPUs; raises SourceError when the driver is gone or has no GPU."""
         gpus = tuple(self.readings())
-        return Reading(gpus=gpus, problems=self.take_problems())
+        return Reading(gpus=gpus, problems=self.take_problems(), events=self.take_events())
 
     def readings(
         self,
@@ -130,7 +149,10 @@ class NvmlSource:
         if self._monotonic() >= self._topology_due_s or self._untouched.difference(skip):
             self._find_gpus(skip, starting)
         starting("")
-        self._xids.update(self._events.take())
+        self._listen()
+        for uuid in skip:
+            if uuid in self._gpus:
+                self._gpus[uuid].looks.break_off()
         for uuid, gpu in sorted(self._gpus.items(), key=lambda item: item[0] in last):
             if uuid not in skip:
                 starting(uuid)
@@ -139,6 +161,39 @@ class NvmlSource:
             if uuid not in skip:
                 self._problems.errors.append(f"{uuid}: the driver no longer lists this GPU; {LOOK}")
                 yield GpuReading(facts, {"gpu_state": GPU_LOST})
+
+    def look(
+        self, skip: Collection[str] = (), starting: Callable[[str | None], None] = lambda _: None
+    ) -> None:
+        """Look at what moves within a second, for the next row of each GPU that is not in `skip`.
+
+        `starting` is as in `readings`; what fails is left to the next row to tell.
+        """
+        self._listen()
+        for uuid, gpu in self._gpus.items():
+            if uuid in skip:
+                continue
+            starting(uuid)
+            try:
+                values = self._ask_fields(gpu, calls.LOOK_FIELDS)
+                for ladder in calls.LOOKS if gpu.mig else calls.LOOKS + calls.OWN_LOOKS:
+                    values |= self._ask(gpu, *ladder)
+            except pynvml.NVMLError:  # lost
+                gpu.looks.break_off()
+            else:
+                gpu.looks.add(self._monotonic(), values)
+        starting("")
+
+    def take_events(self) -> tuple[Event, ...]:
+        """What the driver reported since the last call."""
+        events, self._heard = tuple(self._heard), []
+        return events
+
+    def _listen(self) -> None:
+        for event in self._events.take():
+            self._heard.append(event)
+            if event.kind == "xid":
+                self._xids[event.gpu] = event.code
 
     def take_problems(self) -> tuple[str, ...]:
         """What went wrong since the last call, in words."""
@@ -160,7 +215,7 @@ class NvmlSource:
             self._driver = pynvml.nvmlSystemGetDriverVersion()
         except pynvml.NVMLError as error:
             raise calls.absence(error) from error
-        self._events = XidEvents(self._problems)
+        self._events = NvmlEvents(self._problems)
 
     def _find_gpus(self, skip: Collection[str], starting: Callable[[str | None], None]) -> None:
         """Make the list of GPUs anew, keeping what is remembered of each."""
@@ -270,6 +325,7 @@ class NvmlSource:
             own = {} if gpu.mig else self._ask_own(gpu, gpu.handle)
         except pynvml.NVMLError:  # only "lost" comes up to here
             self._some_lost = True
+            gpu.looks.break_off()
             self._problems.errors.append(f"{gpu.facts.uuid}: the GPU is lost (NVML error {LOST}); {LOOK}")
             for device in gpu.instances or (gpu,):
                 yield GpuReading(device.facts, {"gpu_state": GPU_LOST})
@@ -277,16 +333,25 @@ class NvmlSource:
         if gpu.mig:
             yield from self._read_instances(gpu, board)
         else:
-            yield _row(gpu.facts, {**board, **own}, gpu.pids)
+            yield _row(gpu.facts, {**board, **own, **self._summed_up(gpu, {**board, **own})}, gpu.pids)
+
+    def _summed_up(self, gpu: _Device, values: Values) -> Values:
+        """What the looks at a GPU since its last row come to, this one of `values` included."""
+        gpu.looks.add(self._monotonic(), values)
+        pieces = gpu.looks.take()
+        out: Values = {}
+        for name, of_field in pieces.items():
+            out |= summary(name, of_field)
+        for counter, ratio in INTEGRALS.items():
+            if ratio in pieces:
+                out[counter] = self._integrals.grow(gpu.facts.uuid, counter, pieces[ratio])
+        return out
 
     def _read_instances(self, gpu: _Device, board: Values) -> Iterator[GpuReading]:
+        board |= self._summed_up(gpu, board)
         cut = sum(instance.facts.share for instance in gpu.instances)
         for instance in gpu.instances:
-            shared = {
-                name: _part(value, instance.facts.share / cut) if name in SPLIT_BY_SHARE else value
-                for name, value in board.items()
-                if name in SHARED_BY_INSTANCES
-            }
+            shared = _share_of(board, instance.facts.share / cut)
             try:
                 own = self._ask_own(instance, gpu.handle)
                 yield _row(instance.facts, {**shared, **own}, instance.pids)
@@ -302,13 +367,39 @@ class NvmlSource:
         values: Values = {}
         for ladder in calls.BOARD_CALLS:
             values |= self._ask(gpu, *ladder)
-        values |= self._ask_fields(gpu)
+        values |= self._ask_fields(gpu, calls.FIELDS_OF_A_PASS)
+        values |= self._ask_slow(gpu)
         for name, call in calls.INSTEAD_OF_FIELD.items():
             if name not in values:
                 values |= self._ask(gpu, call)
         if gpu.facts.uuid in self._xids:
             values["last_xid"] = self._xids[gpu.facts.uuid]
         return values
+
+    def _ask_slow(self, gpu: _Device) -> Values:
+        """What changes rarely, as of the last time it was due."""
+        now_s = self._monotonic()
+        if now_s >= gpu.slow_due_s:
+            first = gpu.slow_due_s == float("-inf")
+            # After the first time, which is everybody's, not all in the same pass: this is its longest part.
+            wait = 1 - (gpu.facts.index or 0) % SPREAD / SPREAD if first else 1.0
+            gpu.slow_due_s = now_s + self._slow_s * wait
+            gpu.slow = self._ask_fields(gpu, calls.SLOW_FIELDS)
+            for ladder in calls.SLOW_CALLS:
+                gpu.slow |= self._ask(gpu, *ladder)
+            gpu.slow |= self._ask_nvlinks(gpu)
+        return gpu.slow
+
+    def _ask_nvlinks(self, gpu: _Device) -> Values:
+        if "NVLink" in gpu.refused:
+            return {}
+        try:
+            if gpu.nvlinks is None:
+                gpu.nvlinks = NvLinks(gpu.handle)
+            return gpu.nvlinks.read()
+        except pynvml.NVMLError as error:
+            self._note(gpu, "NVLink", error, also=error.value == pynvml.NVML_ERROR_INVALID_ARGUMENT)
+            return {}
 
     def _ask_own(self, device: _Device, gpu_handle: Any) -> Values:
         values: Values = {}
@@ -336,7 +427,7 @@ class NvmlSource:
     def _ask(self, device: _Device, *ladder: Ask) -> Values:
         """The first call of `ladder` that this device offers; raises NVMLError where the GPU is lost."""
         for call in ladder:
-            what = call.__name__.replace("_", " ")
+            what = _words(call)
             if what in device.refused:
                 continue
             try:
@@ -346,8 +437,8 @@ class NvmlSource:
                     break
         return {}
 
-    def _ask_fields(self, gpu: _Device) -> Values:
-        names = [name for name in calls.FIELD_IDS if name not in gpu.refused]
+    def _ask_fields(self, gpu: _Device, wanted: Sequence[str]) -> Values:
+        names = [name for name in wanted if name not in gpu.refused]
         if not names or "field values" in gpu.refused:
             return {}
         try:
@@ -368,7 +459,12 @@ class NvmlSource:
         except pynvml.NVMLError as error:
             self._note(device, "GPM", error)
             return {}
-        return self._sort_out(device, answers)
+        values = self._sort_out(device, answers)
+        for counter, ratio in INTEGRALS.items():
+            if ratio in values:
+                span_s = device.gpm.span_s
+                values[counter] = self._integrals.grow(device.facts.uuid, counter, [(span_s, values[ratio])])
+        return values
 
     def _sort_out(self, device: _Device, answers: list[Answer]) -> Values:
         """The values among `answers`; what the others say is noted."""
@@ -410,10 +506,26 @@ def _row(facts: GpuFacts, values: Values, pids: tuple[int, ...] | None = None) -
     return GpuReading(facts, {**values, "gpu_state": GPU_OK} if values else values, pids)
 
 
+@functools.cache
+def _words(call: Ask) -> str:
+    return call.__name__.replace("_", " ")
+
+
 def _whole(facts: GpuFacts) -> GpuFacts:
     """The physical GPU of a GPU or MIG instance."""
     uuid = facts.uuid.partition("/GI")[0]
     return replace(facts, uuid=uuid, mig_profile="", mig_uuid="", share=1.0, sources={}, owner=Owner())
+
+
+def _share_of(board: Values, part: float) -> Values:
+    """What is true of an instance that is `part` of its GPU, from what is true of the GPU."""
+    out: Values = {}
+    for name, value in board.items():
+        field_name, _, statistic = name.partition(".")
+        if field_name in SHARED_BY_INSTANCES:
+            split = field_name in SPLIT_BY_SHARE and statistic != "zero"
+            out[name] = _part(value, part) if split else value
+    return out
 
 
 def _part(value: Value, part: float) -> Value:

@@ -171,6 +171,21 @@ def memory_info(handle: Any) -> Values:
     }
 
 
+def pcie_link(handle: Any) -> Values:
+    return {
+        "pcie_width": pynvml.nvmlDeviceGetCurrPcieLinkWidth(handle),
+        "pcie_width_max": pynvml.nvmlDeviceGetMaxPcieLinkWidth(handle),
+        "pcie_generation": pynvml.nvmlDeviceGetCurrPcieLinkGeneration(handle),
+        "pcie_generation_max": pynvml.nvmlDeviceGetMaxPcieLinkGeneration(handle),
+    }
+
+
+def fabric(handle: Any) -> Values:
+    info = pynvml.c_nvmlGpuFabricInfo_v2_t()
+    pynvml.nvmlDeviceGetGpuFabricInfoV(handle, ctypes.byref(info))
+    return {"fabric_state": info.state, "fabric_health": info.healthMask}
+
+
 def running_processes(handle: Any) -> tuple[int, ...]:
     """The ids of the compute processes that hold a context."""
     return tuple(process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses_v3(handle))
@@ -229,13 +244,28 @@ BOARD_CALLS: tuple[tuple[Ask, ...], ...] = (
 )
 """For physical GPUs."""
 
+LOOKS: tuple[tuple[Ask, ...], ...] = ((sm_clock,), (clock_event_reasons, clock_throttle_reasons))
+"""For physical GPUs, several times between two passes, and where MIG does not cut them ..."""
+OWN_LOOKS: tuple[tuple[Ask, ...], ...] = ((utilization_rates,),)
+"""... these too. Memory is not among them: it would cost a quarter more for what a pass sees as well."""
+LOOK_FIELDS = ("power_instant_w",)
+
+SLOW_CALLS: tuple[tuple[Ask, ...], ...] = ((pcie_link,), (fabric,))
+"""For physical GPUs, once in many passes."""
+SLOW_FIELDS = tuple(
+    name for name, (number, _) in FIELD_IDS.items() if number in (3, 4, 5, 6, 94, 142, 143, 144, 145, 230)
+)
+"""Fields of errors and repairs: they change rarely, and the driver takes longer over them."""
+FIELDS_OF_A_PASS = tuple(name for name in FIELD_IDS if name not in SLOW_FIELDS)
+
 INSTEAD_OF_FIELD: dict[str, Ask] = {"power_w": power_usage, "energy_j": total_energy_consumption}
 """For GPUs that do not answer these in the batch of fields."""
 
 
 def field_values(handle: Any, names: Sequence[str]) -> list[Answer]:
     """The fields `names` in one call: the driver merges those that it gets from one place."""
-    entries = pynvml.nvmlDeviceGetFieldValues(handle, [FIELD_IDS[name][0] for name in names])
+    # As (id, scope): for a bare id the wrapper goes through an exception.
+    entries = pynvml.nvmlDeviceGetFieldValues(handle, [(FIELD_IDS[name][0], 0) for name in names])
     return [_answer(FIELD_IDS[name][1], entry) for name, entry in zip(names, entries, strict=True)]
 
 

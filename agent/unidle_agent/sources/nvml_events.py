@@ -1,59 +1,81 @@
-"""XIDs as the driver's events: each comes once, with its code; the kernel log has the words.
+"""What the driver reports of GPUs as it happens: XIDs, memory errors, what it wants done.
 
-`last_xid` is unknown until the first event since this process began to listen: NVML does not tell the
-past. An XID that comes while the poller is replaced is missed here, and still in the kernel log.
+Each event comes once, with its code; of an XID the kernel log has the words. `last_xid` is unknown until
+the first XID since this process began to listen: NVML does not tell the past. An event that comes while
+the poller is replaced is missed here; an XID is still in the kernel log.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pynvml
 
 from unidle_agent.sources.nvml_calls import LOST, Problems, address, quietly
+from unidle_agent.wire import Event
 
 XID = pynvml.nvmlEventTypeXidCriticalError
+KINDS: dict[int, tuple[str, str]] = {
+    XID: ("xid", "the driver reported XID {code}"),
+    pynvml.nvmlEventTypeGpuRecoveryAction: ("recovery_action", "the driver changed what it wants done"),
+    pynvml.nvmlEventTypeGpuUnavailableError: ("gpu_unavailable", "the GPU became unavailable"),
+    pynvml.nvmlEventTypeFatalPoisonError: ("poison_fatal", "poisoned memory was used, fatally"),
+    pynvml.nvmlEventTypeNonFatalPoisonError: ("poison", "poisoned memory was contained"),
+    pynvml.nvmlEventTypeDramRetirementEvent: ("memory_retired", "device memory was retired"),
+    pynvml.nvmlEventTypeDramRetirementFailure: (
+        "memory_retirement_failed",
+        "device memory could not be retired",
+    ),
+    pynvml.nvmlEventTypeDoubleBitEccError: ("ecc_uncorrected", "a double-bit memory error"),
+    pynvml.nvmlEventTypeSingleBitEccErrorStorm: ("ecc_storm", "a storm of single-bit memory errors"),
+}
+"""Event type (nvml.h) -> our kind, and words."""
 MAX_EVENTS = 256
 """Most events taken at once; the rest waits in the driver."""
 
 
-class XidEvents:
+class NvmlEvents:
     """Listens to the GPUs it is given, until closed."""
 
-    def __init__(self, problems: Problems) -> None:
-        self._problems = problems
+    def __init__(self, problems: Problems, time_ns: Callable[[], int] = time.time_ns) -> None:
+        self._problems, self._time_ns = problems, time_ns
         self._uuids: dict[int | None, str] = {}
         self._set: Any = None
         try:
             self._set = pynvml.nvmlEventSetCreate()
         except pynvml.NVMLError as error:
-            problems.refusal("XID events", error.value)
+            problems.refusal("events", error.value)
 
     def listen(self, handle: Any, uuid: str) -> None:
-        """Hear of this GPU from now on, where it has such events."""
+        """Hear of this GPU from now on, as far as it has such events."""
         if self._set is None:
             return
         try:
-            if pynvml.nvmlDeviceGetSupportedEventTypes(handle) & XID:
-                pynvml.nvmlDeviceRegisterEvents(handle, XID, self._set)
+            types = pynvml.nvmlDeviceGetSupportedEventTypes(handle) & sum(KINDS)
+            if types:
+                pynvml.nvmlDeviceRegisterEvents(handle, types, self._set)
                 self._uuids[address(handle)] = uuid
         except pynvml.NVMLError as error:
             if error.value != LOST:
-                self._problems.refusal("XID events", error.value)
+                self._problems.refusal("events", error.value)
 
-    def take(self) -> Iterator[tuple[str, int]]:
-        """UUID and code of every XID that is there, oldest first; waits for none."""
+    def take(self) -> Iterator[Event]:
+        """Every event that is there, oldest first; waits for none."""
         for _ in range(MAX_EVENTS if self._uuids else 0):
             try:
                 event = pynvml.nvmlEventSetWait_v2(self._set, 0)
             except pynvml.NVMLError as error:
                 # 10 is "no event"; a lost GPU says so where it is read.
                 if error.value not in (pynvml.NVML_ERROR_TIMEOUT, LOST):
-                    self._problems.error("XID events", error)
+                    self._problems.error("events", error)
                 return
-            if event.eventType == XID and (uuid := self._uuids.get(address(event.device))):
-                yield uuid, int(event.eventData)
+            uuid, known = self._uuids.get(address(event.device)), KINDS.get(event.eventType)
+            if uuid and known:
+                kind, text = known
+                code = int(event.eventData)
+                yield Event(self._time_ns(), uuid, kind, code, text.format(code=code))
 
     def close(self) -> None:
         """Listen no more."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from unidle_agent.fields import GPU_FIELDS
+from unidle_agent.fields import BY_NAME, GPU_FIELDS
+from unidle_agent.subsecond import INTEGRALS
 from unidle_collector.simulator.hardware import hardware, levels
 from unidle_collector.simulator.noise import Draw
 from unidle_collector.simulator.physics import Motion
@@ -85,15 +86,30 @@ def gpu_columns(
         "power_brake_s": scene.brake * SECOND_NS,
         "pcie_replays": (noise.lost > 1.0 - REPLAY_SHARE).astype(np.int64),
     }
+    for name, ratio in INTEGRALS.items():
+        rises[name] = np.rint(columns[ratio].astype(np.float64) / BY_NAME[name].resolution).astype(np.int64)
     for name, rise in rises.items():
-        total = counters[name] + np.cumsum(rise, axis=0, dtype=np.int64)
+        total = counters.get(name, np.int64(0)) + np.cumsum(rise, axis=0, dtype=np.int64)
         counters[name] = total[-1]
         columns[name] = total.astype(np.uint64)
     shape = scene.workload.shape
+    for name, value in LINKS.items():
+        columns[name] = np.full(shape, value, dtype=np.float32)
     for spec in GPU_FIELDS:
         if spec.nvml and spec.name not in columns:  # nothing uses it and nothing is broken
             columns[spec.name] = np.zeros(shape, dtype=spec.dtype)
     return columns
+
+
+LINKS = {
+    "pcie_width": 16,
+    "pcie_width_max": 16,
+    "pcie_generation": 5,
+    "pcie_generation_max": 5,
+    "nvlink_links": 18,
+    "nvlink_links_up": 18,
+}
+"""Links that are as they should be (H100 and B200 SXM: NVIDIA data sheets)."""
 
 
 def _activity(scene: Scene, noise: Draw) -> dict[str, NDArray[np.generic]]:

@@ -51,6 +51,7 @@ _UNKNOWN = {
     "f8": struct.pack("<d", math.nan),
     "u8": struct.pack("<Q", UNKNOWN_U8),
 }
+# Statistics (`power_instant_w.max`) are left to the log: the segments hold the mean of each row.
 _SPECS: dict[SegmentKind, tuple[Field, ...]] = {"gpu": GPU_FIELDS, "host": HOST_FIELDS}
 _KEYS: dict[SegmentKind, tuple[str, ...]] = {"gpu": tuple(KEYS), "host": ("time_ns", "node", "simulated")}
 

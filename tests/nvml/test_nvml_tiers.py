@@ -1,0 +1,286 @@
+"""Looks, slow reads, integrals and events of NvmlSource, against the C library of tests/nvml."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from tests.nvml_library import FakeNvml, ShiftedClock, gpu
+
+from unidle_agent.sample import Value
+from unidle_agent.sources.nvml import NvmlSource
+
+Open = Callable[..., NvmlSource]
+UUID = "GPU-00000000-0000-4000-8000-000000000000"
+FIELD_VALUES = "nvmlDeviceGetFieldValues"
+
+
+class Clock:
+    """Time that moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def opened(nvml: FakeNvml, clock: Clock) -> Iterator[Open]:
+    sources: list[NvmlSource] = []
+
+    def _open(gpm: str = "off", **options: Any) -> NvmlSource:
+        sources.append(NvmlSource(gpm, **{"monotonic": clock, **options}))
+        return sources[-1]
+
+    yield _open
+    for source in sources:
+        source.close()
+
+
+def row(source: NvmlSource) -> dict[str, Value]:
+    """The values of the one GPU."""
+    (reading,) = source.read().gpus
+    return reading.values
+
+
+# Looks
+
+
+def test_a_row_sums_up_the_looks_before_it(nvml: FakeNvml, opened: Open, clock: Clock) -> None:
+    source = opened()
+    row(source)
+    for util, power_mw, reasons in ((100, 700000, 0x44), (0, 100000, 0), (50, 400000, 0x1), (0, 200000, 0)):
+        nvml.write(gpu(utilization__gpu=util, field__186=f"u:{power_mw}", event_reasons=reasons))
+        clock.now_s += 0.25
+        if util == 0 and power_mw == 200000:
+            break
+        source.look()
+    values = row(source)
+    assert values["gpu_util_ratio"] == pytest.approx(0.375)
+    assert (values["gpu_util_ratio.min"], values["gpu_util_ratio.max"]) == (0.0, 1.0)
+    assert values["gpu_util_ratio.zero"] == pytest.approx(0.5)
+    assert values["power_instant_w"] == pytest.approx(350.0)
+    assert (values["power_instant_w.min"], values["power_instant_w.max"]) == (100.0, 700.0)
+    assert values["clock_event_reasons"] == 0x45
+    assert "temperature_c.max" not in values
+
+
+def test_a_look_asks_for_what_moves_within_a_second_only(nvml: FakeNvml, opened: Open) -> None:
+    source = opened("on")
+    source.read()
+    before = nvml.trace.read_text().splitlines()
+    source.look()
+    calls = {line.split()[1] for line in nvml.trace.read_text().splitlines()[len(before) :]}
+    assert calls == {
+        "nvmlEventSetWait_v2",
+        "nvmlDeviceGetUtilizationRates",
+        "nvmlDeviceGetFieldValues",
+        "nvmlDeviceGetClockInfo",
+        "nvmlDeviceGetCurrentClocksEventReasons",
+    }
+
+
+def test_a_skipped_gpu_is_not_looked_at(nvml: FakeNvml, opened: Open) -> None:
+    source = opened()
+    source.read()
+    asked = nvml.calls("nvmlDeviceGetUtilizationRates")
+    announced: list[str | None] = []
+    source.look(skip={UUID}, starting=announced.append)
+    assert nvml.calls("nvmlDeviceGetUtilizationRates") == asked
+    assert announced == [""]
+
+
+def test_a_gpu_lost_in_a_look_is_told_by_its_row(nvml: FakeNvml, opened: Open) -> None:
+    source = opened()
+    source.read()
+    nvml.write(gpu(lost_from_call=1))
+    source.look()
+    assert row(source) == {"gpu_state": 1}
+
+
+def test_the_boards_looks_are_split_among_its_instances(nvml: FakeNvml, opened: Open, clock: Clock) -> None:
+    instance = {"uuid": "MIG-0", "name": "NVIDIA H100 MIG 3g.40gb", "gpu_instance_id": 1, "compute_slices": 3}
+    sizes = {"gpu_slices": 3, "memory_mib": 40960}
+    other = {**instance, "uuid": "MIG-1", "gpu_instance_id": 2}
+    nvml.write(gpu(mig_mode=1, mig_max=7, mig=[{**instance, **sizes}, {**other, **sizes}]))
+    source = opened()
+    source.read()
+    for power_mw in (100000, 300000):
+        nvml.write({**nvml.gpus[0], "field.186": f"u:{power_mw}"})
+        clock.now_s += 0.5
+        source.look()
+    rows = source.read().gpus
+    assert [one.values["power_instant_w.min"] for one in rows[:2]] == [50.0, 50.0]
+    assert [one.values["power_instant_w.max"] for one in rows[:2]] == [150.0, 150.0]
+    assert [one.values["power_instant_w.zero"] for one in rows[:2]] == [0.0, 0.0]
+
+
+# Integrals
+
+
+def test_busy_seconds_count_the_time_between_looks(nvml: FakeNvml, opened: Open, clock: Clock) -> None:
+    source = opened()
+    assert row(source)["gpu_busy_s"] == 0
+    nvml.write(gpu(utilization__gpu=50))
+    clock.now_s += 2.0
+    source.look()
+    nvml.write(gpu(utilization__gpu=100))
+    clock.now_s += 0.5
+    assert row(source)["gpu_busy_s"] == 1_500_000
+    nvml.write(gpu(utilization__gpu=0))
+    clock.now_s += 1.0
+    assert row(source)["gpu_busy_s"] == 1_500_000
+
+
+def test_a_gpu_that_was_away_keeps_its_busy_seconds(nvml: FakeNvml, opened: Open, clock: Clock) -> None:
+    nvml.write(gpu(utilization__gpu=100))
+    source = opened()
+    source.read()
+    clock.now_s += 1.0
+    assert row(source)["gpu_busy_s"] == 1_000_000
+    nvml.write(gpu(utilization__gpu=100, lost_from_call=1))
+    clock.now_s += 1.0
+    source.read()
+    nvml.write(gpu(utilization__gpu=100))
+    clock.now_s += 100.0
+    assert row(source)["gpu_busy_s"] == 1_000_000
+    clock.now_s += 1.0
+    assert row(source)["gpu_busy_s"] == 2_000_000
+
+
+def test_gpm_ratios_count_the_time_between_their_samples(nvml: FakeNvml, opened: Open) -> None:
+    shifted = ShiftedClock()
+    source = opened("on", monotonic=shifted)
+    assert "tensor_active_s" not in row(source)
+    seen = []
+    for _ in range(2):
+        before_s = shifted()
+        time.sleep(0.12)  # the C library measures this time itself
+        seen.append(row(source))
+    for counter, ratio in (("sm_active_s", "sm_active_ratio"), ("tensor_active_s", "tensor_active_ratio")):
+        grown_s = (seen[1][counter] - seen[0][counter]) * 1e-6
+        assert 0.12 * seen[1][ratio] <= grown_s + 2e-6
+        assert grown_s <= (shifted() - before_s + 0.01) * seen[1][ratio]
+
+
+# The slow tier
+
+
+def test_errors_repairs_and_links_are_asked_every_slow_s_only(
+    nvml: FakeNvml, opened: Open, clock: Clock
+) -> None:
+    source = opened(slow_s=20.0)
+    assert row(source)["ecc_uncorrected_volatile"] == 1
+    asked = nvml.calls(FIELD_VALUES)
+    nvml.write(gpu(**{"field__4": "ull:7", "field__230": "u:2", "pcie__width": 8, "field__165.17": "u:0"}))
+    clock.now_s += 19.0
+    values = row(source)
+    assert (values["ecc_uncorrected_volatile"], values["pcie_width"], values["nvlink_links_up"]) == (
+        1,
+        16,
+        18,
+    )
+    assert nvml.calls(FIELD_VALUES) == asked + 1
+    clock.now_s += 1.0
+    values = row(source)
+    assert (values["ecc_uncorrected_volatile"], values["pcie_width"], values["nvlink_links_up"]) == (7, 8, 17)
+    assert values["recovery_action"] == 2
+
+
+def test_slow_reads_of_several_gpus_do_not_come_in_the_same_pass(
+    nvml: FakeNvml, opened: Open, clock: Clock
+) -> None:
+    nvml.write(*(gpu(number) for number in range(4)))
+    source = opened(slow_s=16.0)
+    source.read()
+    asked = "nvmlDeviceGetGpuFabricInfoV"
+    per_pass = []
+    for _ in range(32):
+        before = nvml.calls(asked)
+        clock.now_s += 1.0
+        source.read()
+        per_pass.append(nvml.calls(asked) - before)
+    assert max(per_pass) == 1
+    assert sum(per_pass) == 8
+
+
+def test_nvlink_errors_are_summed_over_links_and_kinds(nvml: FakeNvml, opened: Open) -> None:
+    errors = {"field.206.3": "ull:2", "field.212": "ull:5", "field.214.1": "ull:1", "field.215.17": "ull:4"}
+    nvml.write(gpu() | errors)
+    values = row(opened())
+    assert (values["nvlink_errors"], values["nvlink_recoveries"]) == (7, 4)
+    assert values["nvlink_recoveries_failed"] == 1
+
+
+def test_a_link_counter_that_no_link_has_is_unknown(nvml: FakeNvml, opened: Open) -> None:
+    older = {key: value for key, value in gpu().items() if not key.startswith(("field.21", "field.20"))}
+    nvml.write(older)
+    values = row(opened())
+    assert (values["nvlink_links"], values["nvlink_links_up"]) == (18, 18)
+    assert "nvlink_errors" not in values
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "lost"),
+    [
+        ({"field__91": None}, "NVLink", {"nvlink_links", "nvlink_links_up", "nvlink_errors"}),
+        ({"field__91": "u:0"}, "NVLink", {"nvlink_links"}),
+        ({"pcie__width_max": None}, "pcie link", {"pcie_width", "pcie_width_max"}),
+        ({"fabric__state": None}, "fabric", {"fabric_state", "fabric_health"}),
+        ({"field__230": None}, "recovery_action (field 230)", {"recovery_action"}),
+    ],
+)
+def test_what_a_gpu_does_not_have_is_said_once(
+    nvml: FakeNvml, opened: Open, clock: Clock, change: dict[str, Any], what: str, lost: set[str]
+) -> None:
+    nvml.write(gpu(**change))
+    source = opened()
+    first = source.read()
+    assert not lost & first.gpus[0].values.keys()
+    (problem,) = first.problems
+    assert problem.startswith(f"{what}: unsupported on 1 GPU, because")
+    clock.now_s += 100.0
+    again = source.read()
+    assert again.problems == ()
+    assert not lost & again.gpus[0].values.keys()
+
+
+# Events
+
+
+def test_events_come_once_each_with_kind_and_code(nvml: FakeNvml, opened: Open) -> None:
+    nvml.write(gpu(supported_events=0x8 | 0x2 | 0x8000))
+    source = opened()
+    assert source.read().events == ()
+    nvml.write(gpu(supported_events=0x800A, xid__0=79, event__0="0x8000", event__1="0x2:5", event__2="0x200"))
+    source.look()
+    events = source.read().events
+    assert [(event.gpu, event.kind, event.code) for event in events] == [
+        (UUID, "xid", 79),
+        (UUID, "recovery_action", 0),
+        (UUID, "ecc_uncorrected", 5),
+    ]
+    assert "79" in events[0].text
+    assert all(event.time_ns > 0 for event in events)
+    assert source.read().events == ()
+
+
+def test_the_same_xid_twice_is_two_events(nvml: FakeNvml, opened: Open) -> None:
+    source = opened()
+    source.read()
+    nvml.write(gpu(xid__0=31, xid__1=31))
+    assert [event.code for event in source.read().events] == [31, 31]
+
+
+def test_events_that_no_gpu_supports_are_not_listened_for(nvml: FakeNvml, opened: Open) -> None:
+    nvml.write(gpu(supported_events=0x4))  # performance state: not ours
+    opened().read()
+    assert nvml.calls("nvmlDeviceRegisterEvents") == 0
