@@ -45,7 +45,7 @@ def advise(finding: Finding, now_ns: int) -> Recommendation | None:
             "the work since the last checkpoint is lost if the job is moved now; draining alone loses nothing"
         ),
         assumptions=(
-            "the slowdown would go on as long as it has lasted so far",
+            "what has lasted this long lasts on in proportion: half of such slowdowns as long again or longer",
             "other nodes run unthrottled",
             "only the clock loss of the throttled GPUs is counted, not that of GPUs that wait for them",
         ),

@@ -6,7 +6,8 @@ What it proposes
 
 What it wins
     All GPU-hours that the idle GPUs would go on losing, and the energy they draw while idle. How long
-    that would be is not known: expected as long again as it has lasted, the interval is given.
+    that would be is not known: expected as long again as it has lasted, with the interval that holds for
+    eight in ten (Lindy's law).
 
 What it risks
     A loaded model has to be loaded again; an interactive session loses its state. A job whose other
@@ -38,7 +39,7 @@ def advise(finding: Finding, now_ns: int) -> Recommendation | None:
         binding_constraint="the owner's consent: only the owner knows whether the session is still needed",
         risk="what is loaded on the GPUs is lost; starting again costs the model load",
         assumptions=(
-            "the idle time would go on as long as it has lasted so far",
+            "what has idled this long idles on in proportion: half of such GPUs as long again or longer",
             "no time limit of the job is known that would end it earlier",
         ),
         command=_command(finding),
@@ -64,6 +65,6 @@ def _command(finding: Finding) -> str:
         namespace, _, pod = job.partition("/")
         return f"kubectl -n {shell(namespace)} delete pod {shell(pod)}"
     node = finding.nodes[0] if finding.nodes else "NODE"
-    ids = ",".join(ref.gpu for ref in finding.gpus)
+    ids = ",".join(ref.gpu if ref.index is None else str(ref.index) for ref in finding.gpus)
     query = "nvidia-smi --query-compute-apps=gpu_uuid,pid,used_memory --format=csv"
     return f"ssh {shell(node)} {query} -i {shell(ids)}  # then end the process with its owner"
