@@ -45,7 +45,7 @@ def advise(finding: Finding, now_ns: int) -> Recommendation | None:
             "the work since the last checkpoint is lost if the job is moved now; draining alone loses nothing"
         ),
         assumptions=(
-            "what has lasted this long lasts on in proportion: half of such slowdowns as long again or longer",
+            "what has lasted this long lasts on in proportion: half of them as long again or longer",
             "other nodes run unthrottled",
             "only the clock loss of the throttled GPUs is counted, not that of GPUs that wait for them",
         ),
