@@ -35,6 +35,10 @@ lint: $(STAMP)  ## ruff, mypy --strict, import-linter, stale docs
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m docs.generate --check
 
+bench: $(STAMP) ## every benchmark that gives its figures as JSON, one after another
+	@for module in $$(grep -l -e '"--json"' benchmarks/*.py | sed 's|/|.|; s|\.py$$||'); do \
+	  echo "$$module" >&2; $(BIN)/python -m $$module --json $(ARGS) || exit 1; done
+
 docs: $(STAMP)  ## write the generated pages of docs/
 	@$(BIN)/python -m docs.generate
 

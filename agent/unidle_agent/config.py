@@ -58,6 +58,9 @@ class AgentSettings:
         5.0, "looks per second at what moves within a second; 0: only at the sample", low=0, high=20
     )
     slow_s: float = setting(15.0, "seconds between two looks at errors, repairs and links", low=1, high=600)
+    replay: str = setting(
+        "", "file of `unidle agent record` that answers instead of this machine's driver: SIMULATED rows"
+    )
     nvml_deadline_s: float = setting(
         0.75, "seconds after which the driver counts as hung for this sample", low=0.01, high=60
     )

@@ -28,6 +28,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -120,19 +121,21 @@ class PolledNvml:
         retry_s: float = 1.0,
         blame_s: float = 10.0,
         monotonic: Callable[[], float] = time.monotonic,
+        replay: str = "",
     ) -> None:
         """Start the child; raises SourceError when it says that there is no driver, and what to do.
 
-        `gpm` is `auto`, `on` or `off`; `fast_hz` and `slow_s` are those of `AgentSettings`. Nothing here
-        blocks for longer than `deadline_s`; a child that is silent for the second half of it hangs. Opening
-        the driver may take `start_s`, because without persistence mode that is seconds per GPU. A child
-        that failed is replaced at once, one that fails again after `retry_s`, doubling to 60 s. A GPU that
-        hung is tried again after `blame_s`, doubling to 600 s.
+        `gpm` is `auto`, `on` or `off`; `fast_hz` and `slow_s` are those of `AgentSettings`; `replay` is a
+        recorded file that answers instead of the driver. Nothing here blocks for longer than `deadline_s`; a
+        child that is silent for the second half of it hangs. Opening the driver may take `start_s`, because
+        without persistence mode that is seconds per GPU. A child that failed is replaced at once, one that
+        fails again after `retry_s`, doubling to 60 s. A GPU that hung is tried again after `blame_s`,
+        doubling to 600 s.
         """
         self.restarts = 0
         """How often a child failed and was given up."""
         self._settings = (gpm, fast_hz, slow_s)
-        self._monotonic = monotonic
+        self._monotonic, self._replay = monotonic, replay
         self._deadline_s, self._start_s = deadline_s, start_s
         self._retry_s, self._blame_s = retry_s, blame_s
         self._child: _Child | None = None
@@ -158,6 +161,12 @@ class PolledNvml:
         return {"poller_restarts": self.restarts}
 
     @property
+    def held(self) -> int:
+        """How many child processes still sit in the driver after `close`, as nothing can end them."""
+        self._stuck = [process for process in self._stuck if process.poll() is None]
+        return len(self._stuck)
+
+    @property
     def child_pid(self) -> int | None:
         """The child's process id, None while there is none."""
         return self._child.process.pid if self._child else None
@@ -181,7 +190,7 @@ class PolledNvml:
         return Reading(gpus=(*rows.values(), *silent), problems=problems, events=events)
 
     def close(self) -> None:
-        """End the child, by force if need be; waits a second at most."""
+        """End the child, by force if need be; waits a second at most. A later read starts another."""
         child, self._child = self._child, None
         if child is not None:
             self._end(child.process, grace_s=0.5)
@@ -202,7 +211,7 @@ class PolledNvml:
             return
         process = subprocess.Popen(
             # -P: a file msgpack.py in the folder where the agent was started must not become part of it.
-            [sys.executable, "-P", "-m", "unidle_agent.poller", str(os.getpid())],
+            [sys.executable, "-P", "-m", "unidle_agent.poller", str(os.getpid()), self._replay],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -358,8 +367,12 @@ def _ending(process: subprocess.Popen[bytes]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serve NVML to the agent whose process id is the only argument, until it hangs up."""
-    _die_with(int(arguments[0]))
+    """Serve NVML to the agent whose process id is the first argument, until it hangs up.
+
+    The second argument is empty, or a recorded file that answers instead of the driver.
+    """
+    parent, replay = arguments
+    _die_with(int(parent))
     for number in (signal.SIGINT, signal.SIGTERM):  # they are the agent's to answer; it hangs up
         signal.signal(number, signal.SIG_IGN)
     # What a library prints must not get among the messages.
@@ -373,6 +386,10 @@ def main(arguments: Sequence[str]) -> int:
         # Only here: the agent itself does without pynvml and its 3 MB.
         from unidle_agent.sources.nvml import NvmlSource
 
+        if replay:
+            from unidle_agent.answers.library import install
+
+            install(Path(replay))
         _serve(NvmlSource, say)
     except SourceError as error:
         say("absent", str(error))

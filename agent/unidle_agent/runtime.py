@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from unidle_agent.config import AgentSettings
 from unidle_agent.delivery import Delivery
-from unidle_agent.errors import SettingError
+from unidle_agent.errors import SettingError, UnidleError
 from unidle_agent.exporter import (
     Certificate,
     Exporter,
@@ -33,13 +33,15 @@ from unidle_agent.exporter import (
 from unidle_agent.fields import HOST_FIELDS
 from unidle_agent.owners.watch import watch
 from unidle_agent.privacy import pseudonymiser
-from unidle_agent.sample import Source, Tick
+from unidle_agent.release import Control, ReleasableSource
+from unidle_agent.sample import REPLAY, Source, Tick
 from unidle_agent.sampler import Sampler, SourceStats
 from unidle_agent.sources import Counted, LateSource
 from unidle_agent.sources.dcgm_exporter import DcgmExporterSource
 from unidle_agent.sources.host import HostSource
 from unidle_agent.sources.infiniband import PERIOD_S, InfinibandSource
 from unidle_agent.sources.nfs import NfsSource
+from unidle_agent.sources.replay import ReplaySource
 from unidle_agent.sources.reporter import ReporterSource
 
 if TYPE_CHECKING:
@@ -49,14 +51,21 @@ log = logging.getLogger("unidle.agent")
 
 KEEP_FIELD_S = {spec.name: 3 * PERIOD_S for spec in HOST_FIELDS if spec.name.startswith("ib_")}
 """How long the page shows what is read at longer intervals than others, in seconds."""
+RELEASE_S = 10.0
+"""How long letting go of the driver may take beyond the next sample."""
 
 
 def sources(settings: AgentSettings, dcgm_scrape_s: float | None = None) -> list[Source]:
-    """What this agent reads; a driver or an exporter that is not there yet may come later."""
+    """What this agent reads; a driver or an exporter that is not there yet may come later.
+
+    A recording stands alone: neither this machine's host nor its exporters belong to the GPUs in it.
+    """
+    if settings.replay:
+        return [LateSource(REPLAY, 10, lambda: _replay(settings), required=True)]
     scrape_s = settings.dcgm_scrape_s if dcgm_scrape_s is None else dcgm_scrape_s
     out: list[Source] = [HostSource(), NfsSource(), InfinibandSource()]
     if settings.nvml != "off":
-        out.append(LateSource("nvml", 10, lambda: _nvml(settings), required=settings.nvml == "on"))
+        out.append(ReleasableSource("nvml", 10, lambda: _nvml(settings), required=settings.nvml == "on"))
     out += [DcgmExporterSource(url, scrape_s) for url in settings.dcgm_urls]
     if path := settings.reporter_path:
         out.append(LateSource("reporter", 30, lambda: ReporterSource(path), required=False))
@@ -64,13 +73,18 @@ def sources(settings: AgentSettings, dcgm_scrape_s: float | None = None) -> list
 
 
 def _nvml(settings: AgentSettings) -> Source:
+    return _polled(settings, settings.gpm)
+
+
+def _polled(settings: AgentSettings, gpm: str) -> Source:
     from unidle_agent.poller import PolledNvml  # starts a child process: only where NVML is wanted
 
     return PolledNvml(
-        settings.gpm,
+        gpm,
         fast_hz=settings.fast_hz,
         slow_s=settings.slow_s,
         deadline_s=settings.nvml_deadline_s,
+        replay=settings.replay,
     )
 
 
@@ -88,6 +102,23 @@ def _otlp(settings: AgentSettings, snapshot: Snapshot) -> OtlpOutput:
     from unidle_agent.otlp import OtlpOutput  # tens of MiB: only where it is wanted
 
     return OtlpOutput(settings.otlp_endpoint, settings.otlp_period_s, settings.node_name, snapshot.reading)
+
+
+def _control(settings: AgentSettings, sources: Iterable[Source]) -> Control | None:
+    """Where `unidle agent release` is heard; an agent that cannot listen samples all the same."""
+    releasable = [source for source in sources if isinstance(source, ReleasableSource)]
+    if not releasable:
+        return None
+    try:
+        return Control(settings.state_path, releasable[0], patience_s=settings.period_s + RELEASE_S)
+    except (OSError, UnidleError) as error:
+        log.warning("`unidle agent release` will not be heard in %s: %s", settings.state_path, error)
+        return None
+
+
+def _replay(settings: AgentSettings) -> Source:
+    # A host engine of this machine is none of the recording's.
+    return ReplaySource(_polled(settings, "off" if settings.gpm == "off" else "on"))
 
 
 class Agent:
@@ -121,6 +152,7 @@ class Agent:
         except BaseException:
             self._close()
             raise
+        self._control = _control(settings, self._sources)
 
     @property
     def url(self) -> str:
@@ -133,6 +165,8 @@ class Agent:
             self._owners.start()
             self._sampler.run(stop)
         finally:
+            if self._control:
+                self._control.close()
             self._exporter.close()
             self._close()
 

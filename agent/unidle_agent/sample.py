@@ -19,7 +19,9 @@ GPU_OK, GPU_LOST, DRIVER_HUNG = 0, 1, 2
 """Values of the field gpu_state."""
 
 SIMULATOR = "simulator"
-"""The source name of everything that is not real."""
+REPLAY = "replay"
+NOT_REAL = frozenset({SIMULATOR, REPLAY})
+"""The source names of everything that is not of this machine now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,8 @@ class Tick:
 
 
 def is_simulated(facts: GpuFacts) -> bool:
-    """Does any field of this GPU come from the simulator."""
-    return SIMULATOR in facts.sources.values()
+    """Does any field of this GPU come from the simulator or from a recording."""
+    return not NOT_REAL.isdisjoint(facts.sources.values())
 
 
 class Source(Protocol):

@@ -24,7 +24,7 @@ enum {
     SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7,
     DRIVER_NOT_LOADED = 9, TIMEOUT = 10, GPU_IS_LOST = 15, VERSION_MISMATCH = 25,
 };
-enum { MAX_LINES = 8192, MAX_DEVICES = 256, MAX_MIG = 8, SCOPE = 64 };
+enum { MAX_LINES = 65536, MAX_DEVICES = 256, MAX_MIG = 8, SCOPE = 64 };
 
 /* A handle is bound to a UUID, not to an index: when the file drops the GPU, its handle is lost. */
 typedef struct {
@@ -32,28 +32,45 @@ typedef struct {
     unsigned calls, xids_delivered, events_delivered, reading;
     unsigned long long registered;
 } Device;
-typedef struct { char *key, *value; } Line;
+typedef struct { char *key, *value; double from_s; } Line;
 
 static Line lines[MAX_LINES];
 static size_t line_count;
+static double began_s, length_s; /* where the file's time begins, CLOCK_MONOTONIC, and how long it is */
 static Device devices[MAX_DEVICES];
 static int initialised;
 static unsigned reading;
 
 /* --- the answer file ---------------------------------------------------------------------------- */
 
+static double now_s(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
 static int by_key(const void *a, const void *b) { return strcmp(((const Line *)a)->key, ((const Line *)b)->key); }
 
+static int by_key_and_time(const void *a, const void *b) {
+    double difference = ((const Line *)a)->from_s - ((const Line *)b)->from_s;
+    int order = by_key(a, b);
+    return order ? order : difference < 0 ? -1 : difference > 0;
+}
+
+/* `[t=SECONDS]` begins what holds from then on. */
 static void parse(char *text) {
+    double from_s = 0;
     line_count = 0;
     for (char *rest = text, *line; (line = strsep(&rest, "\n")) && line_count < MAX_LINES;) {
         char *equals = strchr(line, '=');
-        if (*line == '#' || !equals) continue;
+        if (*line == '#' || !equals || sscanf(line, "[t=%lf]", &from_s) == 1) continue;
         *equals = 0;
-        lines[line_count++] = (Line){line, equals + 1};
+        lines[line_count++] = (Line){line, equals + 1, from_s};
     }
-    qsort(lines, line_count, sizeof *lines, by_key);
+    qsort(lines, line_count, sizeof *lines, by_key_and_time);
 }
+
+static const char *find(const char *format, ...);
 
 /* Read the file again if it is another one than last time; without a file there is no driver. */
 static Return load(void) {
@@ -75,6 +92,10 @@ static Return load(void) {
     parse(text);
     reading++;
     seen = now;
+    length_s = 0, began_s = now_s();
+    const char *whole = find("length_s"), *began = find("begins_s");
+    length_s = whole ? strtod(whole, NULL) : 0;
+    began_s = began ? strtod(began, NULL) : began_s;
     return SUCCESS;
 }
 
@@ -84,8 +105,13 @@ static const char *find(const char *format, ...) {
     va_start(arguments, format);
     vsnprintf(key, sizeof key, format, arguments);
     va_end(arguments);
-    Line wanted = {key, NULL}, *line = bsearch(&wanted, lines, line_count, sizeof *lines, by_key);
-    return line ? line->value : NULL;
+    Line wanted = {key, NULL, 0}, *line = bsearch(&wanted, lines, line_count, sizeof *lines, by_key);
+    if (!line) return NULL;
+    double at_s = now_s() - began_s;
+    if (length_s > 0) at_s -= length_s * (double)(long long)(at_s / length_s);
+    while (line > lines && line->from_s > at_s && !by_key(line - 1, line)) line--;
+    while (line + 1 < lines + line_count && line[1].from_s <= at_s && !by_key(line + 1, line)) line++;
+    return line->from_s <= at_s ? line->value : NULL;
 }
 
 /* A whole number of `scope`, or the return code that stands in its place. */
@@ -107,12 +133,6 @@ static Return text_of(const char *scope, const char *key, char *out, unsigned le
 }
 
 /* --- faults and the trace ----------------------------------------------------------------------- */
-
-static double now_s(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
-}
 
 static void trace(const char *scope, const char *function) {
     const char *path = getenv("UNIDLE_FAKE_NVML_TRACE");
@@ -247,6 +267,8 @@ Return nvmlDeviceGetHandleByUUID(const char *uuid, Device **out) {
 TEXT(nvmlDeviceGetName, "name")
 TEXT(nvmlDeviceGetUUID, "uuid")
 TEXT(nvmlDeviceGetSerial, "serial")
+TEXT(nvmlDeviceGetVbiosVersion, "vbios")
+TEXT(nvmlDeviceGetBoardPartNumber, "board_part")
 
 #define NUMBER(function, type, key)                      \
     Return function(Device *device, type *out) {         \
@@ -287,6 +309,25 @@ Return nvmlDeviceGetClockInfo(Device *device, unsigned type, unsigned *out) {
     static const char *keys[] = {"clock.graphics_mhz", "clock.sm_mhz", "clock.memory_mhz", "clock.video_mhz"};
     long long value = 0;
     Return result = type < 4 ? number(scope, keys[type], &value) : INVALID_ARGUMENT;
+    *out = (unsigned)value;
+    return result;
+}
+
+Return nvmlDeviceGetMaxClockInfo(Device *device, unsigned type, unsigned *out) {
+    GPU_CALL(device);
+    static const char *keys[] = {"max_clock.graphics_mhz", "max_clock.sm_mhz", "max_clock.memory_mhz", "max_clock.video_mhz"};
+    long long value = 0;
+    Return result = type < 4 ? number(scope, keys[type], &value) : INVALID_ARGUMENT;
+    *out = (unsigned)value;
+    return result;
+}
+
+Return nvmlDeviceGetTemperatureThreshold(Device *device, unsigned kind, unsigned *out) {
+    GPU_CALL(device);
+    char key[32];
+    long long value = 0;
+    snprintf(key, sizeof key, "threshold.%u_c", kind);
+    Return result = number(scope, key, &value);
     *out = (unsigned)value;
     return result;
 }
@@ -338,6 +379,28 @@ static Return numbers(const char *scope, int count, const char *const keys[], lo
     }
     return SUCCESS;
 }
+
+NUMBER(nvmlDeviceGetNumGpuCores, unsigned, "cores")
+NUMBER(nvmlDeviceGetMemoryBusWidth, unsigned, "memory.bus_bits")
+NUMBER(nvmlDeviceGetArchitecture, unsigned, "architecture")
+NUMBER(nvmlDeviceGetNumaNodeId, int, "numa_node")
+NUMBER(nvmlDeviceGetPersistenceMode, unsigned, "persistence_mode")
+NUMBER(nvmlDeviceGetComputeMode, unsigned, "compute_mode")
+NUMBER(nvmlDeviceGetPowerManagementDefaultLimit, unsigned, "power_limit_default_mw")
+NUMBER(nvmlDeviceGetPerformanceState, unsigned, "performance_state")
+
+#define TWO_NUMBERS(function, type, first, second)                     \
+    Return function(Device *device, type *out, type *other) {           \
+        GPU_CALL(device);                                               \
+        static const char *const keys[] = {first, second};              \
+        long long v[2] = {0};                                           \
+        Return result = numbers(scope, 2, keys, v);                     \
+        *out = (type)v[0], *other = (type)v[1];                         \
+        return result;                                                  \
+    }
+TWO_NUMBERS(nvmlDeviceGetCudaComputeCapability, int, "compute_capability.major", "compute_capability.minor")
+TWO_NUMBERS(nvmlDeviceGetEccMode, unsigned, "ecc_mode", "ecc_mode_pending")
+TWO_NUMBERS(nvmlDeviceGetPowerManagementLimitConstraints, unsigned, "power_limit_min_mw", "power_limit_max_mw")
 
 static const char *const MEMORY[] = {"memory.total", "memory.reserved", "memory.free", "memory.used"};
 

@@ -11,6 +11,7 @@ from typing import Any
 import pynvml
 
 from unidle_agent.sample import Value
+from unidle_agent.sources.nvml_calls import VALUE_MEMBERS
 
 STATE = pynvml.NVML_FI_DEV_NVLINK_GET_STATE
 SUMS: dict[str, tuple[int, ...]] = {
@@ -63,8 +64,7 @@ class NvLinks:
 
 
 def _whole(entry: Any) -> int:
-    kind, value = entry.valueType, entry.value
-    return int(value.ullVal if kind == pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG else value.uiVal)
+    return int(getattr(entry.value, VALUE_MEMBERS[entry.valueType]))
 
 
 def _raise(code: int) -> None:

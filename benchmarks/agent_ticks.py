@@ -1,0 +1,77 @@
+"""A whole agent whose clock does not wait: many ticks in little time, to see whether memory grows.
+
+    python -m benchmarks.agent_ticks TICKS SECONDS
+
+The settings come from the environment, as for `unidle agent`. The sampler's clock is put forward by what
+it would have waited; everything else (child process, batches, spool with its syncs, pushes) is as it is.
+Every 200 ticks a line `{"ticks", "anonymous_mib"}` of the process and its children is printed. It ends after
+TICKS ticks or SECONDS seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from benchmarks.processes import anonymous_mib
+from unidle_agent import sampler
+from unidle_agent.config import AgentSettings
+from unidle_agent.runtime import Agent
+from unidle_agent.settings import load
+
+EVERY = 200
+MOST_WAITING = 50
+"""Batches in the spool above which time waits for the pushes: a real agent never gets so far ahead."""
+
+
+class FastClock(sampler.SystemClock):
+    """The system's clock, put forward instead of waited for."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+        self.ticks = 0
+        self.between: Callable[[threading.Event], None] = lambda _: None
+        """What is to happen between two ticks."""
+
+    def time_ns(self) -> int:
+        return super().time_ns() + int(self.ahead_s * 1e9)
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.ahead_s
+
+    def wait(self, stop: threading.Event, timeout_s: float) -> None:
+        self.ahead_s += max(0.0, timeout_s)
+        self.ticks += 1
+        if self.ticks % EVERY == 0:
+            print(json.dumps({"ticks": self.ticks, "anonymous_mib": anonymous_mib(os.getpid())}), flush=True)
+        self.between(stop)
+
+
+def main() -> int:
+    """Tick until there were enough or time is up."""
+    most, until_s = int(sys.argv[1]), time.monotonic() + float(sys.argv[2])
+    clock = FastClock()
+    sampler.SystemClock = lambda: clock  # type: ignore[assignment,misc]
+    agent = Agent(load(AgentSettings, "agent"))
+    stop = threading.Event()
+
+    def between(_: threading.Event) -> None:
+        if clock.ticks >= most or time.monotonic() > until_s:
+            stop.set()
+        while not stop.is_set() and waiting() > MOST_WAITING:
+            time.sleep(0.005)
+
+    def waiting() -> int:
+        return agent.health().document["push"]["waiting_batches"]  # type: ignore[index,no-any-return]
+
+    clock.between = between
+    agent.run(stop)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
