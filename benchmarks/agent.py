@@ -80,7 +80,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "library").mkdir()
-        self.library = nvml_library.build(folder / "library")
+        self.nvml_folder = nvml_library.build(folder / "library")
         self.pem, self.key = certificate(folder)
         self.answers = folder / "answers.txt"
         nvml_library.write(self.answers, [nvml_library.gpu(number) for number in range(GPUS)])
@@ -89,7 +89,7 @@ class Bench:
         """Of a process that finds the library and, as settings of an agent, these."""
         kept = {key: text for key, text in os.environ.items() if not key.startswith("UNIDLE_")}
         named = {f"UNIDLE_AGENT_{name.upper()}": str(value) for name, value in settings.items()}
-        return kept | nvml_library.environment(self.library, answers) | named
+        return kept | nvml_library.environment(self.nvml_folder, answers) | named
 
     @contextlib.contextmanager
     def agent(

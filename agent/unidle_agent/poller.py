@@ -387,7 +387,7 @@ def main(arguments: Sequence[str]) -> int:
         from unidle_agent.sources.nvml import NvmlSource
 
         if replay:
-            from unidle_agent.answers.library import install
+            from unidle_agent.answers.stand_in import install
 
             install(Path(replay))
         _serve(NvmlSource, say)

@@ -20,8 +20,8 @@ from tests.nvml_library import FakeNvml, gpu
 
 from unidle_agent.answers.calls import CALLS, INSTANCE_OWN
 from unidle_agent.answers.file import Answers, Writer
-from unidle_agent.answers.library import Library, install
 from unidle_agent.answers.recorder import FIRST_STAND_IN_PID, Recorder
+from unidle_agent.answers.stand_in import Library, install
 from unidle_agent.errors import SourceError
 from unidle_agent.sample import GPU_LOST, Tick, is_simulated, merge
 from unidle_agent.sources.nvml import NvmlSource

@@ -1,7 +1,7 @@
 """What a GPU can be asked by NVML, and the key of the file under which its answer stands.
 
 One row per C function. `unidle_agent.answers.record` asks through nvidia-ml-py and writes the keys,
-`unidle_agent.answers.library` is the C function and reads them. What has a shape of its own (fields,
+`unidle_agent.answers.stand_in` is the C function and reads them. What has a shape of its own (fields,
 processes, GPM, events, MIG devices) is code on both sides. Ids and names: nvidia-ml-py 13.615.71.
 """
 

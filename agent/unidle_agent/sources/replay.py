@@ -1,6 +1,6 @@
 """A recorded machine in place of this one: the file of `unidle agent record`, played for ever.
 
-The same child process, the same calls, another library under them (`unidle_agent.answers.library`).
+The same child process, the same calls, another library under them (`unidle_agent.answers.stand_in`).
 Every field's source is `replay`, so that the rows are SIMULATED wherever they are shown. When the file
 ends it begins again: counters such as energy fall back then, as they do when a driver is loaded anew.
 """

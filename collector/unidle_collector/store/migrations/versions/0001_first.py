@@ -67,4 +67,4 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """There is nothing before the first tables."""
-    raise NotImplementedError("expected a newer database: there is no version before 0001")
+    raise RuntimeError("expected a newer database: there is no version before 0001")
