@@ -16,7 +16,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from unidle_agent.errors import UnidleError, WireError
 from unidle_agent.wire import CLOCK_HEADER
 from unidle_collector import reading
-from unidle_collector.live import Ack, BusyError, Live
+from unidle_collector.live import Live
 from unidle_collector.metrics import render
 from unidle_collector.model import (
     Account,
@@ -31,6 +31,7 @@ from unidle_collector.model import (
     Series,
 )
 from unidle_collector.store import StoreFull
+from unidle_collector.taking import Ack, BusyError
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
 """Most bytes of a push as it travels: a 60 s batch of 16 GPUs is about 0.3 MB."""

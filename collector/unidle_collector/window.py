@@ -7,7 +7,7 @@ Memory: WINDOW_STEPS x (bytes of all fields) per GPU, about 70 kB.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +57,18 @@ class NodeClock:
     def silent_at_ns(self) -> int:
         """When it is not waited for any more, unless it pushes."""
         return self.last_push_ns + min(MOST_PATIENCE_NS, max(SILENT_AFTER_NS, PATIENCE * self.gap_ns))
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A batch for the window."""
+
+    batch: Batch
+    positions: NDArray[np.intp]
+    """Of its GPUs in every per-GPU array."""
+    received_ns: int
+    shift_ns: int = 0
+    """Corrects its clock."""
 
 
 @dataclass(slots=True)
@@ -126,6 +138,10 @@ class Window:
     def step_at(self, time_ns: int) -> int:
         """Number of the step that an instant belongs to."""
         return (time_ns + self._step_ns // 2) // self._step_ns
+
+    def take_all(self, arrivals: Sequence[Arrival]) -> list[Taken]:
+        """Put the rows of a group of batches where they belong; what became of each."""
+        return [self.take(a.batch, a.positions, a.received_ns, a.shift_ns) for a in arrivals]
 
     def take(self, batch: Batch, positions: NDArray[np.intp], received_ns: int, shift_ns: int = 0) -> Taken:
         """Put a batch's rows where they belong; `positions` are its GPUs', `shift_ns` corrects its clock."""

@@ -1,0 +1,281 @@
+"""What a batch does: it is read, refused if seen before, logged, synced, put into the window, acknowledged.
+
+Everything here runs in the thread that owns the window and the engine (`unidle_collector.live`), on
+groups of pushes: a group shares one sync of the log, one pass over the window and one wake-up of whoever
+waits for the answers.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unidle_agent.errors import UnidleError, WireError
+from unidle_agent.wire import Batch, Event, GpuFacts, Owner, decode
+from unidle_collector.engine import Engine
+from unidle_collector.model import GpuRef
+from unidle_collector.pergpu import SECOND_NS
+from unidle_collector.settings import CollectorSettings
+from unidle_collector.store import Store, StoreFull
+from unidle_collector.window import Arrival, Window
+
+EVENTS_KEPT = 1000
+"""Events of GPUs (XIDs and the like) that are held in memory."""
+
+
+class BusyError(UnidleError):
+    """Too much waits to be taken in; the node should come again."""
+
+    retry_after_s = 1
+
+
+class ForbiddenError(UnidleError):
+    """Who pushes may not write the rows of this node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The reply to a push."""
+
+    ack: int
+    send_facts: bool
+    duplicate: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Push:
+    """One batch on its way in, and its answer on the way out."""
+
+    data: bytes
+    received_ns: int
+    clock_ns: int | None
+    """The node's clock when it sent; None where it did not say."""
+    tell: Callable[[list[Push]], None]
+    """Called once per group, in the owning thread, with those of its pushes that have their answer."""
+    writes_for: str | None = None
+    """The one node whose rows the sender may write; None: any."""
+    answer: Ack | UnidleError | None = None
+    """The error is a WireError, ForbiddenError, BusyError or StoreFull."""
+
+
+@dataclass(slots=True)
+class NodeBook:
+    """What was received from one node."""
+
+    last_push_ns: int = 0
+    clock_skew_s: float | None = None
+    rows: int = 0
+    duplicates: int = 0
+    late_rows: int = 0
+    counter_resets: int = 0
+    facts: dict[str, GpuFacts] = field(default_factory=dict)
+    facts_id: int = -1
+    boot: str = ""
+    simulated: bool = False
+    gpus: tuple[str, ...] = ()
+    """Those of the last batch, in its order; `positions` are theirs in the inventory."""
+    positions: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, dtype=np.intp))
+    owners_due: bool = False
+    """Facts or GPUs changed since the owners were looked at."""
+
+
+class Taking:
+    """Takes groups of pushes in; remembers what each node said of itself."""
+
+    def __init__(self, settings: CollectorSettings, store: Store, engine: Engine, window: Window) -> None:
+        self.nodes: dict[str, NodeBook] = {}
+        self.counters: Counter[str] = Counter()
+        self.events: deque[tuple[str, Event]] = deque(maxlen=EVENTS_KEPT)
+        """(Node, event), by arrival."""
+        self.problems: dict[str, str] = {}
+        self._settings = settings
+        self._store = store
+        self._engine = engine
+        self._window = window
+        self._owners_due: list[tuple[int, int, int, Owner]] = []
+        """Heap of (step, order of arrival, GPU, owner)."""
+        self._owner_noted: dict[int, Owner] = {}
+        self._noted = 0
+
+    def accept(self, pushes: Sequence[Push]) -> None:
+        """Decode, log and sync a group, then put it into the window and give each its answer."""
+        taken: list[tuple[Push, Batch]] = []
+        again: list[tuple[Push, Batch]] = []
+        # `again`: a second copy within the group is as good as the first, which is known after the sync.
+        group: set[tuple[str, str, int]] = set()
+        for push in pushes:
+            batch = self._read(push)
+            if batch is None:
+                continue
+            key = (batch.node, batch.boot, batch.seq)
+            if self._store.state.seen(*key):
+                self._duplicate(push, batch)
+            elif key in group:
+                again.append((push, batch))
+            elif self._has_room(push, batch):
+                group.add(key)
+                try:
+                    self._store.append(push.data, push.received_ns)
+                    taken.append((push, batch))
+                except StoreFull as error:
+                    self._full(push, error)
+        if taken:
+            self._commit(taken, again)
+        _tell(pushes)
+
+    def _commit(self, taken: list[tuple[Push, Batch]], again: list[tuple[Push, Batch]]) -> None:
+        try:
+            self._store.sync()
+        except StoreFull as error:
+            for push, _ in taken + again:
+                self._full(push, error)
+            return
+        self.problems.pop("store", None)
+        self._store.state.remember((batch.node, batch.boot, batch.seq) for _, batch in taken)
+        for push, batch in again:
+            self._duplicate(push, batch)
+        self.take((batch, push.received_ns, push.clock_ns) for push, batch in taken)
+        for push, batch in taken:
+            wanted = batch.facts is None and batch.facts_id != self.nodes[batch.node].facts_id
+            push.answer = Ack(batch.seq, wanted)
+
+    def take(self, batches: Iterable[tuple[Batch, int, int | None]]) -> None:
+        """Put (batch, time of receipt, the node's clock then) into the window: those are durable and new."""
+        arrivals = []
+        facts_then = []
+        # A node's facts may change within the group: each batch goes with those of its own time.
+        for batch, received_ns, clock_ns in batches:
+            arrivals.append(self._arrive(batch, received_ns, clock_ns))
+            node = self.nodes[batch.node]
+            facts_then.append(node.facts if node.owners_due else None)
+        for arrival, facts, taken in zip(arrivals, facts_then, self._window.take_all(arrivals), strict=True):
+            node = self.nodes[arrival.batch.node]
+            if facts is not None and taken.late < taken.rows:
+                self._note_owners(arrival, facts)
+                node.owners_due = node.facts is not facts
+            node.rows += taken.rows
+            node.late_rows += taken.late
+            node.counter_resets += taken.counter_resets
+            self.counters["rows_ingested"] += taken.rows
+            self.counters["rows_late"] += taken.late
+            self.counters["rows_future"] += taken.future
+            self.counters["counter_resets"] += taken.counter_resets
+            self.counters["values_refused"] += taken.values_refused
+
+    def own_due(self) -> None:
+        """Tell the engine whose GPU is whose from the next step on."""
+        while self._owners_due and self._owners_due[0][0] <= self._window.next_step:
+            _, _, position, owner = heapq.heappop(self._owners_due)
+            self._engine.own(position, owner)
+
+    def _read(self, push: Push) -> Batch | None:
+        """The batch of a push; None where it was refused."""
+        try:
+            batch = decode(push.data)
+        except WireError as error:
+            self.counters["batches_malformed"] += 1
+            push.answer = error
+            return None
+        if push.writes_for is not None and batch.node != push.writes_for:
+            self.counters["batches_forbidden"] += 1
+            push.answer = ForbiddenError(
+                f"expected rows of node {push.writes_for}, whose credentials these are, "
+                f"came rows of node {batch.node}: nothing is stored; give each node its own token"
+            )
+            return None
+        return batch
+
+    def _has_room(self, push: Push, batch: Batch) -> bool:
+        skew_ns = 0 if push.clock_ns is None else self._shift(push.received_ns - push.clock_ns)
+        if self._window.has_room(batch, push.received_ns, skew_ns):
+            return True
+        self.counters["pushes_busy"] += 1
+        push.answer = BusyError("event time has to advance first")
+        return False
+
+    def _shift(self, skew_ns: int) -> int:
+        return skew_ns if abs(skew_ns) > self._settings.clock_skew_s * SECOND_NS else 0
+
+    def _duplicate(self, push: Push, batch: Batch) -> None:
+        self.counters["batches_duplicate"] += 1
+        self.nodes.setdefault(batch.node, NodeBook()).duplicates += 1
+        push.answer = Ack(batch.seq, False, duplicate=True)
+
+    def _full(self, push: Push, error: StoreFull) -> None:
+        self.counters["pushes_store_full"] += 1
+        self.problems["store"] = str(error)
+        push.answer = error
+
+    def _arrive(self, batch: Batch, received_ns: int, clock_ns: int | None) -> Arrival:
+        """What the window needs of a batch; the book of its node is brought up to date."""
+        node = self.nodes.get(batch.node)
+        if node is None:
+            node = self.nodes[batch.node] = NodeBook()
+        shift_ns = self._skew(batch.node, node, received_ns, clock_ns)
+        if node.boot != batch.boot:
+            node.boot, node.facts_id = batch.boot, -1
+        node.simulated = batch.simulated
+        node.last_push_ns = received_ns
+        if batch.facts is not None:
+            node.facts = {facts.uuid: facts for facts in batch.facts}
+            node.facts_id = batch.facts_id
+        if batch.facts is not None or batch.gpus != node.gpus:
+            node.gpus = batch.gpus
+            node.positions = np.array(
+                [self._position(batch, node, uuid) for uuid in batch.gpus], dtype=np.intp
+            )
+            node.owners_due = True
+        if batch.events:
+            self.events.extend((batch.node, event) for event in batch.events)
+            self.counters["events_received"] += len(batch.events)
+        return Arrival(batch, node.positions, received_ns, shift_ns)
+
+    def _skew(self, name: str, node: NodeBook, received_ns: int, clock_ns: int | None) -> int:
+        """How far the node's clock is behind ours, where that is worth a correction."""
+        if clock_ns is None:
+            return 0
+        skew_ns = received_ns - clock_ns
+        node.clock_skew_s = skew_ns / SECOND_NS
+        problem = f"clock:{name}"
+        if not self._shift(skew_ns):
+            self.problems.pop(problem, None)
+            return 0
+        self.counters["batches_clock_corrected"] += 1
+        self.problems[problem] = (
+            f"the clock of node {name} is {abs(node.clock_skew_s):.0f} s "
+            f"{'behind' if skew_ns > 0 else 'ahead'}: its rows are shifted; run an NTP client there"
+        )
+        return skew_ns
+
+    def _position(self, batch: Batch, node: NodeBook, uuid: str) -> int:
+        facts = node.facts.get(uuid) or GpuFacts(uuid)
+        ref = GpuRef(batch.node, uuid, facts.index, facts.model)
+        known = self._engine.inventory.find(batch.node, uuid)
+        if known is None or self._engine.inventory.refs[known] != ref:
+            known = self._engine.add(ref, facts.share, batch.simulated)
+            self._window.resize(self._engine.inventory.capacity)
+        return known
+
+    def _note_owners(self, arrival: Arrival, facts_of: Mapping[str, GpuFacts]) -> None:
+        """Owners hold from the batch's first instant on, which lies ahead of the steps handed out so far."""
+        first = self._window.step_at(arrival.batch.times_ns[0] + arrival.shift_ns)
+        for position, uuid in zip(arrival.positions.tolist(), arrival.batch.gpus, strict=True):
+            facts = facts_of.get(uuid)
+            if facts is not None and self._owner_noted.get(position) != facts.owner:
+                self._owner_noted[position] = facts.owner
+                self._noted += 1
+                heapq.heappush(self._owners_due, (first, self._noted, position, facts.owner))
+
+
+def _tell(pushes: Iterable[Push]) -> None:
+    """Wake everybody who waits for an answer, once each."""
+    groups: dict[Callable[[list[Push]], None], list[Push]] = {}
+    for push in pushes:
+        groups.setdefault(push.tell, []).append(push)
+    for tell, answered in groups.items():
+        tell(answered)
