@@ -1,4 +1,4 @@
-"""What `unidle doctor` checks of the collector on this machine: its store. Nothing is changed."""
+"""What `unidle doctor` checks of the collector here: its store, its scheduler. Nothing is changed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sqlite3
 from unidle_agent.checks import CheckResult
 from unidle_agent.errors import UnidleError
 from unidle_agent.settings import load
+from unidle_collector import scheduler as schedulers
 from unidle_collector.settings import CollectorSettings
 
 LEAST_FREE_BYTES = 2 * 1024**3
@@ -56,4 +57,24 @@ def _state_problem(path: str) -> str:
     return "" if row and row[0] == "ok" else f"state.sqlite: {row[0] if row else 'no answer'}"
 
 
-CHECKS = (store,)
+def scheduler() -> CheckResult:
+    """Does the scheduler that the settings name answer, and does anything of its answer stay unread."""
+    name = "scheduler"
+    try:
+        source = schedulers.source(load(CollectorSettings, "collector"))
+    except UnidleError as error:
+        return CheckResult(name, "fail", str(error), "correct the setting")
+    if source is None:
+        todo = "set scheduler in [collector], where this machine's collector shall ask Slurm or Kubernetes"
+        return CheckResult(name, "absent", "no scheduler is asked", todo)
+    try:
+        snapshot = source.read()
+    except UnidleError as error:
+        return CheckResult(name, "fail", str(error), "unidle scheduler asks once and shows what comes")
+    found = f"{source.name} {snapshot.version}: {len(snapshot.nodes)} nodes, {len(snapshot.jobs)} jobs"
+    if snapshot.problems:
+        return CheckResult(name, "warn", f"{found}; {snapshot.problems[0]}", "unidle scheduler shows more")
+    return CheckResult(name, "ok", found)
+
+
+CHECKS = (store, scheduler)

@@ -207,6 +207,13 @@ class GpuNow:
     values: dict[str, float | None]
     """Field -> latest value in base units."""
     simulated: bool
+    owner_source: str = ""
+    """Who says whose it is: `cgroup`, `slurm`, `podresources+kubernetes`, ..."""
+    owner_confidence: str = ""
+    owner_note: str = ""
+    """What is peculiar: `conflict`, `orphan`, `not allocated`, `no process`, `shared`, `stale`, ..."""
+    used_by: str = ""
+    """Jobs whose processes are on it where they are not `job`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +254,95 @@ class Fleet:
 
 
 @dataclass(frozen=True, slots=True)
+class SchedulerNow:
+    """How well the scheduler's word is known."""
+
+    scheduler: str
+    cluster: str = ""
+    version: str = ""
+    taken_ns: int | None = None
+    """When the last good snapshot was taken; None where there was none yet."""
+    age_s: float | None = None
+    stale: bool = True
+    """Older than three polls: it contradicts nobody any more."""
+    failures: int = 0
+    """Looks in a row that failed."""
+    error: str = ""
+    """Why the last look failed; empty when it did not."""
+    read_s: float | None = None
+    """How long the last good look took."""
+    jobs: int = 0
+    waiting: int = 0
+    """Jobs, array tasks and pods that wait."""
+    nodes: int = 0
+    problems: tuple[str, ...] = ()
+    """What could not be read of the last good snapshot."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobNow:
+    """One job that holds GPUs now, by the scheduler's word, the agents' or both."""
+
+    job: str
+    array: str
+    """`13_1` where it is a task of an array."""
+    user: str
+    team: str
+    partition: str
+    state: str
+    """The scheduler's word; `running` where only agents know it."""
+    granted_gpus: int | None
+    """What the scheduler gave it; None where nobody says."""
+    requested_gpus: int | None
+    gpus: tuple[GpuRef, ...]
+    """Its GPUs that send samples."""
+    nodes: tuple[str, ...]
+    started_ns: int | None
+    time_limit_s: float | None
+    """None where there is none, or nobody says."""
+    interactive: bool | None
+    source: str
+    """Who says so: `slurm`, `cgroup+slurm`, `podresources`, ..."""
+    confidence: str
+    """The lowest of its GPUs'."""
+    notes: tuple[str, ...]
+    """What is peculiar on any of its GPUs: `conflict`, `shared`, `no process`, `stale`, ..."""
+    simulated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """One job that waits for GPUs, or the tasks of an array that wait together."""
+
+    job: str
+    array: str
+    tasks: int
+    user: str
+    team: str
+    partition: str
+    requested_gpus: int | None
+    """Of each task; None where that cannot be told."""
+    requested_cpus: int | None
+    requested_memory_bytes: int | None
+    features: str
+    submitted_ns: int | None
+    eligible_ns: int | None
+    time_limit_s: float | None
+    reason: str
+    """Why it waits, in the scheduler's word."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """What waits for GPUs; without a scheduler nobody knows, which is None."""
+
+    scheduler: SchedulerNow | None
+    waiting: tuple[Waiting, ...] | None
+    gpus: int | None
+    """Sum of what is asked for; None where one of them cannot be told."""
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """Can this collector be trusted now."""
 
@@ -258,6 +354,8 @@ class Health:
     event_time_ns: int | None
     lag_s: float | None
     counters: dict[str, float]
+    scheduler: SchedulerNow | None = None
+    """None where none is configured."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from unidle_agent.config import PRIVACY
 from unidle_agent.settings import Secret, setting
+
+SCHEDULERS = ("none", "slurm", "kubernetes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,4 +35,38 @@ class CollectorSettings:
     keep_gb: float = setting(100.0, "most disk that raw rows take, GB", low=0.01, high=1e6)
     clock_skew_s: float = setting(
         60.0, "a node's clock that is off by more than this is corrected and reported, s", low=1, high=3600
+    )
+    scheduler: str = setting(
+        "none", "scheduler that is asked who holds the GPUs; none: nothing is called", choices=SCHEDULERS
+    )
+    scheduler_poll_s: float = setting(
+        30.0, "seconds between two looks at the scheduler; after three its word is stale", low=5, high=3600
+    )
+    scheduler_deadline_s: float = setting(
+        20.0, "seconds after which one question to the scheduler is given up", low=0.5, high=300
+    )
+    slurm_bin_dir: str = setting("", "folder of squeue, sinfo, scontrol and sacct; empty: on PATH")
+    slurm_cluster: str = setting("", "name that the cluster is shown by; empty: Slurm's own")
+    kubernetes_url: str = setting("", "API server, https://HOST:6443; empty: that of the pod it runs in")
+    kubernetes_token_file: str = setting(
+        "", "file of a token that may list pods and nodes, read anew each time; empty: the service account's"
+    )
+    kubernetes_ca_file: str = setting(
+        "", "PEM file of the API server's authority; empty: the service account's, else the system's"
+    )
+    kubernetes_selector: str = setting("", "label selector of the pods that are listed; empty: all")
+    kubernetes_team_label: str = setting(
+        "", "label of a pod that names its team; empty: its namespace is the team"
+    )
+    kubernetes_queue_label: str = setting(
+        "kueue.x-k8s.io/queue-name", "label of a pod that names its queue, shown as its partition"
+    )
+    privacy: str = setting(
+        "pseudonymous",
+        "pseudonymous: users, pods and namespaces of the scheduler are kept as pseudonyms only; internal: as "
+        "they are",
+        choices=PRIVACY,
+    )
+    privacy_key: Secret = setting(
+        Secret(), "site key of the pseudonyms, that of the agents; empty: one is made in data_dir"
     )
