@@ -26,7 +26,9 @@ from unidle_collector.model import (
     Health,
     Incident,
     IncidentEvent,
+    JobNow,
     NodeNow,
+    Queue,
     Recommendation,
     Series,
 )
@@ -151,6 +153,16 @@ def _add_reads(app: FastAPI, live: Live) -> None:
     async def nodes() -> list[NodeNow]:
         """Every node as it is now."""
         return await _wait(live.ask(lambda: reading.nodes(live)))
+
+    @app.get("/api/v1/jobs")
+    async def jobs() -> list[JobNow]:
+        """Every job that holds GPUs now, with who says so."""
+        return await _wait(live.ask(lambda: reading.jobs(live)))
+
+    @app.get("/api/v1/queue")
+    async def queue() -> Queue:
+        """What waits for GPUs, as the scheduler says."""
+        return await _wait(live.ask(lambda: reading.queue(live)))
 
     @app.get("/api/v1/accounts")
     async def accounts(by: str = "job", window_s: float = Window) -> list[Account]:

@@ -23,7 +23,9 @@ from unidle_collector.model import (
     Health,
     Incident,
     IncidentEvent,
+    JobNow,
     NodeNow,
+    Queue,
     Recommendation,
     Series,
 )
@@ -73,6 +75,14 @@ class Client:
     def nodes(self) -> list[NodeNow]:
         """GET /api/v1/nodes: every node as it is now."""
         return self._get(list[NodeNow], "nodes")
+
+    def jobs(self) -> list[JobNow]:
+        """GET /api/v1/jobs: every job that holds GPUs now, the most GPUs first."""
+        return self._get(list[JobNow], "jobs")
+
+    def queue(self) -> Queue:
+        """GET /api/v1/queue: what waits for GPUs."""
+        return self._get(Queue, "queue")
 
     def accounts(self, by: str, window_s: float = 3600) -> list[Account]:
         """GET /api/v1/accounts: time by `gpu`, `node`, `job`, `user`, `model` or `hour`."""

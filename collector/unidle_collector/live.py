@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from unidle_agent.errors import UnidleError
+from unidle_collector import scheduler
+from unidle_collector.attribution import Attribution
 from unidle_collector.engine import Engine
 from unidle_collector.findings import Change
 from unidle_collector.keeping import restore_accounts, save_accounts
@@ -49,8 +51,13 @@ class Live:
     """The collector without its HTTP face."""
 
     def __init__(
-        self, settings: CollectorSettings, store: Store, clock_ns: Callable[[], int] = time.time_ns
+        self,
+        settings: CollectorSettings,
+        store: Store,
+        clock_ns: Callable[[], int] = time.time_ns,
+        source: scheduler.Source | None = None,
     ) -> None:
+        """`source` None: the scheduler that the settings name; raises UnidleError where that cannot be."""
         self.settings = settings
         self.store = store
         self.clock_ns = clock_ns
@@ -60,6 +67,12 @@ class Live:
         # What is counted and known to be wrong, of batches and of time alike.
         self.nodes, self.events = self.taking.nodes, self.taking.events
         self.counters, self.problems = self.taking.counters, self.taking.problems
+        asked = source or scheduler.source(settings)
+        kept = settings.data_dir / "scheduler.json"
+        self.attribution = Attribution(
+            self.engine, self.nodes, asked, settings.scheduler_poll_s, kept, self.ask, clock_ns
+        )
+        self.taking.own = self.attribution.hear
         self.started_ns = clock_ns()
         self._queue: queue.SimpleQueue[Push | _Question | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
@@ -72,12 +85,15 @@ class Live:
 
     def start(self) -> None:
         """Take up what the last run left, and begin."""
+        self.attribution.restore()
         self._restore()
         self._thread.start()
         self._upkeep.start()
+        self.attribution.start()
 
     def stop(self) -> None:
         """Save and let go; what was acknowledged is on disk already."""
+        self.attribution.stop()
         self._stop.set()
         self._queue.put(None)
         self._thread.join(timeout=30)

@@ -57,9 +57,25 @@ def render(live: Live) -> str:
             kinds[finding.kind] = kinds.get(finding.kind, 0) + 1
     rows = [(f'{{kind="{kind}"}}', count) for kind, count in sorted(kinds.items())]
     _add(lines, "unidle_open_findings", "gauge", "Open findings that people were told.", rows)
+    _add_scheduler(lines, live)
     flag = [("", int(fleet.simulated))]
     _add(lines, "unidle_simulated", "gauge", "1 when anything here is SIMULATED.", flag)
     return "\n".join(lines) + "\n"
+
+
+def _add_scheduler(lines: list[str], live: Live) -> None:
+    """Families without a series where no scheduler is asked."""
+    now = live.attribution.status()
+    label = f'{{scheduler="{now.scheduler}"}}' if now else ""
+    age = [(label, now.age_s)] if now and now.age_s is not None else []
+    failures = [(label, now.failures)] if now else []
+    waiting = reading.queue(live).gpus
+    gpus = [] if waiting is None else [(label, waiting)]
+    _add(lines, "unidle_scheduler_age_seconds", "gauge", "Age of the scheduler's last good answer.", age)
+    _add(
+        lines, "unidle_scheduler_failures", "gauge", "Looks at the scheduler in a row that failed.", failures
+    )
+    _add(lines, "unidle_scheduler_gpus_waiting", "gauge", "GPUs that waiting jobs ask for.", gpus)
 
 
 def _add(lines: list[str], name: str, kind: str, text: str, rows: Sequence[tuple[str, float]]) -> None:

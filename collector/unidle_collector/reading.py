@@ -21,9 +21,12 @@ from unidle_collector.model import (
     GpuNow,
     Health,
     Incident,
+    JobNow,
     NodeNow,
+    Queue,
     Recommendation,
     Series,
+    Waiting,
 )
 from unidle_collector.pergpu import SECOND_NS
 from unidle_collector.recommend import recommend
@@ -91,9 +94,98 @@ def gpus(live: Live) -> list[GpuNow]:
                 user=owner.user,
                 values=values,
                 simulated=inventory.simulated[position],
+                owner_source=owner.source,
+                owner_confidence=owner.confidence,
+                owner_note=owner.note,
+                used_by=owner.used_by,
             )
         )
     return out
+
+
+CONFIDENCES = ("low", "inferred", "medium", "high")
+"""From the least."""
+
+
+def jobs(live: Live) -> list[JobNow]:
+    """Every job that holds GPUs now, by either word: the most GPUs first."""
+    inventory, ownership = live.engine.inventory, live.attribution.ownership
+    held: dict[str, list[int]] = {}
+    for position in range(len(inventory)):
+        owner = inventory.owner(position)
+        for job in owner.job.split(",") if owner.allocated is not False else ():
+            if job:
+                held.setdefault(job, []).append(position)
+    snapshot = ownership.snapshot
+    for known in snapshot.jobs if snapshot else ():
+        if any(grant.gpus != 0 for grant in known.grants):
+            held.setdefault(known.id, [])
+    found = [_job(live, job, positions) for job, positions in held.items()]
+    return sorted(found, key=lambda job: (-len(job.gpus), -(job.granted_gpus or 0), job.job))
+
+
+def _job(live: Live, job: str, positions: list[int]) -> JobNow:
+    inventory, ownership = live.engine.inventory, live.attribution.ownership
+    owners = [inventory.owner(position) for position in positions]
+    known, dimensions = ownership.job(job), ownership.dimensions(job)
+    grants = known.grants if known else ()
+    granted = [grant.gpus for grant in grants]
+    scheduler = ownership.snapshot.scheduler if known and ownership.snapshot else ""
+    words = [word for owner in owners for word in owner.source.split("+") if word]
+    certain = [owner.confidence for owner in owners if owner.confidence in CONFIDENCES]
+    return JobNow(
+        job=job,
+        array=known.array if known else "",
+        user=next((owner.user for owner in owners if owner.user), known.user if known else ""),
+        team=dimensions.team,
+        partition=dimensions.partition,
+        state=known.state if known else "running",
+        granted_gpus=sum(count for count in granted if count) if known and None not in granted else None,
+        requested_gpus=known.requested_gpus * known.tasks
+        if known and known.requested_gpus is not None
+        else None,
+        gpus=tuple(inventory.refs[position] for position in positions),
+        nodes=tuple(
+            dict.fromkeys((*(grant.node for grant in grants), *(inventory.refs[p].node for p in positions)))
+        ),
+        started_ns=known.started_ns if known else None,
+        time_limit_s=known.time_limit_s if known else None,
+        interactive=known.interactive if known else True if any(o.interactive for o in owners) else None,
+        source="+".join(dict.fromkeys((*words, *([scheduler] if scheduler else ())))),
+        confidence=min(certain, key=CONFIDENCES.index) if certain else "high" if known else "",
+        notes=tuple(sorted({owner.note for owner in owners if owner.note})),
+        simulated=any(inventory.simulated[position] for position in positions),
+    )
+
+
+def queue(live: Live) -> Queue:
+    """What waits for GPUs, the longest first."""
+    snapshot = live.attribution.ownership.snapshot
+    if snapshot is None:
+        return Queue(live.attribution.status(), None, None)
+    pending = [job for job in snapshot.jobs if job.state == "pending" and job.requested_gpus != 0]
+    waiting = [
+        Waiting(
+            job=job.id,
+            array=job.array,
+            tasks=job.tasks,
+            user=job.user,
+            team=job.team,
+            partition=job.partition,
+            requested_gpus=job.requested_gpus,
+            requested_cpus=job.requested_cpus,
+            requested_memory_bytes=job.requested_memory_bytes,
+            features=job.features,
+            submitted_ns=job.submitted_ns,
+            eligible_ns=job.eligible_ns,
+            time_limit_s=job.time_limit_s,
+            reason=job.reason,
+        )
+        for job in sorted(pending, key=lambda job: (job.submitted_ns or 0, job.id))
+    ]
+    asked = [job.requested_gpus for job in pending]
+    total = None if None in asked else sum((job.requested_gpus or 0) * job.tasks for job in pending)
+    return Queue(live.attribution.status(), tuple(waiting), total)
 
 
 def nodes(live: Live) -> list[NodeNow]:
@@ -229,6 +321,8 @@ def health(live: Live) -> Health:
     now, time_ns = live.clock_ns(), live.window.time_ns
     live_nodes = [book for book in live.nodes.values() if now - book.last_push_ns < STALE_S * SECOND_NS]
     problems = list(live.problems.values())
+    if unsaid := live.attribution.problem():
+        problems.append(unsaid)
     if live.nodes and not live_nodes:
         problems.append(f"no node has pushed for {STALE_S:.0f} s")
     counters = {name: float(count) for name, count in live.counters.items()}
@@ -244,6 +338,7 @@ def health(live: Live) -> Health:
         event_time_ns=time_ns,
         lag_s=None if time_ns is None else (now - time_ns) / SECOND_NS,
         counters=counters,
+        scheduler=live.attribution.status(),
     )
 
 

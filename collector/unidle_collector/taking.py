@@ -97,6 +97,8 @@ class Taking:
         self._store = store
         self._engine = engine
         self._window = window
+        self.own: Callable[[int, Owner], object] = engine.own
+        """Told from the next step on who holds the GPU at a position."""
         self._owners_due: list[tuple[int, int, int, Owner]] = []
         """Heap of (step, order of arrival, GPU, owner)."""
         self._owner_noted: dict[int, Owner] = {}
@@ -171,7 +173,7 @@ class Taking:
         """Tell the engine whose GPU is whose from the next step on."""
         while self._owners_due and self._owners_due[0][0] <= self._window.next_step:
             _, _, position, owner = heapq.heappop(self._owners_due)
-            self._engine.own(position, owner)
+            self.own(position, owner)
 
     def _read(self, push: Push) -> Batch | None:
         """The batch of a push; None where it was refused."""

@@ -2,8 +2,8 @@
 
 Listens on 127.0.0.1:9470 unless told otherwise:
   POST /api/v1/push             batches from agents, with the push token
-  GET  /api/v1/health | fleet | gpus | nodes | accounts | findings | recommendations
-       | incidents | events | series        JSON; the schema is at /openapi.json
+  GET  /api/v1/health | fleet | gpus | nodes | jobs | queue | accounts | findings
+       | recommendations | incidents | events | series        JSON; the schema is at /openapi.json
   GET  /metrics                 for Prometheus
 
 Where no push token is set, one is made and kept in DATA_DIR/push.token (mode 600): give the agents
