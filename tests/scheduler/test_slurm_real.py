@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
+from tests.collector.pushing import START_S, FakeTime, batch
 from tests.scheduler.slurm_cluster import Cluster, cluster, missing
 
 from unidle_agent.privacy import Pseudonymiser
+from unidle_agent.wire import encode
+from unidle_collector.api import create_app
+from unidle_collector.live import Live
 from unidle_collector.scheduler import Grant, SchedulerError
 from unidle_collector.scheduler.slurm import Slurm
+from unidle_collector.settings import CollectorSettings
+from unidle_collector.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing() or "there is one")]
 HIDE = Pseudonymiser(b"a key of sixteen or more")
@@ -67,6 +76,39 @@ def test_shards_of_one_gpu_are_a_share_of_it(slurm: Cluster) -> None:
     assert snapshot.problems == ()
     held = [job.grants for job in snapshot.jobs if job.id in jobs]
     assert held == [(Grant("gpushard", 1, (0,), "", shared=True),)] * 2
+
+
+def test_a_collector_that_asks_a_real_slurm_knows_whose_its_gpus_are(
+    slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", slurm.environ["SLURM_CONF"])
+    number = slurm.submit("--partition=shared", "--gres=gpu:b200:2", "--mem=100", "--time=60")
+    slurm.wait_for(number)
+    held = slurm.call("squeue", "-h", "-j", number, "-o", "%N").strip()
+    assert held == "gpushard"
+    settings = CollectorSettings(
+        data_dir=tmp_path, allowed_hosts=("testserver",), scheduler="slurm", privacy="internal"
+    )
+    clock = FakeTime(START_S)
+    live = Live(settings, Store(tmp_path), clock)
+    http = TestClient(create_app(live, "push-token", ""))
+    names = tuple(f"GPU-{index}" for index in range(8))
+    item = batch(0, 0, 5, {"gpu_util_ratio": 0.5}, node=held, gpus=names)
+    clock.at_s += 5
+    live.start()
+    try:
+        assert live.push(encode(item), clock(), None).result(30).ack == 0
+        clock.at_s += 3
+        job: dict[str, Any] = {}
+        deadline = time.monotonic() + 30
+        while not job.get("gpus") and time.monotonic() < deadline:
+            found = http.get("/api/v1/jobs").json()
+            job = next((one for one in found if one["job"] == number), {})
+            time.sleep(0.05)
+    finally:
+        live.stop()
+    assert (job["user"], job["partition"], job["source"]) == ("root", "shared", "slurm")
+    assert (job["granted_gpus"], len(job["gpus"]), job["time_limit_s"]) == (2, 2, 3600)
 
 
 def test_a_dead_controller_costs_the_deadline_and_no_more(tmp_path: Path) -> None:
