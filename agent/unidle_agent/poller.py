@@ -1,6 +1,6 @@
 """Reads NVML in a child process, because a call into a sick driver may never return.
 
-`PolledNvml` is the source that the agent sees; `python -m unidle_agent.poller` is the child. They speak
+`PolledNvml` is the source that the agent sees; `unidle_agent.poller_child` is the child. They speak
 MessagePack over pipes, each message an array whose first item says what it is:
 
     agent -> child   settings: GPM mode, looks per second, seconds between slow reads, known GPUs |
@@ -18,7 +18,6 @@ ever: nobody waits for it, and a few of those are the limit.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import select
 import signal
@@ -26,28 +25,22 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import msgpack
 
 from unidle_agent.errors import SourceError
+from unidle_agent.poller_child import CHUNK_BYTES, facts_of
 from unidle_agent.sample import DRIVER_HUNG, GpuReading, Reading, Value
-from unidle_agent.subsecond import INTEGRALS, Pace
-from unidle_agent.wire import Event, GpuFacts, Owner
-
-if TYPE_CHECKING:
-    from unidle_agent.sources.nvml import NvmlSource
+from unidle_agent.subsecond import INTEGRALS
+from unidle_agent.wire import Event, GpuFacts
 
 MAX_RETRY_S = 60.0
 MAX_BLAME_S = 600.0
 MAX_STUCK = 4
 """Most killed children that may still sit in the driver before no other is started."""
-CHUNK_BYTES = 65536
-PR_SET_PDEATHSIG = 1
-"""prctl option: the signal a process gets when the thread that started it ends (linux/prctl.h)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +204,7 @@ class PolledNvml:
             return
         process = subprocess.Popen(
             # -P: a file msgpack.py in the folder where the agent was started must not become part of it.
-            [sys.executable, "-P", "-m", "unidle_agent.poller", str(os.getpid()), self._replay],
+            [sys.executable, "-P", "-m", "unidle_agent.poller_child", str(os.getpid()), self._replay],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -290,7 +283,7 @@ class PolledNvml:
             case ["at", uuid]:
                 child.at = uuid
             case ["facts", facts]:
-                child.facts[facts["uuid"]] = _facts(facts)
+                child.facts[facts["uuid"]] = facts_of(facts)
             case ["gpu", uuid, values, pids]:
                 counted = self._counted_on(child, uuid, values)
                 rows[uuid] = GpuReading(child.facts[uuid], counted, None if pids is None else tuple(pids))
@@ -344,10 +337,6 @@ def _whole(uuid: str) -> str:
     return uuid.partition("/GI")[0]
 
 
-def _facts(document: dict[str, Any]) -> GpuFacts:
-    return GpuFacts(**{**document, "owner": Owner(**document["owner"])})
-
-
 def _ends_within(process: subprocess.Popen[bytes], timeout_s: float) -> bool:
     try:
         process.wait(timeout_s)
@@ -361,111 +350,3 @@ def _ending(process: subprocess.Popen[bytes]) -> str:
         return "it closed its pipe"
     code = process.returncode
     return signal.Signals(-code).name if code < 0 else f"exit code {code}, see its traceback above"
-
-
-# The child
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Serve NVML to the agent whose process id is the first argument, until it hangs up.
-
-    The second argument is empty, or a recorded file that answers instead of the driver.
-    """
-    parent, replay = arguments
-    _die_with(int(parent))
-    for number in (signal.SIGINT, signal.SIGTERM):  # they are the agent's to answer; it hangs up
-        signal.signal(number, signal.SIG_IGN)
-    # What a library prints must not get among the messages.
-    pipe = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)
-
-    def say(*message: Any) -> None:
-        pipe.write(msgpack.packb(message))
-
-    try:
-        # Only here: the agent itself does without pynvml and its 3 MB.
-        from unidle_agent.sources.nvml import NvmlSource
-
-        if replay:
-            from unidle_agent.answers.stand_in import install
-
-            install(Path(replay))
-        _serve(NvmlSource, say)
-    except SourceError as error:
-        say("absent", str(error))
-    except ModuleNotFoundError as error:
-        say("absent", f"the Python package {error.name} is not installed: pip install 'unidle[agent]'")
-    except BrokenPipeError:  # the agent hung up in the middle
-        pass
-    return 0
-
-
-def _serve(open_source: Callable[..., NvmlSource], say: Callable[..., None]) -> None:
-    """Answer what the agent asks, and look at the GPUs meanwhile, until it hangs up."""
-    source: NvmlSource | None = None
-    pace = Pace(0)
-    skip: Collection[str] = ()
-
-    told: dict[str, GpuFacts] = {}
-
-    def at(uuid: str | None) -> None:
-        say("at", uuid)
-
-    def tell_row(row: GpuReading) -> None:
-        facts = row.facts
-        if told.get(facts.uuid) != facts:  # seldom, and taking them apart costs more than a call
-            told[facts.uuid] = facts
-            say("facts", asdict(facts))
-        say("gpu", facts.uuid, row.values, row.pids)
-
-    def tell_events() -> None:
-        for event in source.take_events() if source else ():
-            say("event", astuple(event))
-
-    def pause_s() -> float | None:
-        return pace.wait_s(time.monotonic())
-
-    for message in _messages(pause_s):
-        began_s = time.monotonic()
-        match message:
-            case ["settings", gpm, fast_hz, slow_s, known]:
-                source = open_source(gpm, slow_s=slow_s, known=[_facts(facts) for facts in known])
-                pace = Pace(fast_hz)
-                say("ready")
-            case ["read", skip, last] if source:
-                for row in source.readings(skip, last, starting=at):
-                    tell_row(row)
-                tell_events()
-                say("end", source.take_problems())
-                pace.row(began_s, time.monotonic())
-            case None if source:
-                source.look(skip, starting=at)
-                tell_events()
-                pace.look(began_s, time.monotonic())
-    if source:
-        source.close()
-
-
-def _messages(pause_s: Callable[[], float | None]) -> Iterator[list[Any] | None]:
-    """What the agent says, until it hangs up; None whenever it says nothing for `pause_s`."""
-    unpacker = msgpack.Unpacker()
-    while True:
-        if not select.select([0], [], [], pause_s())[0]:
-            yield None
-            continue
-        data = os.read(0, CHUNK_BYTES)
-        if not data:
-            return
-        unpacker.feed(data)
-        yield from unpacker
-
-
-def _die_with(parent: int) -> None:
-    """Be killed when the agent dies, however it dies: a hung call never sees its pipe close."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before we asked
-        raise SystemExit(0)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

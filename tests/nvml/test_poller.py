@@ -470,7 +470,7 @@ def test_without_pynvml_it_says_what_to_install(
     nvml: FakeNvml, polled: Poll, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "pynvml.py").write_text("raise ModuleNotFoundError(name='pynvml')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with pytest.raises(SourceError, match=r"package pynvml is not installed: pip install"):
         polled(deadline_s=30.0)
 
@@ -514,7 +514,7 @@ def test_the_agents_own_process_does_without_pynvml() -> None:
 
 def test_the_child_needs_nothing_but_pynvml_and_msgpack() -> None:
     script = (
-        "import sys; before = set(sys.modules); import unidle_agent.poller, unidle_agent.sources.nvml;"
+        "import sys; before = set(sys.modules); import unidle_agent.poller_child, unidle_agent.sources.nvml;"
         "print(*{name.partition('.')[0] for name in sys.modules.keys() - before"
         " if 'site-packages' in (getattr(sys.modules[name], '__file__', '') or '')})"
     )

@@ -1,0 +1,142 @@
+"""The child process in which NVML is read: `python -m unidle_agent.poller_child PID REPLAY`.
+
+It answers what the agent asks (see `unidle_agent.poller` for the messages, and for why there is a child),
+says which GPU it is about to touch, and looks at the GPUs between two questions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, astuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+
+from unidle_agent.errors import SourceError
+from unidle_agent.sample import GpuReading
+from unidle_agent.subsecond import Pace
+from unidle_agent.wire import GpuFacts, Owner
+
+if TYPE_CHECKING:
+    from unidle_agent.sources.nvml import NvmlSource
+
+CHUNK_BYTES = 65536
+PR_SET_PDEATHSIG = 1
+"""prctl option: the signal a process gets when the thread that started it ends (linux/prctl.h)."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve NVML to the agent whose process id is the first argument, until it hangs up.
+
+    The second argument is empty, or a recorded file that answers instead of the driver.
+    """
+    parent, replay = arguments
+    _die_with(int(parent))
+    for number in (signal.SIGINT, signal.SIGTERM):  # they are the agent's to answer; it hangs up
+        signal.signal(number, signal.SIG_IGN)
+    # What a library prints must not get among the messages.
+    pipe = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+
+    def say(*message: Any) -> None:
+        pipe.write(msgpack.packb(message))
+
+    try:
+        # Only here: the agent itself does without pynvml and its 3 MB.
+        from unidle_agent.sources.nvml import NvmlSource
+
+        if replay:
+            from unidle_agent.answers.stand_in import install
+
+            install(Path(replay))
+        _serve(NvmlSource, say)
+    except SourceError as error:
+        say("absent", str(error))
+    except ModuleNotFoundError as error:
+        say("absent", f"the Python package {error.name} is not installed: pip install 'unidle[agent]'")
+    except BrokenPipeError:  # the agent hung up in the middle
+        pass
+    return 0
+
+
+def facts_of(document: dict[str, Any]) -> GpuFacts:
+    """Facts as `asdict` took them apart for a message, put together again."""
+    return GpuFacts(**{**document, "owner": Owner(**document["owner"])})
+
+
+def _serve(open_source: Callable[..., NvmlSource], say: Callable[..., None]) -> None:
+    """Answer what the agent asks, and look at the GPUs meanwhile, until it hangs up."""
+    source: NvmlSource | None = None
+    pace = Pace(0)
+    skip: Collection[str] = ()
+
+    told: dict[str, GpuFacts] = {}
+
+    def at(uuid: str | None) -> None:
+        say("at", uuid)
+
+    def tell_row(row: GpuReading) -> None:
+        facts = row.facts
+        if told.get(facts.uuid) != facts:  # seldom, and taking them apart costs more than a call
+            told[facts.uuid] = facts
+            say("facts", asdict(facts))
+        say("gpu", facts.uuid, row.values, row.pids)
+
+    def tell_events() -> None:
+        for event in source.take_events() if source else ():
+            say("event", astuple(event))
+
+    def pause_s() -> float | None:
+        return pace.wait_s(time.monotonic())
+
+    for message in _messages(pause_s):
+        began_s = time.monotonic()
+        match message:
+            case ["settings", gpm, fast_hz, slow_s, known]:
+                source = open_source(gpm, slow_s=slow_s, known=[facts_of(facts) for facts in known])
+                pace = Pace(fast_hz)
+                say("ready")
+            case ["read", skip, last] if source:
+                for row in source.readings(skip, last, starting=at):
+                    tell_row(row)
+                tell_events()
+                say("end", source.take_problems())
+                pace.row(began_s, time.monotonic())
+            case None if source:
+                source.look(skip, starting=at)
+                tell_events()
+                pace.look(began_s, time.monotonic())
+    if source:
+        source.close()
+
+
+def _messages(pause_s: Callable[[], float | None]) -> Iterator[list[Any] | None]:
+    """What the agent says, until it hangs up; None whenever it says nothing for `pause_s`."""
+    unpacker = msgpack.Unpacker()
+    while True:
+        if not select.select([0], [], [], pause_s())[0]:
+            yield None
+            continue
+        data = os.read(0, CHUNK_BYTES)
+        if not data:
+            return
+        unpacker.feed(data)
+        yield from unpacker
+
+
+def _die_with(parent: int) -> None:
+    """Be killed when the agent dies, however it dies: a hung call never sees its pipe close."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before we asked
+        raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
