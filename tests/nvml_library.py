@@ -64,6 +64,7 @@ def gpu(number: int = 0, **changes: Any) -> Gpu:
         "event_reasons": 0x4,
         "processes": "4711:63418925056",
         "supported_events": 0x8,
+        **{f"samples.{kind}": "u" for kind in (0, 1, 2, 5)},  # there, and dry
         "field.3": "ull:12",
         "field.4": "ull:1",
         "field.5": "ull:340",

@@ -55,7 +55,7 @@ class AgentSettings:
         "auto", "read SM, tensor and DRAM activity by GPM (Hopper and newer)", choices=PRESENCE
     )
     fast_hz: float = setting(
-        5.0, "looks per second at what moves within a second; 0: only at the sample", low=0, high=20
+        5.0, "looks per second at what moves within one, a jumping utilization at 20; 0: none", low=0, high=20
     )
     slow_s: float = setting(15.0, "seconds between two looks at errors, repairs and links", low=1, high=600)
     replay: str = setting(

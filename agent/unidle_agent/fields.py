@@ -48,7 +48,13 @@ class Field:
     """
     otel: str = ""
     stats: bool = False
-    """Whether columns `.min`, `.max` and `.zero` (share of the time at zero) may travel beside it."""
+    """Whether columns `.min`, `.max` and `.zero` (share of the time at zero) may travel beside it.
+
+    For what moves within a second and can be seen to. `power_w` is the driver's own mean of a second: its
+    extremes are those of `power_instant_w`. Used memory would cost the looks a quarter more, and allocators
+    hold on to what they have, so that a second's last value misses little. GPM's ratios and link rates are
+    means over the whole second as they come; more samples of it would cost more than all looks together.
+    """
 
 
 def _dev(old: str, factor: float, new: str = "", new_factor: float = 1.0) -> tuple[tuple[str, float], ...]:

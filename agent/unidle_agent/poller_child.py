@@ -100,7 +100,9 @@ def _serve(open_source: Callable[..., NvmlSource], say: Callable[..., None]) -> 
         began_s = time.monotonic()
         match message:
             case ["settings", gpm, fast_hz, slow_s, known]:
-                source = open_source(gpm, slow_s=slow_s, known=[facts_of(facts) for facts in known])
+                source = open_source(
+                    gpm, slow_s=slow_s, fast_hz=fast_hz, known=[facts_of(facts) for facts in known]
+                )
                 pace = Pace(fast_hz)
                 say("ready")
             case ["read", skip, last] if source:
@@ -108,11 +110,11 @@ def _serve(open_source: Callable[..., NvmlSource], say: Callable[..., None]) -> 
                     tell_row(row)
                 tell_events()
                 say("end", source.take_problems())
-                pace.row(began_s, time.monotonic())
+                pace.row(began_s, time.monotonic(), restless=source.restless)
             case None if source:
-                source.look(skip, starting=at)
+                source.look(skip, starting=at, restless_only=not pace.whole)
                 tell_events()
-                pace.look(began_s, time.monotonic())
+                pace.look(began_s, time.monotonic(), restless=source.restless)
     if source:
         source.close()
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from unidle_agent.fields import BY_NAME, COLUMNS, FIELDS
-from unidle_agent.subsecond import LONGEST_S, Integrals, Looks, Pace, Piece, integral_s, summary
+from unidle_agent.subsecond import LONGEST_S, Integrals, Looks, Pace, Piece, Restlessness, integral_s, summary
 
 UTIL = "gpu_util_ratio"
 PIECES = st.lists(st.tuples(st.floats(0, 10), st.floats(0, 1)), min_size=2, max_size=30)
@@ -102,45 +104,118 @@ def busy_s(until_s: float, period_s: float) -> float:
     return periods * period_s / 2 + min(until_s - periods * period_s, period_s / 2)
 
 
-def mean_over_10_s(hz: float, period_s: float, phase_s: float, window_s: float) -> float:
-    """What ten rows say, one per second, of a driver whose utilization is that of its last `window_s`."""
+Seen = Callable[[float, float], float]
+"""What the driver shows at a time, of a GPU whose busy periods are so long."""
 
-    def seen(at_s: float) -> dict[str, float | int]:
-        busy = busy_s(at_s, period_s) - busy_s(at_s - window_s, period_s)
-        return {UTIL: busy / window_s}
 
-    pace, looks, now_s, rows = Pace(hz), Looks(), 100.0 + phase_s, []
-    for second in range(11):
+def instant(at_s: float, period_s: float) -> float:
+    """A gauge of the instant."""
+    return float(at_s % period_s < period_s / 2)
+
+
+def sliding(window_s: float) -> Seen:
+    """A gauge of the last `window_s`."""
+    return lambda at_s, period_s: (busy_s(at_s, period_s) - busy_s(at_s - window_s, period_s)) / window_s
+
+
+def stepping(window_s: float) -> Seen:
+    """A gauge of the last whole `window_s`, made anew at the end of each."""
+    whole = sliding(window_s)
+    return lambda at_s, period_s: whole(math.floor(at_s / window_s + 1e-9) * window_s, period_s)
+
+
+def mean_over_10_s(pace: Pace, period_s: float, phase_s: float, seen: Seen, *, calm: bool) -> float:
+    """What ten rows say, one per second; `calm` looks as if the GPU never were restless."""
+    looks, restless, now_s, rows = Looks(), Restlessness(), 100.0 + phase_s, []
+
+    def look() -> bool:
+        looks.add(now_s, {UTIL: seen(now_s, period_s)})
+        restless.see(now_s, seen(now_s, period_s))
+        return restless.at(now_s) and not calm
+
+    for second in range(13):
         row_s = 100.0 + phase_s + second
         while (wait_s := pace.wait_s(now_s)) is not None and now_s + wait_s < row_s:
             now_s += wait_s
-            looks.add(now_s, seen(now_s))
-            pace.look(now_s, now_s)
+            pace.look(now_s, now_s, restless=look())
         now_s = row_s
-        looks.add(now_s, seen(now_s))
+        jumps = look()
         rows.append(float(summary(UTIL, looks.take()[UTIL])[UTIL]))
-        pace.row(now_s, now_s)
-    return sum(rows[1:]) / 10
+        pace.row(now_s, now_s, restless=jumps)
+    return sum(rows[3:]) / 10
 
 
-def rms_error(hz: float, window_s: float) -> float:
+def rms_error(hz: float, seen: Seen, *, calm: bool = False) -> float:
     """Over periods of 0.3 to 3 s and eight phases of each, as a ratio."""
-    errors = []
+    errors, chance = [], random.Random(1).random
     for period_s in (0.3 + 0.05 * step for step in range(55)):
         for phase_s in (period_s * eighth / 8 for eighth in range(8)):
-            begin_s = 100.0 + phase_s
+            begin_s = 102.0 + phase_s
             true = (busy_s(begin_s + 10, period_s) - busy_s(begin_s, period_s)) / 10
-            errors.append(mean_over_10_s(hz, period_s, phase_s, window_s) - true)
+            errors.append(mean_over_10_s(Pace(hz, chance), period_s, phase_s, seen, calm=calm) - true)
     return math.sqrt(sum(error * error for error in errors) / len(errors))
 
 
-@pytest.mark.parametrize("window_s", [1 / 6, 0.2, 0.25, 0.5, 1.0])
-def test_ten_second_means_of_a_bursty_gpu_are_within_two_points(window_s: float) -> None:
-    assert rms_error(5.0, window_s) <= 0.02
+@pytest.mark.parametrize(
+    ("seen", "most"),
+    [
+        (instant, 0.02),
+        (stepping(1 / 6), 0.02),
+        *((sliding(window_s), 0.02) for window_s in (1 / 6, 0.2, 0.25, 0.5, 1.0)),
+        (stepping(0.25), 0.02),
+        (stepping(0.5), 0.025),
+        (stepping(1.0), 0.035),
+    ],
+)
+def test_ten_second_means_of_a_bursty_gpu_are_as_true_as_its_driver_is(seen: Seen, most: float) -> None:
+    assert rms_error(5.0, seen) <= most
 
 
-def test_one_look_per_second_would_not_do() -> None:
-    assert rms_error(0.0, 1 / 6) > 0.05
+def test_five_looks_per_second_would_not_do() -> None:
+    assert rms_error(5.0, instant, calm=True) > 0.03
+    assert rms_error(0.0, stepping(1 / 6)) > 0.05
+
+
+def test_a_signal_in_step_with_the_looks_is_seen_all_the_same() -> None:
+    errors = [
+        mean_over_10_s(Pace(5.0, random.Random(seed).random), 0.2, 0.05, instant, calm=True) - 0.5
+        for seed in range(20)
+    ]
+    assert max(map(abs, errors)) < 0.25  # on a grid every look sees the same: 0 or 1
+    assert abs(sum(errors)) / 20 < 0.1  # the row's own look stays in step
+
+
+# Who is looked at more often
+
+
+def test_a_gpu_whose_utilization_jumps_is_restless_for_a_while() -> None:
+    restless = Restlessness()
+    restless.see(10.0, 0.9)
+    assert not restless.at(10.0)
+    restless.see(10.2, 0.9 - Restlessness.JUMP)
+    assert restless.at(10.2 + Restlessness.HOLD_S - 0.1)
+    assert not restless.at(10.2 + Restlessness.HOLD_S)
+
+
+def test_small_changes_leave_a_gpu_calm() -> None:
+    restless = Restlessness()
+    for step in range(50):
+        restless.see(0.2 * step, 0.9 + 0.05 * (step % 2))
+        assert not restless.at(0.2 * step)
+
+
+def test_a_look_at_some_fields_leaves_the_time_of_the_others_alone() -> None:
+    looks = Looks()
+    looks.add(10.0, {UTIL: 1.0, "sm_clock_hz": 1e9})
+    looks.add(10.2, {UTIL: 0.0})
+    looks.add(10.4, {UTIL: 0.5, "sm_clock_hz": 2e9}, but={UTIL})
+    looks.add_pieces(10.4, {UTIL: [(0.1, 0.3), (0.1, 0.4)]})
+    assert looks.take() == {
+        UTIL: [(0.0, 1.0), (pytest.approx(0.2), 0.0), (0.1, 0.3), (0.1, 0.4)],
+        "sm_clock_hz": [(0.0, 1e9), (pytest.approx(0.4), 2e9)],
+    }
+    looks.add(10.5, {UTIL: 0.0})
+    assert looks.take() == {UTIL: [(pytest.approx(0.1), 0.0)]}
 
 
 # When to look
@@ -148,7 +223,7 @@ def test_one_look_per_second_would_not_do() -> None:
 
 def looks_between_rows(hz: float, period_s: float, took_s: float = 0.0) -> list[list[float]]:
     """Seconds after its row at which each look of four rows falls."""
-    pace, now_s, out = Pace(hz), 0.0, []
+    pace, now_s, out = Pace(hz, lambda: 0.5), 0.0, []
     for row in range(4):
         row_s, found = row * period_s, []
         while (wait_s := pace.wait_s(now_s)) is not None and now_s + wait_s < row_s:
@@ -173,6 +248,30 @@ def test_no_look_comes_right_before_a_row() -> None:
 def test_a_slow_driver_is_left_alone_in_between() -> None:
     (found, *_) = looks_between_rows(5.0, 1.0, took_s=0.1)
     assert found == [0.2, 0.7]
+
+
+def looks_of_a_second(chance: Callable[[], float], *, restless: bool) -> list[tuple[float, bool]]:
+    """When looks fall after a row, and whether each is a whole one."""
+    pace, now_s, found = Pace(5.0, chance), 11.0, []
+    pace.row(10.0, 10.0, restless=restless)
+    pace.row(11.0, 11.0, restless=restless)
+    while now_s + (pace.wait_s(now_s) or 0.0) < 12.0:
+        now_s += pace.wait_s(now_s) or 0.0
+        found.append((round(now_s - 11.0, 3), pace.whole))
+        pace.look(now_s, now_s, restless=restless)
+    return found
+
+
+def test_each_look_is_at_a_random_moment_of_its_slot() -> None:
+    chances = iter((0.5, 0.0, 0.99, 0.25, 0.5, 0.5))
+    found = looks_of_a_second(lambda: next(chances), restless=False)
+    assert found == [(0.1, True), (0.498, True), (0.55, True), (0.8, True)]
+
+
+def test_restless_gpus_are_looked_at_twenty_times_a_second_and_all_others_as_before() -> None:
+    found = looks_of_a_second(lambda: 0.5, restless=True)
+    assert [at_s for at_s, _ in found] == [round(0.05 * slot, 3) for slot in range(1, 20)]
+    assert [at_s for at_s, whole in found if whole] == [0.2, 0.4, 0.6, 0.8]
 
 
 def test_without_a_rate_there_are_only_rows() -> None:

@@ -36,6 +36,7 @@ typedef struct { char *key, *value; double from_s; } Line;
 
 static Line lines[MAX_LINES];
 static size_t line_count;
+static unsigned places[2 * MAX_LINES]; /* hash of a key -> 1 + the first of its lines; 0 is a free place */
 static double began_s, length_s; /* where the file's time begins, CLOCK_MONOTONIC, and how long it is */
 static Device devices[MAX_DEVICES];
 static int initialised;
@@ -57,6 +58,14 @@ static int by_key_and_time(const void *a, const void *b) {
     return order ? order : difference < 0 ? -1 : difference > 0;
 }
 
+/* Where the first line of a key is noted, or would be: a search by halves would cost more than a driver. */
+static unsigned *place_of(const char *key) {
+    unsigned hash = 2166136261u;
+    for (const char *c = key; *c; c++) hash = (hash ^ (unsigned char)*c) * 16777619u;
+    for (unsigned i = hash % (2 * MAX_LINES);; i = (i + 1) % (2 * MAX_LINES))
+        if (!places[i] || !strcmp(lines[places[i] - 1].key, key)) return &places[i];
+}
+
 /* `[t=SECONDS]` begins what holds from then on. */
 static void parse(char *text) {
     double from_s = 0;
@@ -68,6 +77,9 @@ static void parse(char *text) {
         lines[line_count++] = (Line){line, equals + 1, from_s};
     }
     qsort(lines, line_count, sizeof *lines, by_key_and_time);
+    memset(places, 0, sizeof places);
+    for (size_t i = 0; i < line_count; i++)
+        if (!i || by_key(&lines[i], &lines[i - 1])) *place_of(lines[i].key) = (unsigned)i + 1;
 }
 
 static const char *find(const char *format, ...);
@@ -105,11 +117,12 @@ static const char *find(const char *format, ...) {
     va_start(arguments, format);
     vsnprintf(key, sizeof key, format, arguments);
     va_end(arguments);
-    Line wanted = {key, NULL, 0}, *line = bsearch(&wanted, lines, line_count, sizeof *lines, by_key);
-    if (!line) return NULL;
+    unsigned place = *place_of(key);
+    if (!place) return NULL;
+    Line *line = &lines[place - 1];
+    if (line->from_s <= 0 && (line + 1 == lines + line_count || by_key(line, line + 1))) return line->value;
     double at_s = now_s() - began_s;
     if (length_s > 0) at_s -= length_s * (double)(long long)(at_s / length_s);
-    while (line > lines && line->from_s > at_s && !by_key(line - 1, line)) line--;
     while (line + 1 < lines + line_count && line[1].from_s <= at_s && !by_key(line + 1, line)) line++;
     return line->from_s <= at_s ? line->value : NULL;
 }
@@ -177,15 +190,21 @@ static int locate(const char *uuid, char *scope) {
     return 0;
 }
 
+/* Where a device is in this reading of the file; empty where it is not. */
+static const char *scope_of(Device *device) {
+    if (device->reading != reading) {
+        if (!locate(device->uuid, device->scope)) device->scope[0] = 0;
+        device->reading = reading;
+    }
+    return device->scope;
+}
+
 static Return enter_gpu(Device *device, const char *function, char *scope) {
     Return loaded = load();
     if (loaded) return loaded;
     if (!initialised) return UNINITIALIZED;
     if (!device) return INVALID_ARGUMENT;
-    if (device->reading != reading) {
-        if (!locate(device->uuid, device->scope)) device->scope[0] = 0;
-        device->reading = reading;
-    }
+    scope_of(device);
     if (!device->scope[0]) return GPU_IS_LOST;
     strcpy(scope, device->scope);
     long long from;
@@ -402,6 +421,17 @@ TWO_NUMBERS(nvmlDeviceGetCudaComputeCapability, int, "compute_capability.major",
 TWO_NUMBERS(nvmlDeviceGetEccMode, unsigned, "ecc_mode", "ecc_mode_pending")
 TWO_NUMBERS(nvmlDeviceGetPowerManagementLimitConstraints, unsigned, "power_limit_min_mw", "power_limit_max_mw")
 
+typedef struct { unsigned version; char ib_guid[16], chassis[16]; unsigned char numbers[5]; } PlatformV2;
+Return nvmlDeviceGetPlatformInfo(Device *device, PlatformV2 *out) {
+    GPU_CALL(device);
+    if (out->version != (sizeof *out | 2u << 24)) return VERSION_MISMATCH;
+    static const char *const keys[] = {"platform.slot", "platform.tray", "platform.host", "platform.peer", "platform.module"};
+    long long v[5] = {0};
+    Return result = numbers(scope, 5, keys, v);
+    for (int i = 0; i < 5; i++) out->numbers[i] = (unsigned char)v[i];
+    return result;
+}
+
 static const char *const MEMORY[] = {"memory.total", "memory.reserved", "memory.free", "memory.used"};
 
 typedef struct { unsigned long long total, free, used; } MemoryV1;
@@ -476,6 +506,47 @@ Return nvmlDeviceGetFieldValues(Device *device, int count, FieldValue *values) {
         const char *text = v->scope ? find("%s.field.%u.%u", scope, v->field, v->scope) : find("%s.field.%u", scope, v->field);
         v->result = decode(text, &v->type, &v->value);
     }
+    return SUCCESS;
+}
+
+/* --- buffers of samples: `TYPE;SECONDS:VALUE;SECONDS:VALUE`, in every section others ----------------- */
+
+typedef struct { unsigned long long time_us; Value value; } BufferSample;
+enum { BUFFER = 128 };
+
+/* The samples of one line that came since `seen_us`, where the file's time 0 is at `zero_s`. */
+static unsigned samples_of(const char *text, double zero_s, unsigned long long seen_us, unsigned *type, BufferSample out[], unsigned found) {
+    for (const char *next = strchr(text, ';'); next; next = strchr(next, ';')) {
+        char digits[64], kind[8], *end;
+        double at_s = zero_s + strtod(++next, &end);
+        unsigned long long time_us = (unsigned long long)(at_s * 1e6);
+        if (*end != ':' || at_s > now_s() || time_us <= seen_us) continue;
+        snprintf(kind, sizeof kind, "%.*s", (int)strcspn(text, ";"), text);
+        snprintf(digits, sizeof digits, "%s:%.*s", kind, (int)strcspn(end + 1, ";"), end + 1);
+        if (found == BUFFER) memmove(out, out + 1, --found * sizeof *out);
+        if (!decode(digits, type, &out[found].value)) out[found++].time_us = time_us;
+    }
+    return found;
+}
+
+Return nvmlDeviceGetSamples(Device *device, unsigned kind, unsigned long long seen_us, unsigned *type, unsigned *count, BufferSample *out) {
+    GPU_CALL(device);
+    static BufferSample all[BUFFER];
+    char key[SCOPE + 16];
+    snprintf(key, sizeof key, "%s.samples.%u", scope, kind);
+    unsigned place = *place_of(key), found = 0;
+    if (!place) return NOT_SUPPORTED;
+    Line *first = &lines[place - 1];
+    if (!strncmp(first->value, "error:", 6)) return (Return)atoi(first->value + 6);
+    long long round = length_s > 0 ? (long long)((now_s() - began_s) / length_s) : 0;
+    for (long long r = round > 0 ? round - 1 : 0; r <= round; r++)
+        for (Line *line = first; line < lines + line_count && !by_key(line, first); line++)
+            found = samples_of(line->value, began_s + (double)r * length_s, seen_us, type, all, found);
+    if (!found) return NOT_FOUND;
+    unsigned room = *count;
+    *count = out ? found : BUFFER;
+    if (out && room < found) return INSUFFICIENT_SIZE;
+    if (out) memcpy(out, all, found * sizeof *out);
     return SUCCESS;
 }
 
@@ -601,10 +672,9 @@ Return nvmlEventSetWait_v2(void *set, Event *out, unsigned timeout_ms) {
     Return entered = enter_driver(__func__);
     if (entered) return entered;
     for (Device *d = devices; d < devices + MAX_DEVICES && d->uuid[0]; d++) {
-        char scope[SCOPE];
-        if (d->registered && locate(d->uuid, scope) && next_event(d, scope, out)) return SUCCESS;
+        if (d->registered && *scope_of(d) && next_event(d, d->scope, out)) return SUCCESS;
     }
-    usleep(timeout_ms * 1000u);
+    if (timeout_ms) usleep(timeout_ms * 1000u);
     return TIMEOUT;
 }
 

@@ -14,8 +14,9 @@ from unidle_agent.errors import SourceError
 from unidle_agent.fields import BY_NAME
 from unidle_agent.sample import GpuReading, Reading, Value
 from unidle_agent.sources.gpm import MIN_PAIR_S
-from unidle_agent.sources.nvml import PROCESSES_S, TOPOLOGY_S, NvmlSource
+from unidle_agent.sources.nvml import TOPOLOGY_S, NvmlSource
 from unidle_agent.sources.nvml_calls import pci_bus_id
+from unidle_agent.sources.nvml_device import PROCESSES_S
 from unidle_agent.subsecond import INTEGRALS
 from unidle_agent.wire import Owner
 

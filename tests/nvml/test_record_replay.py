@@ -44,6 +44,11 @@ INSTANCE = {
 }
 EVERYTHING = {
     "vbios": "96.00.89.00.01",
+    "platform.slot": 3,
+    "platform.tray": 200,
+    "platform.host": 1,
+    "platform.peer": 0,
+    "platform.module": 5,
     "board_part": "692-2G520-0200-000",
     "cores": 16896,
     "memory.bus_bits": 5120,
@@ -231,6 +236,34 @@ def test_changes_over_time_are_recorded_and_replayed_at_their_instants(nvml: Fak
     assert answers.at("gpu.0.xid.0", 2 * EVERY_S) == "79"
     assert answers.at("gpu.0.event.0", 2 * EVERY_S) == "0x8000:2"
     assert values(replaying(text, play)) == values(text)
+
+
+def test_samples_of_buffers_are_recorded_and_replayed_once_each(nvml: FakeNvml, play: Play) -> None:
+    ring = ";".join(["u", *(f"{0.1 * place:.1f}:{place + 30}" for place in range(-30, 40))])
+    nvml.write(gpu(0, samples__1=ring, samples__0="u", samples__2="error:4"))
+    with nvml.answers.open("a") as file:
+        file.write(f"begins_s={time.monotonic() - 1.05}\n")
+    text = recorded(4)
+    lines = [line.partition("=")[2] for line in text.splitlines() if line.startswith("gpu.0.samples.1=u;")]
+    seen = [sample.partition(":")[2] for line in lines for sample in line.split(";")[1:]]
+    assert seen == [str(place) for place in range(len(seen))]
+    assert len(seen) > 40
+    answers = Answers(text)
+    assert (answers.at("gpu.0.samples.0", 0), answers.at("gpu.0.samples.2", 0)) == ("u", "error:4")
+    clock = Clock()
+    play(Library(answers, clock))
+    pynvml.nvmlInit()
+    handle, last_us, played = pynvml.nvmlDeviceGetHandleByIndex(0), 0, list[int]()
+    for _ in range(4):
+        clock.now_s += 0.9 * EVERY_S
+        try:
+            _, samples = pynvml.nvmlDeviceGetSamples(handle, 1, last_us)
+        except pynvml.NVMLError_NotFound:
+            continue
+        played += [sample.sampleValue.uiVal for sample in samples]
+        last_us = samples[-1].timeStamp
+    assert played == list(range(len(played)))
+    assert len(played) > 20
 
 
 def test_a_call_that_failed_and_answers_again_does_so_in_the_replay(nvml: FakeNvml, play: Play) -> None:

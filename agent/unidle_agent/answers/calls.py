@@ -53,6 +53,22 @@ def _fabric(handle: Any) -> Any:
     return info
 
 
+class _Platform(ctypes.Structure):
+    """nvmlPlatformInfo_v2: nvidia-ml-py has its numbers as characters."""
+
+    _fields_ = (
+        *(("version", ctypes.c_uint), ("ib_guid", ctypes.c_char * 16), ("chassis", ctypes.c_char * 16)),
+        *((name, ctypes.c_ubyte) for name in ("slot", "tray", "host", "peer", "module")),
+    )
+
+
+def _platform(handle: Any) -> Any:
+    # Two of its members name the machine and are left.
+    info = _Platform(version=pynvml.nvmlPlatformInfo_v2)
+    pynvml.nvmlDeviceGetPlatformInfo(handle, ctypes.byref(info))
+    return info
+
+
 CALLS: tuple[Call, ...] = (
     _text("Name", "name"),
     _text("UUID", "uuid"),
@@ -61,6 +77,13 @@ CALLS: tuple[Call, ...] = (
     _text("BoardPartNumber", "board_part"),
     Call("nvmlDeviceGetPciInfo_v3", "static", ("pci_bus_id",), members=("busId",), text=True),
     _number("MinorNumber", "static", "minor"),
+    Call(
+        "nvmlDeviceGetPlatformInfo",
+        "static",
+        ("platform.slot", "platform.tray", "platform.host", "platform.peer", "platform.module"),
+        members=("slot", "tray", "host", "peer", "module"),
+        ask=_platform,
+    ),
     _number("NumGpuCores", "static", "cores"),
     _number("MemoryBusWidth", "static", "memory.bus_bits"),
     _number("CudaComputeCapability", "static", "compute_capability.major", "compute_capability.minor"),
@@ -177,6 +200,9 @@ LINKS = range(18)
 GPM_METRICS: tuple[int, ...] = (1, 2, 3, 5, 10, 11, 12, 13, 20, 21, 60, 61)
 MORE_GPM_METRICS: tuple[int, ...] = (4, 6, 7, 8, 9, *range(160, 166), *range(248, 255), *range(257, 261))
 """Asked in a call of their own: a driver that does not know one of them may refuse them all."""
+
+SAMPLE_TYPES: tuple[int, ...] = (0, 1, 2, 5, 6, 7)
+"""The driver's ring buffers: power, GPU and memory utilization, SM and memory clock, module power."""
 
 XID = pynvml.nvmlEventTypeXidCriticalError
 EVENTS = XID | 0x2 | 0x100 | 0x200 | 0x400 | 0x800 | 0x1000 | 0x2000 | 0x4000 | 0x8000

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TextIO
 
 from unidle_agent.errors import SourceError
@@ -58,6 +58,17 @@ class Answers:
             time_s %= self.length_s
         place = bisect.bisect_right(self._instants.get(key, ()), time_s)
         return self._values[key][place - 1] if place else None
+
+    def since(self, key: str, from_s: float, to_s: float) -> Iterator[tuple[str, float]]:
+        """All that `key` was between two times, each with the time at which that round of the file began."""
+        first = int(max(0.0, from_s) // self.length_s) if self.length_s else 0
+        last = int(to_s // self.length_s) if self.length_s else 0
+        for number in range(first, last + 1):
+            zero_s = number * self.length_s
+            instants = self._instants.get(key, [])
+            begin = max(0, bisect.bisect_right(instants, from_s - zero_s) - 1)
+            for place in range(begin, bisect.bisect_right(instants, to_s - zero_s)):
+                yield self._values[key][place], zero_s
 
     def _length_s(self, name: str) -> float:
         """Seconds after which the file begins again; 0 is never."""

@@ -25,6 +25,7 @@ from unidle_agent.answers.calls import (
     LINK_FIELDS,
     LINKS,
     MORE_GPM_METRICS,
+    SAMPLE_TYPES,
     SLOW_FIELDS,
     VALUE_TYPES,
     XID,
@@ -67,6 +68,8 @@ class _Gpu:
     """Two, filled in turn; none where there is no GPM."""
     taken: int = 0
     """How many samples there were."""
+    seen_us: dict[int, int] = field(default_factory=dict)
+    """Sampling type -> the newest sample of its buffer."""
     told: dict[str, int] = field(default_factory=dict)
     """`xid` or `event` -> how many there were."""
 
@@ -84,6 +87,8 @@ class Recorder:
         self._taken_us: defaultdict[str, list[float]] = defaultdict(list)
         self._instant_us: defaultdict[str, float] = defaultdict(float)
         self._faults: set[str] = set()
+        self._zero_us: dict[tuple[str, int], int] = {}
+        """Scope and sampling type -> the driver's time of a sample at the file's second 0."""
         try:
             pynvml.nvmlInit()
             self._driver = pynvml.nvmlSystemGetDriverVersion()
@@ -105,7 +110,7 @@ class Recorder:
             slow = now_s >= slow_due_s
             if slow:
                 slow_due_s += SLOW_S
-            self._writer.instant(number * every_s, self._instant(slow))
+            self._writer.instant(number * every_s, self._instant(slow, now_s))
             number += 1
             wait(max(0.0, number * every_s - (self._monotonic() - began_s)))
 
@@ -174,7 +179,7 @@ class Recorder:
 
     # One instant
 
-    def _instant(self, slow: bool) -> Lines:
+    def _instant(self, slow: bool, at_s: float) -> Lines:
         lines: Lines = {}
         tiers: tuple[Tier, ...] = ("fast", "slow") if slow else ("fast",)
         for gpu in self._gpus:
@@ -183,6 +188,8 @@ class Recorder:
                 lines |= self._ask_calls(gpu, tier, CALLS if whole else _of_instances())
             if whole:
                 lines |= self._ask_fields(gpu, FAST_FIELDS)
+            if whole:
+                lines |= self._ask_buffers(gpu, at_s)
             if whole and slow:
                 lines |= self._ask_fields(gpu, SLOW_FIELDS)
                 for link in LINKS if self._more else ():
@@ -224,6 +231,35 @@ class Recorder:
         # Link 0 is what a field without a scope means.
         of = f".{link}" if link else ""
         return {f"{gpu.scope}.field.{entry.fieldId}{of}": _field_text(entry) for entry in entries}
+
+    def _ask_buffers(self, gpu: _Gpu, at_s: float) -> Lines:
+        """The samples of each buffer since the last instant, by the file's time."""
+        lines: Lines = {}
+        for kind in SAMPLE_TYPES:
+            key, seen_us = f"{gpu.scope}.samples.{kind}", gpu.seen_us.get(kind, 0)
+            try:
+                value_type, samples = self._timed(
+                    gpu.scope, "nvmlDeviceGetSamples", gpu.handle, kind, seen_us
+                )
+            except pynvml.NVMLError as error:
+                dry = error.value == pynvml.NVML_ERROR_NOT_FOUND
+                if not dry or not seen_us:
+                    lines[key] = VALUE_TYPES[1][0] if dry else f"error:{error.value}"
+                continue
+            fresh = [one for one in samples if one.timeStamp > seen_us]
+            if not fresh or value_type >= len(VALUE_TYPES):
+                continue
+            gpu.seen_us[kind] = newest_us = max(one.timeStamp for one in fresh)
+            # No clock is said to be the driver's: the newest sample of the first read is of that instant.
+            self._zero_us.setdefault((gpu.scope, kind), newest_us - int(at_s * 1e6))
+            zero_us = self._zero_us[gpu.scope, kind]
+            name, member = VALUE_TYPES[value_type]
+            texts = [
+                f"{(one.timeStamp - zero_us) / 1e6:.6f}:{getattr(one.sampleValue, member)!r}"
+                for one in sorted(fresh, key=lambda one: one.timeStamp)
+            ]
+            lines[key] = ";".join([name, *texts])
+        return lines
 
     def _ask_processes(self, gpu: _Gpu) -> Lines:
         function = "nvmlDeviceGetComputeRunningProcesses_v3"

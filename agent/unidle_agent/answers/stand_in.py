@@ -29,6 +29,10 @@ TIMEOUT: int = pynvml.NVML_ERROR_TIMEOUT
 GPM_APART_S = 0.1
 """Samples of a pair that are not further apart have no metrics (nvml.h)."""
 MOST_INSTANCES = 8
+MOST_SAMPLES = 1024
+"""That a buffer says to hold: what a second of the fastest comes to, many times over."""
+RING_S = 10.0
+"""For how long samples stay in a buffer."""
 
 Function = Callable[..., Any]
 
@@ -73,6 +77,7 @@ class Library:
             "nvmlDeviceGetIndex": self._index,
             "nvmlDeviceGetFieldValues": self._field_values,
             "nvmlDeviceGetComputeRunningProcesses_v3": self._processes,
+            "nvmlDeviceGetSamples": self._buffer,
             "nvmlGpmSampleAlloc": self._sample_alloc,
             "nvmlGpmSampleFree": lambda _sample: OK,
             "nvmlGpmSampleGet": self._sample_get,
@@ -184,8 +189,7 @@ class Library:
             if entry.nvmlReturn == OK:
                 kind, _, digits = text.partition(":")
                 entry.valueType = next(n for n, (name, _) in enumerate(VALUE_TYPES) if name == kind)
-                number = float(digits) if kind == "d" else int(digits, 0)
-                setattr(entry.value, VALUE_TYPES[entry.valueType][1], number)
+                _set_value(entry.value, entry.valueType, digits)
         return code
 
     def _processes(self, device: Any, count: Any, out: Any) -> int:
@@ -200,6 +204,34 @@ class Library:
         for place, (pid, _, used) in enumerate(found):
             out[place].pid = int(pid)
             out[place].usedGpuMemory = int(used) if used else pynvml.NVML_VALUE_NOT_AVAILABLE_ulonglong.value
+        return OK
+
+    def _buffer(self, device: Any, kind: Any, seen_us: Any, value_type: Any, count: Any, out: Any) -> int:
+        """The samples of a ring buffer that came since `seen_us`, by this process's clock."""
+        scope, code = self._enter_gpu(device, "nvmlDeviceGetSamples")
+        key = f"{scope}.samples.{getattr(kind, 'value', kind)}"
+        first = self._answers.at_first(key)
+        code = code or (NOT_SUPPORTED if first is None else _code(first))
+        if code:
+            return code
+        name, found = "", list[tuple[int, str]]()
+        for text, zero_s in self._answers.since(key, self._now_s() - RING_S, self._now_s()):
+            name, *samples = text.split(";")
+            for sample in samples:
+                at_s, _, digits = sample.partition(":")
+                time_us = int((self._began_s + zero_s + float(at_s)) * 1e6)
+                if seen_us.value < time_us <= self._monotonic() * 1e6:
+                    found.append((time_us, digits))
+        if not found:
+            return NOT_FOUND
+        room, count._obj.value = count._obj.value, len(found) if out is not None else MOST_SAMPLES
+        if out is not None:
+            if room < len(found):
+                return INSUFFICIENT_SIZE
+            value_type._obj.value = next(n for n, (kind, _) in enumerate(VALUE_TYPES) if kind == name)
+            for place, (time_us, digits) in enumerate(found):
+                out[place].timeStamp = time_us
+                _set_value(out[place].sampleValue, value_type._obj.value, digits)
         return OK
 
     # GPM
@@ -276,6 +308,12 @@ def _fill(call: Call, texts: list[str], out: tuple[Any, ...]) -> None:
     else:
         for number, place in enumerate(out):
             place._obj.value = int(texts[min(number, len(texts) - 1)], 0)
+
+
+def _set_value(value: Any, kind: int, digits: str) -> None:
+    """Write the digits into an nvmlValue_t as its type wants them."""
+    name, member = VALUE_TYPES[kind]
+    setattr(value, member, float(digits) if name == "d" else int(digits, 0))
 
 
 def _code(text: str) -> int:

@@ -12,13 +12,16 @@ disturb each other. So `auto` leaves them to DCGM where one answers.
 
 from __future__ import annotations
 
+import ctypes
 import socket
+import struct
 from collections.abc import Sequence
 from typing import Any
 
 import pynvml
 
 from unidle_agent.fields import GPU_FIELDS, MIB, Field
+from unidle_agent.sources.nvml_direct import call, plain
 
 MIN_PAIR_S = 0.11
 """Shortest time between the samples of a pair: the driver's 100 ms, and a tenth for jitter."""
@@ -37,6 +40,12 @@ Answer = tuple[Field, int, float]
 """A field, NVML's return code for it, and its value in base units where the code is 0."""
 
 
+_MetricsGet = plain(pynvml.c_nvmlGpmMetricsGet_t)
+_FIRST_METRIC: int = _MetricsGet.metrics.offset
+_METRIC = struct.Struct("IId24x")
+"""nvmlGpmMetric_t: id, return code, value, and three pointers to names."""
+
+
 class GpmPair:
     """The two samples of one GPU, or of the GPU instance `instance` of a MIG GPU."""
 
@@ -52,8 +61,8 @@ class GpmPair:
         """Time that the last answers are about."""
         # 19 kB, most of it unused: made once. The array is the structure's last member, so a library
         # that knows fewer metrics reads what it knows.
-        self._request = pynvml.c_nvmlGpmMetricsGet_t()
-        self._request.version = pynvml.NVML_GPM_METRICS_GET_VERSION
+        self._request = _MetricsGet(version=pynvml.NVML_GPM_METRICS_GET_VERSION)
+        self._names: tuple[str, ...] = ()
 
     def read(self, now_s: float, names: Sequence[str]) -> list[Answer]:
         """The fields `names` over the time since the last call; none on the first, or one too soon.
@@ -79,17 +88,19 @@ class GpmPair:
     def _compute(self, names: Sequence[str]) -> list[Answer]:
         request = self._request
         request.sample1, request.sample2 = self._older, self._newer
-        request.numMetrics = len(names)
+        if self._names != tuple(names):
+            self._names = tuple(names)
+            request.numMetrics = len(names)
+            for position, name in enumerate(names):
+                request.metrics[position].metricId = METRICS[name][0]
+        call("nvmlGpmMetricsGet", ctypes.byref(request))
+        answers: list[Answer] = []
         for position, name in enumerate(names):
-            request.metrics[position].metricId = METRICS[name][0]
-        pynvml.nvmlGpmMetricsGet(request)
-        answers = []
-        for position, name in enumerate(names):
-            metric = request.metrics[position]
+            _, code, value = _METRIC.unpack_from(request, _FIRST_METRIC + position * _METRIC.size)
             _, field, factor = METRICS[name]
             # One NaN or infinity is a metric without data in this interval, not a value.
-            code = metric.nvmlReturn if abs(metric.value) < float("inf") else pynvml.NVML_ERROR_NO_DATA
-            answers.append((field, code, metric.value * factor))
+            code = code if abs(value) < float("inf") else pynvml.NVML_ERROR_NO_DATA
+            answers.append((field, code, value * factor))
         return answers
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pynvml
 
 from unidle_agent.sample import Value
-from unidle_agent.sources.nvml_calls import VALUE_MEMBERS
+from unidle_agent.sources.nvml_direct import FieldBatch
 
 STATE = pynvml.NVML_FI_DEV_NVLINK_GET_STATE
 SUMS: dict[str, tuple[int, ...]] = {
@@ -36,24 +36,24 @@ class NvLinks:
         """Raises pynvml.NVMLError: 3 where the GPU has none."""
         self._handle = handle
         self._ids = {STATE, *(number for ids in SUMS.values() for number in ids)}
-        (count,) = pynvml.nvmlDeviceGetFieldValues(handle, [pynvml.NVML_FI_DEV_NVLINK_LINK_COUNT])
-        _raise(count.nvmlReturn)
-        self._links = min(int(count.value.uiVal), MOST_LINKS)
+        ((code, count),) = FieldBatch(handle, [(pynvml.NVML_FI_DEV_NVLINK_LINK_COUNT, 0)]).ask()
+        _raise(code)
+        self._links = min(int(count), MOST_LINKS)
         if self._links == 0:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        self._plan()
 
     def read(self) -> dict[str, Value]:
         """All that the links answer; raises pynvml.NVMLError."""
-        asked = [(number, link) for number in sorted(self._ids) for link in range(self._links)]
         found: dict[int, int] = {}
-        for (number, _), entry in zip(
-            asked, pynvml.nvmlDeviceGetFieldValues(self._handle, asked), strict=True
-        ):
-            if entry.nvmlReturn == pynvml.NVML_ERROR_GPU_IS_LOST:
-                _raise(entry.nvmlReturn)
-            if entry.nvmlReturn == pynvml.NVML_SUCCESS:
-                found[number] = found.get(number, 0) + _whole(entry)
-        self._ids = set(found)
+        for number, (code, value) in zip(self._asked, self._batch.ask(), strict=True):
+            if code == pynvml.NVML_ERROR_GPU_IS_LOST:
+                _raise(code)
+            if code == pynvml.NVML_SUCCESS:
+                found[number] = found.get(number, 0) + int(value)
+        if found.keys() != self._ids:
+            self._ids = set(found)
+            self._plan()
         values: dict[str, Value] = {"nvlink_links": self._links}
         if STATE in found:
             values["nvlink_links_up"] = found[STATE]
@@ -62,9 +62,11 @@ class NvLinks:
                 values[name] = sum(found.get(number, 0) for number in numbers)
         return values
 
-
-def _whole(entry: Any) -> int:
-    return int(getattr(entry.value, VALUE_MEMBERS[entry.valueType]))
+    def _plan(self) -> None:
+        """Every counter of every link, to be asked in one call."""
+        wanted = [(number, link) for number in sorted(self._ids) for link in range(self._links)]
+        self._asked = [number for number, _ in wanted]
+        self._batch = FieldBatch(self._handle, wanted)
 
 
 def _raise(code: int) -> None:

@@ -13,84 +13,41 @@ means is in the table of fields; what the absence of one means is here:
   links are asked every `slow_s`; the answer stays until the next one. An agent in a container without
   the host's process ids may see no process.
 
-Between two passes `look` asks for the few gauges that move within a second; a row then holds their mean,
+Between two passes `look` asks for the few gauges that move within a second, and buffers of the driver are
+read where they hold more than that (`unidle_agent.sources.nvml_samples`); a row then holds their mean,
 extremes and share of the time at zero (see `unidle_agent.subsecond`). Events are taken at every look.
-
-Where MIG is on, each instance is a row of its own, named `GPU-UUID/GI<id>` as the rows of dcgm-exporter
-are, so that both sources meet. Its share of the GPU is its compute slices over all there are, so that
-shares never add up to more than the GPU (its part of the memory may be larger). Memory, processes and
-GPM are the instance's own, clocks, temperatures and throttling are its GPU's, and the board's power and
-energy are split by share. Slices in no instance are one more row, named as the GPU: nobody can hold it.
+Where MIG is on, each instance is a row of its own: `unidle_agent.sources.nvml_mig`. Slices in no instance
+are one more row, named as the GPU: nobody can hold it.
 """
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pynvml
 
-from unidle_agent.dcgm import SPLIT_BY_SHARE
 from unidle_agent.errors import SourceError
-from unidle_agent.sample import GPU_LOST, GPU_OK, GpuReading, Reading, Value
+from unidle_agent.sample import GPU_LOST, GPU_OK, GpuReading, Reading
 from unidle_agent.sources import nvml_calls as calls
-from unidle_agent.sources.gpm import HOST_ENGINE, METRICS, Answer, GpmPair, host_engine_answers
-from unidle_agent.sources.nvlink import NvLinks
-from unidle_agent.sources.nvml_calls import LOST, REFUSALS, Ask, Problems, Values, quietly
+from unidle_agent.sources.gpm import HOST_ENGINE, METRICS, host_engine_answers
+from unidle_agent.sources.nvml_calls import LOST, Problems, Values, quietly
+from unidle_agent.sources.nvml_device import Device
+from unidle_agent.sources.nvml_direct import Direct
 from unidle_agent.sources.nvml_events import NvmlEvents
-from unidle_agent.subsecond import INTEGRALS, Integrals, Looks, summary
+from unidle_agent.sources.nvml_mig import find_instances, share_of
+from unidle_agent.sources.nvml_samples import EVERY_S
+from unidle_agent.subsecond import INTEGRALS, Integrals, Piece, summary
 from unidle_agent.wire import Event, GpuFacts, Owner
 
 TOPOLOGY_S = 60.0
 """How often the list of GPUs and MIG instances is made anew."""
-PROCESSES_S = 10.0
-SPREAD = 16
-"""Parts of `slow_s` over which the slow reads of a node's GPUs are spread: few nodes have more GPUs."""
 
-SHARED_BY_INSTANCES = frozenset(
-    {
-        *SPLIT_BY_SHARE,
-        *("sm_clock_hz", "memory_clock_hz", "temperature_c", "memory_temperature_c", "thermal_margin_c"),
-        *("clock_event_reasons", "power_cap_s", "thermal_throttle_s", "hw_thermal_throttle_s"),
-        *("power_brake_s", "last_xid", "row_remap_pending", "recovery_action"),
-        *("fabric_state", "fabric_health"),
-    }
-)
-"""Fields of a physical GPU that are true of its MIG instances too."""
-
+UTIL = "gpu_util_ratio"
 LOOK = "look for XID lines in dmesg, drain the node and reset the GPU"
 NOBODY = Owner(allocated=False, source="nvml", confidence="high")
-
-
-@dataclass(slots=True)
-class _Device:
-    """A physical GPU or a MIG instance, and what is remembered of it."""
-
-    handle: Any
-    facts: GpuFacts
-    gpu_instance: int | None = None
-    """Of a MIG instance: its GPU instance id."""
-    mig: bool = False
-    instances: tuple[_Device, ...] = ()
-    refused: set[str] = field(default_factory=set)
-    """Calls and fields that it does not offer."""
-    processes: Values = field(default_factory=dict)
-    pids: tuple[int, ...] | None = None
-    processes_due_s: float = float("-inf")
-    slow: Values = field(default_factory=dict)
-    slow_due_s: float = float("-inf")
-    nvlinks: NvLinks | None = None
-    looks: Looks = field(default_factory=Looks)
-    gpm: GpmPair | None = None
-
-    def let_go_of_gpm(self) -> None:
-        for device in (self, *self.instances):
-            if device.gpm is not None:
-                quietly(device.gpm.close)
-                device.gpm = None
 
 
 class NvmlSource:
@@ -104,6 +61,7 @@ class NvmlSource:
         gpm: str = "auto",
         *,
         slow_s: float = 15.0,
+        fast_hz: float = 5.0,
         known: Collection[GpuFacts] = (),
         host_engine: tuple[str, int] = HOST_ENGINE,
         monotonic: Callable[[], float] = time.monotonic,
@@ -111,13 +69,14 @@ class NvmlSource:
         """Open the library; raises SourceError saying why there is no driver and what to do.
 
         `gpm` is `auto`, `on` or `off`; `slow_s` is the time between two looks at what changes rarely;
-        `known` are the GPUs that were here before, so that one that is
-        not found is missing rather than never heard of.
+        `fast_hz` is how often `look` is called, to know which of the driver's buffers are denser than that;
+        `known` are the GPUs that were here before, so that one that is not found is missing rather than
+        never heard of.
         """
         self._gpm, self._host_engine, self._monotonic = gpm, host_engine, monotonic
-        self._slow_s = slow_s
+        self._slow_s, self._look_s = slow_s, 1.0 / fast_hz if fast_hz > 0 else float("inf")
         self._gpm_allowed = gpm == "on"
-        self._gpus: dict[str, _Device] = {}
+        self._gpus: dict[str, Device] = {}
         self._missing = {facts.uuid: facts for facts in map(_whole, known)}
         self._untouched: set[str] = set()
         self._some_lost = False
@@ -163,26 +122,50 @@ class NvmlSource:
                 yield GpuReading(facts, {"gpu_state": GPU_LOST})
 
     def look(
-        self, skip: Collection[str] = (), starting: Callable[[str | None], None] = lambda _: None
+        self,
+        skip: Collection[str] = (),
+        starting: Callable[[str | None], None] = lambda _: None,
+        *,
+        restless_only: bool = False,
     ) -> None:
         """Look at what moves within a second, for the next row of each GPU that is not in `skip`.
 
-        `starting` is as in `readings`; what fails is left to the next row to tell.
+        `starting` is as in `readings`; what fails is left to the next row to tell. `restless_only` looks only
+        at the utilization of the GPUs that are restless.
         """
-        self._listen()
+        if not restless_only:
+            self._listen()
+        now_s = self._monotonic()
         for uuid, gpu in self._gpus.items():
-            if uuid in skip:
+            if uuid in skip or (restless_only and not _is_restless(gpu, now_s)):
                 continue
             starting(uuid)
             try:
-                values = self._ask_fields(gpu, calls.LOOK_FIELDS)
-                for ladder in calls.LOOKS if gpu.mig else calls.LOOKS + calls.OWN_LOOKS:
-                    values |= self._ask(gpu, *ladder)
+                if restless_only:
+                    self._see(gpu, self._monotonic(), gpu.ask(*calls.OWN_LOOK[1]))
+                else:
+                    self._look_at(gpu)
             except pynvml.NVMLError:  # lost
                 gpu.looks.break_off()
-            else:
-                gpu.looks.add(self._monotonic(), values)
         starting("")
+
+    @property
+    def restless(self) -> bool:
+        """Does the utilization of any GPU jump within a second, and no buffer of the driver tells of it."""
+        now_s = self._monotonic()
+        return any(_is_restless(gpu, now_s) for gpu in self._gpus.values())
+
+    def _look_at(self, gpu: Device) -> None:
+        if self._monotonic() - gpu.buffers_read_s >= EVERY_S:  # rows are further apart than buffers are long
+            pieces = gpu.read_buffers(self._monotonic(), self._look_s)
+            gpu.looks.add_pieces(self._monotonic(), pieces)
+        values: Values = {}
+        if not gpu.flowing.issuperset(calls.LOOK_FIELDS):
+            values |= gpu.ask_fields(calls.LOOK_FIELDS)
+        for names, ladder in calls.LOOKS if gpu.mig else (*calls.LOOKS, calls.OWN_LOOK):
+            if not gpu.flowing.issuperset(names):
+                values |= gpu.ask(*ladder)
+        self._see(gpu, self._monotonic(), values)
 
     def take_events(self) -> tuple[Event, ...]:
         """What the driver reported since the last call."""
@@ -260,7 +243,7 @@ class NvmlSource:
         except pynvml.NVMLError as error:
             raise calls.absence(error) from error
 
-    def _find_gpu(self, index: int, before: dict[str, _Device]) -> _Device | None:
+    def _find_gpu(self, index: int, before: dict[str, Device]) -> Device | None:
         """The GPU at `index`; None, and a problem, where it does not say who it is."""
         try:
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
@@ -272,35 +255,12 @@ class NvmlSource:
         gpu = before.get(uuid)
         facts = calls.gpu_facts(handle, uuid, index, self._driver)
         if gpu is None:
-            gpu = _Device(handle, facts)
+            gpu = Device(Direct(handle), facts, self._problems)
             self._events.listen(handle, uuid)
-        gpu.handle, gpu.facts = handle, facts
-        self._find_instances(gpu)
+        gpu.hold(handle)
+        gpu.facts = facts
+        find_instances(gpu)
         return gpu
-
-    def _find_instances(self, gpu: _Device) -> None:
-        """Which MIG instances the GPU is cut into, if any."""
-        gpu.mig = calls.mig_is_on(gpu.handle)
-        before = {old.facts.uuid: old for old in gpu.instances}
-        found = []
-        places = (quietly(pynvml.nvmlDeviceGetMaxMigDeviceCount, gpu.handle) or 0) if gpu.mig else 0
-        for place in range(places):
-            try:
-                handle = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu.handle, place)
-                facts, instance = calls.instance_facts(handle, gpu.facts, place, places)
-            except pynvml.NVMLError as error:
-                if error.value not in (pynvml.NVML_ERROR_NOT_FOUND, LOST):  # 6 is a free place
-                    self._problems.error(f"{gpu.facts.uuid}: MIG device {place}", error)
-                continue
-            device = before.get(facts.uuid)
-            if device is None or device.facts != facts:
-                device = _Device(handle, facts, gpu_instance=instance)
-            device.handle = handle
-            found.append(device)
-        for old in before.values():
-            if all(old is not device for device in found):
-                old.let_go_of_gpm()
-        gpu.instances = tuple(found)
 
     def _allow_gpm(self) -> None:
         if self._gpm != "auto":
@@ -318,9 +278,10 @@ class NvmlSource:
 
     # What they say
 
-    def _read_gpu(self, gpu: _Device) -> Iterator[GpuReading]:
+    def _read_gpu(self, gpu: Device) -> Iterator[GpuReading]:
         """The row of a GPU, or the rows of one that MIG cuts."""
         try:
+            pieces = gpu.read_buffers(self._monotonic(), self._look_s)
             board = self._ask_board(gpu)
             own = {} if gpu.mig else self._ask_own(gpu, gpu.handle)
         except pynvml.NVMLError:  # only "lost" comes up to here
@@ -330,28 +291,37 @@ class NvmlSource:
             for device in gpu.instances or (gpu,):
                 yield GpuReading(device.facts, {"gpu_state": GPU_LOST})
             return
+        values = board | own
+        values |= self._summed_up(gpu, values, pieces)
         if gpu.mig:
-            yield from self._read_instances(gpu, board)
+            yield from self._read_instances(gpu, values)
         else:
-            yield _row(gpu.facts, {**board, **own, **self._summed_up(gpu, {**board, **own})}, gpu.pids)
+            yield _row(gpu.facts, values, gpu.pids)
 
-    def _summed_up(self, gpu: _Device, values: Values) -> Values:
-        """What the looks at a GPU since its last row come to, this one of `values` included."""
-        gpu.looks.add(self._monotonic(), values)
-        pieces = gpu.looks.take()
+    def _summed_up(self, gpu: Device, values: Values, pieces: dict[str, list[Piece]]) -> Values:
+        """What happened since a GPU's last row: its looks, of which `values` is one, or its `pieces`."""
+        now_s = self._monotonic()
+        self._see(gpu, now_s, values)
+        gpu.looks.add_pieces(now_s, pieces)
+        taken = gpu.looks.take()
         out: Values = {}
-        for name, of_field in pieces.items():
+        for name, of_field in taken.items():
             out |= summary(name, of_field)
         for counter, ratio in INTEGRALS.items():
-            if ratio in pieces:
-                out[counter] = self._integrals.grow(gpu.facts.uuid, counter, pieces[ratio])
+            if ratio in taken:
+                out[counter] = self._integrals.grow(gpu.facts.uuid, counter, taken[ratio])
         return out
 
-    def _read_instances(self, gpu: _Device, board: Values) -> Iterator[GpuReading]:
-        board |= self._summed_up(gpu, board)
+    def _see(self, gpu: Device, now_s: float, values: Values) -> None:
+        """Take the look of `values` at what no buffer gives."""
+        gpu.looks.add(now_s, values, but=gpu.flowing)
+        if UTIL in values and UTIL not in gpu.flowing:
+            gpu.restless.see(now_s, values[UTIL])
+
+    def _read_instances(self, gpu: Device, board: Values) -> Iterator[GpuReading]:
         cut = sum(instance.facts.share for instance in gpu.instances)
         for instance in gpu.instances:
-            shared = _share_of(board, instance.facts.share / cut)
+            shared = share_of(board, instance.facts.share / cut)
             try:
                 own = self._ask_own(instance, gpu.handle)
                 yield _row(instance.facts, {**shared, **own}, instance.pids)
@@ -363,140 +333,39 @@ class NvmlSource:
         elif cut < 1 - 1e-9:
             yield GpuReading(replace(gpu.facts, share=1 - cut, owner=NOBODY), {"gpu_state": GPU_OK})
 
-    def _ask_board(self, gpu: _Device) -> Values:
+    def _ask_board(self, gpu: Device) -> Values:
         values: Values = {}
         for ladder in calls.BOARD_CALLS:
-            values |= self._ask(gpu, *ladder)
-        values |= self._ask_fields(gpu, calls.FIELDS_OF_A_PASS)
-        values |= self._ask_slow(gpu)
+            values |= gpu.ask(*ladder)
+        values |= gpu.ask_fields(calls.FIELDS_OF_A_PASS)
+        values |= gpu.ask_slow(self._monotonic(), self._slow_s)
         for name, call in calls.INSTEAD_OF_FIELD.items():
             if name not in values:
-                values |= self._ask(gpu, call)
+                values |= gpu.ask(call)
         if gpu.facts.uuid in self._xids:
             values["last_xid"] = self._xids[gpu.facts.uuid]
         return values
 
-    def _ask_slow(self, gpu: _Device) -> Values:
-        """What changes rarely, as of the last time it was due."""
-        now_s = self._monotonic()
-        if now_s >= gpu.slow_due_s:
-            first = gpu.slow_due_s == float("-inf")
-            # After the first time, which is everybody's, not all in the same pass: this is its longest part.
-            wait = 1 - (gpu.facts.index or 0) % SPREAD / SPREAD if first else 1.0
-            gpu.slow_due_s = now_s + self._slow_s * wait
-            gpu.slow = self._ask_fields(gpu, calls.SLOW_FIELDS)
-            for ladder in calls.SLOW_CALLS:
-                gpu.slow |= self._ask(gpu, *ladder)
-            gpu.slow |= self._ask_nvlinks(gpu)
-        return gpu.slow
-
-    def _ask_nvlinks(self, gpu: _Device) -> Values:
-        if "NVLink" in gpu.refused:
-            return {}
-        try:
-            if gpu.nvlinks is None:
-                gpu.nvlinks = NvLinks(gpu.handle)
-            return gpu.nvlinks.read()
-        except pynvml.NVMLError as error:
-            self._note(gpu, "NVLink", error, also=error.value == pynvml.NVML_ERROR_INVALID_ARGUMENT)
-            return {}
-
-    def _ask_own(self, device: _Device, gpu_handle: Any) -> Values:
+    def _ask_own(self, device: Device, gpu_handle: Any) -> Values:
         values: Values = {}
         for ladder in calls.OWN_CALLS:
-            values |= self._ask(device, *ladder)
-        now_s = self._monotonic()
-        if now_s >= device.processes_due_s:
-            device.processes = self._list_processes(device)
-            device.processes_due_s = now_s + PROCESSES_S
-        values |= device.processes
+            values |= device.ask(*ladder)
+        values |= device.ask_processes(self._monotonic())
         if self._gpm_allowed:
             values |= self._ask_gpm(device, gpu_handle)
         return values
 
-    def _list_processes(self, device: _Device) -> Values:
-        """Note which processes hold the device, and give their number."""
-        device.pids = None
-
-        def running_processes(handle: Any) -> Values:
-            device.pids = calls.running_processes(handle)
-            return {"process_count": len(device.pids)}
-
-        return self._ask(device, running_processes)
-
-    def _ask(self, device: _Device, *ladder: Ask) -> Values:
-        """The first call of `ladder` that this device offers; raises NVMLError where the GPU is lost."""
-        for call in ladder:
-            what = _words(call)
-            if what in device.refused:
-                continue
-            try:
-                return call(device.handle)
-            except pynvml.NVMLError as error:
-                if not self._note(device, what, error, quiet=call is not ladder[-1]):
-                    break
-        return {}
-
-    def _ask_fields(self, gpu: _Device, wanted: Sequence[str]) -> Values:
-        names = [name for name in wanted if name not in gpu.refused]
-        if not names or "field values" in gpu.refused:
-            return {}
-        try:
-            answers = calls.field_values(gpu.handle, names)
-        except pynvml.NVMLError as error:
-            self._note(gpu, "field values", error)
-            return {}
-        return self._sort_out(gpu, answers)
-
-    def _ask_gpm(self, device: _Device, gpu_handle: Any) -> Values:
-        if "GPM" in device.refused:
-            return {}
-        try:
-            if device.gpm is None:
-                device.gpm = GpmPair(gpu_handle, device.gpu_instance)
-            names = [name for name in METRICS if name not in device.refused]
-            answers = device.gpm.read(self._monotonic(), names)
-        except pynvml.NVMLError as error:
-            self._note(device, "GPM", error)
-            return {}
-        values = self._sort_out(device, answers)
+    def _ask_gpm(self, device: Device, gpu_handle: Any) -> Values:
+        values = device.ask_gpm(self._monotonic(), gpu_handle)
         for counter, ratio in INTEGRALS.items():
-            if ratio in values:
-                span_s = device.gpm.span_s
-                values[counter] = self._integrals.grow(device.facts.uuid, counter, [(span_s, values[ratio])])
+            if ratio in values and device.gpm is not None:
+                piece = (device.gpm.span_s, values[ratio])
+                values[counter] = self._integrals.grow(device.facts.uuid, counter, [piece])
         return values
 
-    def _sort_out(self, device: _Device, answers: list[Answer]) -> Values:
-        """The values among `answers`; what the others say is noted."""
-        values: Values = {}
-        for item, code, value in answers:
-            if code == pynvml.NVML_SUCCESS:
-                values[item.name] = value
-                continue
-            what = f"{item.name} ({item.nvml})"
-            error = pynvml.NVMLError(code)
-            # "Invalid argument" is what a driver says of a field id that is newer than itself.
-            newer = code == pynvml.NVML_ERROR_INVALID_ARGUMENT
-            if self._note(device, what, error, also=newer, quiet=item.name in calls.INSTEAD_OF_FIELD):
-                device.refused.add(item.name)
-        return values
 
-    def _note(
-        self, device: _Device, what: str, error: Any, *, also: bool = False, quiet: bool = False
-    ) -> bool:
-        """Whether `error` refuses `what` for good, which is then remembered; "lost" is raised again.
-
-        `also` says that it does where the code alone would not, `quiet` that something stands in.
-        """
-        if error.value == LOST:
-            raise error
-        if error.value in REFUSALS or also:
-            device.refused.add(what)
-            if not quiet:
-                self._problems.refusal(what, error.value)
-            return True
-        self._problems.error(f"{device.facts.uuid}: {what}", error)
-        return False
+def _is_restless(gpu: Device, now_s: float) -> bool:
+    return gpu.restless.at(now_s) and UTIL not in gpu.flowing
 
 
 def _row(facts: GpuFacts, values: Values, pids: tuple[int, ...] | None = None) -> GpuReading:
@@ -506,27 +375,7 @@ def _row(facts: GpuFacts, values: Values, pids: tuple[int, ...] | None = None) -
     return GpuReading(facts, {**values, "gpu_state": GPU_OK} if values else values, pids)
 
 
-@functools.cache
-def _words(call: Ask) -> str:
-    return call.__name__.replace("_", " ")
-
-
 def _whole(facts: GpuFacts) -> GpuFacts:
     """The physical GPU of a GPU or MIG instance."""
     uuid = facts.uuid.partition("/GI")[0]
     return replace(facts, uuid=uuid, mig_profile="", mig_uuid="", share=1.0, sources={}, owner=Owner())
-
-
-def _share_of(board: Values, part: float) -> Values:
-    """What is true of an instance that is `part` of its GPU, from what is true of the GPU."""
-    out: Values = {}
-    for name, value in board.items():
-        field_name, _, statistic = name.partition(".")
-        if field_name in SHARED_BY_INSTANCES:
-            split = field_name in SPLIT_BY_SHARE and statistic != "zero"
-            out[name] = _part(value, part) if split else value
-    return out
-
-
-def _part(value: Value, part: float) -> Value:
-    return int(value * part) if isinstance(value, int) else value * part

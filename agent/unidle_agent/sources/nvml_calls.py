@@ -1,6 +1,6 @@
 """The calls into NVML: what is asked of a GPU, in base units, and what a return code means.
 
-A call that is asked at every pass is a function: the handle in, fields of the table out. All raise
+A call that is asked at every pass is a function: the device in, fields of the table out. All raise
 pynvml.NVMLError. Units, value types and return codes are those of nvml.h as nvidia-ml-py 13.615.71
 declares it. An NVMLError cannot be hashed: its `value` is the code.
 """
@@ -8,7 +8,7 @@ declares it. An NVMLError cannot be hashed: its `value` is the code.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ import pynvml
 from unidle_agent.errors import SourceError
 from unidle_agent.fields import GPU_FIELDS, Field
 from unidle_agent.sample import Value
-from unidle_agent.sources.gpm import Answer
+from unidle_agent.sources.nvml_direct import Direct
 from unidle_agent.wire import GpuFacts
 
 LOST = pynvml.NVML_ERROR_GPU_IS_LOST
@@ -51,11 +51,8 @@ FIELD_IDS: dict[str, tuple[int, Field]] = {
 }
 """Field name -> its id in NVML's batch call, and the field."""
 
-VALUE_MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
-"""Member of nvmlValue_t by nvmlValueType_t: another one loses the sign, or half of the bits."""
-
 Values = dict[str, Value]
-Ask = Callable[[Any], Values]
+Ask = Callable[[Direct], Values]
 
 
 @dataclass(slots=True)
@@ -155,14 +152,14 @@ def address(handle: Any) -> int | None:
 # What is asked at every pass
 
 
-def utilization_rates(handle: Any) -> Values:
-    rates = pynvml.nvmlDeviceGetUtilizationRates(handle)
+def utilization_rates(device: Direct) -> Values:
+    rates = device.utilization()
     return {"gpu_util_ratio": rates.gpu / 100, "memory_util_ratio": rates.memory / 100}
 
 
-def memory_info(handle: Any) -> Values:
-    # Version 1 counts what the driver reserves as used.
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
+def memory_info(device: Direct) -> Values:
+    # Version 2, because version 1 counts what the driver reserves as used.
+    memory = device.memory()
     return {
         "memory_total_bytes": memory.total,
         "memory_reserved_bytes": memory.reserved,
@@ -171,71 +168,70 @@ def memory_info(handle: Any) -> Values:
     }
 
 
-def pcie_link(handle: Any) -> Values:
+def pcie_link(device: Direct) -> Values:
     return {
-        "pcie_width": pynvml.nvmlDeviceGetCurrPcieLinkWidth(handle),
-        "pcie_width_max": pynvml.nvmlDeviceGetMaxPcieLinkWidth(handle),
-        "pcie_generation": pynvml.nvmlDeviceGetCurrPcieLinkGeneration(handle),
-        "pcie_generation_max": pynvml.nvmlDeviceGetMaxPcieLinkGeneration(handle),
+        "pcie_width": device.number("nvmlDeviceGetCurrPcieLinkWidth"),
+        "pcie_width_max": device.number("nvmlDeviceGetMaxPcieLinkWidth"),
+        "pcie_generation": device.number("nvmlDeviceGetCurrPcieLinkGeneration"),
+        "pcie_generation_max": device.number("nvmlDeviceGetMaxPcieLinkGeneration"),
     }
 
 
-def fabric(handle: Any) -> Values:
+def fabric(device: Direct) -> Values:
     info = pynvml.c_nvmlGpuFabricInfo_v2_t()
-    pynvml.nvmlDeviceGetGpuFabricInfoV(handle, ctypes.byref(info))
+    pynvml.nvmlDeviceGetGpuFabricInfoV(device.handle, ctypes.byref(info))
     return {"fabric_state": info.state, "fabric_health": info.healthMask}
 
 
-def running_processes(handle: Any) -> tuple[int, ...]:
+def running_processes(device: Direct) -> tuple[int, ...]:
     """The ids of the compute processes that hold a context."""
-    return tuple(process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses_v3(handle))
+    return tuple(process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses_v3(device.handle))
 
 
-def enforced_power_limit(handle: Any) -> Values:
-    return {"power_limit_w": pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000}
+def enforced_power_limit(device: Direct) -> Values:
+    return {"power_limit_w": device.number("nvmlDeviceGetEnforcedPowerLimit") / 1000}
 
 
-def sm_clock(handle: Any) -> Values:
-    return {"sm_clock_hz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM) * 1e6}
+def sm_clock(device: Direct) -> Values:
+    return {"sm_clock_hz": device.number("nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_SM) * 1e6}
 
 
-def memory_clock(handle: Any) -> Values:
-    return {"memory_clock_hz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM) * 1e6}
+def memory_clock(device: Direct) -> Values:
+    return {"memory_clock_hz": device.number("nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_MEM) * 1e6}
 
 
-def temperature(handle: Any) -> Values:
-    return {"temperature_c": pynvml.nvmlDeviceGetTemperatureV(handle, pynvml.NVML_TEMPERATURE_GPU)}
+def temperature(device: Direct) -> Values:
+    return {"temperature_c": device.temperature_c()}
 
 
-def temperature_of_older_drivers(handle: Any) -> Values:
-    return {"temperature_c": pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)}
+def temperature_of_older_drivers(device: Direct) -> Values:
+    return {"temperature_c": device.number("nvmlDeviceGetTemperature", pynvml.NVML_TEMPERATURE_GPU)}
 
 
-def margin_temperature(handle: Any) -> Values:
-    return {"thermal_margin_c": pynvml.nvmlDeviceGetMarginTemperature(handle)}
+def margin_temperature(device: Direct) -> Values:
+    return {"thermal_margin_c": device.margin_c()}
 
 
-def clock_event_reasons(handle: Any) -> Values:
-    return {"clock_event_reasons": pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle)}
+def clock_event_reasons(device: Direct) -> Values:
+    return {"clock_event_reasons": device.bits("nvmlDeviceGetCurrentClocksEventReasons")}
 
 
-def clock_throttle_reasons(handle: Any) -> Values:
-    return {"clock_event_reasons": pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)}
+def clock_throttle_reasons(device: Direct) -> Values:
+    return {"clock_event_reasons": device.bits("nvmlDeviceGetCurrentClocksThrottleReasons")}
 
 
-def power_usage(handle: Any) -> Values:
-    return {"power_w": pynvml.nvmlDeviceGetPowerUsage(handle) / 1000}
+def power_usage(device: Direct) -> Values:
+    return {"power_w": device.number("nvmlDeviceGetPowerUsage") / 1000}
 
 
-def total_energy_consumption(handle: Any) -> Values:
-    return {"energy_j": pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)}
+def total_energy_consumption(device: Direct) -> Values:
+    return {"energy_j": device.bits("nvmlDeviceGetTotalEnergyConsumption")}
 
 
 OWN_CALLS: tuple[tuple[Ask, ...], ...] = ((utilization_rates,), (memory_info,))
 """For whole GPUs and MIG instances. An entry is a call, and what stands in for it where it is refused."""
 
 BOARD_CALLS: tuple[tuple[Ask, ...], ...] = (
-    (enforced_power_limit,),
     (sm_clock,),
     (memory_clock,),
     (temperature, temperature_of_older_drivers),
@@ -244,13 +240,19 @@ BOARD_CALLS: tuple[tuple[Ask, ...], ...] = (
 )
 """For physical GPUs."""
 
-LOOKS: tuple[tuple[Ask, ...], ...] = ((sm_clock,), (clock_event_reasons, clock_throttle_reasons))
-"""For physical GPUs, several times between two passes, and where MIG does not cut them ..."""
-OWN_LOOKS: tuple[tuple[Ask, ...], ...] = ((utilization_rates,),)
-"""... these too. Memory is not among them: it would cost a quarter more for what a pass sees as well."""
+LOOKS: tuple[tuple[frozenset[str], tuple[Ask, ...]], ...] = (
+    (frozenset({"sm_clock_hz"}), (sm_clock,)),
+    (frozenset({"clock_event_reasons"}), (clock_event_reasons, clock_throttle_reasons)),
+)
+"""What a look gives, and the calls that give it, for physical GPUs several times between two passes ..."""
+OWN_LOOK: tuple[frozenset[str], tuple[Ask, ...]] = (
+    frozenset({"gpu_util_ratio", "memory_util_ratio"}),
+    (utilization_rates,),
+)
+"""... and where MIG does not cut them this too."""
 LOOK_FIELDS = ("power_instant_w",)
 
-SLOW_CALLS: tuple[tuple[Ask, ...], ...] = ((pcie_link,), (fabric,))
+SLOW_CALLS: tuple[tuple[Ask, ...], ...] = ((enforced_power_limit,), (pcie_link,), (fabric,))
 """For physical GPUs, once in many passes."""
 SLOW_FIELDS = tuple(
     name for name, (number, _) in FIELD_IDS.items() if number in (3, 4, 5, 6, 94, 142, 143, 144, 145, 230)
@@ -260,20 +262,3 @@ FIELDS_OF_A_PASS = tuple(name for name in FIELD_IDS if name not in SLOW_FIELDS)
 
 INSTEAD_OF_FIELD: dict[str, Ask] = {"power_w": power_usage, "energy_j": total_energy_consumption}
 """For GPUs that do not answer these in the batch of fields."""
-
-
-def field_values(handle: Any, names: Sequence[str]) -> list[Answer]:
-    """The fields `names` in one call: the driver merges those that it gets from one place."""
-    # As (id, scope): for a bare id the wrapper goes through an exception.
-    entries = pynvml.nvmlDeviceGetFieldValues(handle, [(FIELD_IDS[name][0], 0) for name in names])
-    return [_answer(FIELD_IDS[name][1], entry) for name, entry in zip(names, entries, strict=True)]
-
-
-def _answer(item: Field, entry: Any) -> Answer:
-    if entry.nvmlReturn != pynvml.NVML_SUCCESS:
-        return item, entry.nvmlReturn, 0
-    if entry.valueType >= len(VALUE_MEMBERS):
-        return item, pynvml.NVML_ERROR_UNKNOWN, 0
-    value = getattr(entry.value, VALUE_MEMBERS[entry.valueType])
-    # Power is the one gauge that comes in thousandths; counters are whole steps of the table already.
-    return item, pynvml.NVML_SUCCESS, value / 1000 if item.unit == "W" else value

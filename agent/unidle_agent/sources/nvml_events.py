@@ -7,6 +7,7 @@ the poller is replaced is missed here; an XID is still in the kernel log.
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pynvml
 
 from unidle_agent.sources.nvml_calls import LOST, Problems, address, quietly
+from unidle_agent.sources.nvml_direct import call_code, plain
 from unidle_agent.wire import Event
 
 XID = pynvml.nvmlEventTypeXidCriticalError
@@ -36,6 +38,9 @@ MAX_EVENTS = 256
 """Most events taken at once; the rest waits in the driver."""
 
 
+_EventData = plain(pynvml.c_nvmlEventData_t)
+
+
 class NvmlEvents:
     """Listens to the GPUs it is given, until closed."""
 
@@ -43,6 +48,8 @@ class NvmlEvents:
         self._problems, self._time_ns = problems, time_ns
         self._uuids: dict[int | None, str] = {}
         self._set: Any = None
+        self._event = _EventData()
+        self._reference = ctypes.byref(self._event)
         try:
             self._set = pynvml.nvmlEventSetCreate()
         except pynvml.NVMLError as error:
@@ -64,13 +71,13 @@ class NvmlEvents:
     def take(self) -> Iterator[Event]:
         """Every event that is there, oldest first; waits for none."""
         for _ in range(MAX_EVENTS if self._uuids else 0):
-            try:
-                event = pynvml.nvmlEventSetWait_v2(self._set, 0)
-            except pynvml.NVMLError as error:
+            code = call_code("nvmlEventSetWait_v2", self._set, self._reference, 0)
+            if code != pynvml.NVML_SUCCESS:
                 # 10 is "no event"; a lost GPU says so where it is read.
-                if error.value not in (pynvml.NVML_ERROR_TIMEOUT, LOST):
-                    self._problems.error("events", error)
+                if code not in (pynvml.NVML_ERROR_TIMEOUT, LOST):
+                    self._problems.error("events", pynvml.NVMLError(code))
                 return
+            event = self._event
             uuid, known = self._uuids.get(address(event.device)), KINDS.get(event.eventType)
             if uuid and known:
                 kind, text = known
