@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -251,6 +253,31 @@ def test_what_a_gpu_does_not_have_is_said_once(
     again = source.read()
     assert again.problems == ()
     assert not lost & again.gpus[0].values.keys()
+
+
+# What it costs
+
+
+def test_hours_of_passes_leave_memory_as_it_was(nvml: FakeNvml, opened: Open, clock: Clock) -> None:
+    source = opened()
+
+    def minutes(number: int) -> int:
+        """Bytes that Python holds after so many minutes at a pass and a look per second."""
+        for _ in range(60 * number):
+            clock.now_s += 0.5
+            source.look()
+            clock.now_s += 0.5
+            source.read()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        settled = minutes(5)
+        # A dict or cache with an entry per listing of processes would hold 100 bytes and more for each.
+        assert minutes(20) - settled < 4096
+    finally:
+        tracemalloc.stop()
 
 
 # Events

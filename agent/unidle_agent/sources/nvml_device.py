@@ -26,6 +26,7 @@ PROCESSES_S = 10.0
 SPREAD = 16
 """Parts of `slow_s` over which the slow reads of a node's GPUs are spread: few nodes have more GPUs."""
 NO_FIELDS = "field values"
+PROCESSES = "running processes"
 BUFFER = "sample buffer of "
 
 
@@ -130,13 +131,13 @@ class Device:
         """How many processes hold it, as of the last time they were listed; their ids are in `pids`."""
         if now_s >= self.processes_due_s:
             self.processes_due_s = now_s + PROCESSES_S
-            self.pids = None
-
-            def running_processes(device: Direct) -> Values:
-                self.pids = calls.running_processes(device)
-                return {"process_count": len(self.pids)}
-
-            self.processes = self.ask(running_processes)
+            self.pids, self.processes = None, {}
+            if PROCESSES not in self.refused:
+                try:
+                    self.pids = calls.running_processes(self.direct)
+                    self.processes = {"process_count": len(self.pids)}
+                except pynvml.NVMLError as error:
+                    self._note(PROCESSES, error)
         return self.processes
 
     def ask_gpm(self, now_s: float, gpu_handle: Any) -> Values:
