@@ -3,7 +3,8 @@
     python -m benchmarks.agent_ticks TICKS SECONDS
 
 The settings come from the environment, as for `unidle agent`. The sampler's clock is put forward by what
-it would have waited; everything else (child process, batches, spool with its syncs, pushes) is as it is.
+it would have waited, and its NVML child's by a second per pass (`benchmarks.agent_child`); everything else
+(batches, spool with its syncs, pushes) is as it is.
 Every 200 ticks a line `{"ticks", "anonymous_mib"}` of the process and its children is printed. It ends after
 TICKS ticks or SECONDS seconds.
 """
@@ -12,10 +13,12 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from benchmarks.processes import anonymous_mib
 from unidle_agent import sampler
@@ -23,6 +26,8 @@ from unidle_agent.config import AgentSettings
 from unidle_agent.runtime import Agent
 from unidle_agent.settings import load
 
+CHILD = "unidle_agent.poller_child"
+POPEN = subprocess.Popen
 EVERY = 200
 MOST_WAITING = 50
 """Batches in the spool above which time waits for the pushes: a real agent never gets so far ahead."""
@@ -51,11 +56,20 @@ class FastClock(sampler.SystemClock):
         self.between(stop)
 
 
+def started(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """A process of the agent; its NVML child as the one whose clock is put forward."""
+    if CHILD in command:
+        # Without -P, which hides the folder of this repository.
+        command = ["benchmarks.agent_child" if part == CHILD else part for part in command if part != "-P"]
+    return POPEN(command, **options)
+
+
 def main() -> int:
     """Tick until there were enough or time is up."""
     most, until_s = int(sys.argv[1]), time.monotonic() + float(sys.argv[2])
     clock = FastClock()
     sampler.SystemClock = lambda: clock  # type: ignore[assignment,misc]
+    subprocess.Popen = started  # type: ignore[assignment,misc]
     agent = Agent(load(AgentSettings, "agent"))
     stop = threading.Event()
 

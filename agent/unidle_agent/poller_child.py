@@ -7,6 +7,7 @@ says which GPU it is about to touch, and looks at the GPUs between two questions
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import select
 import signal
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from unidle_agent.sources.nvml import NvmlSource
 
 CHUNK_BYTES = 65536
+PASSES_TO_COLLECT = 600
+"""After so many passes all garbage is collected, a millisecond's work: left to itself Python would wait for
+a quarter of all objects, and grow by that."""
 PR_SET_PDEATHSIG = 1
 """prctl option: the signal a process gets when the thread that started it ends (linux/prctl.h)."""
 
@@ -76,6 +80,7 @@ def _serve(open_source: Callable[..., NvmlSource], say: Callable[..., None]) -> 
     source: NvmlSource | None = None
     pace = Pace(0)
     skip: Collection[str] = ()
+    passes = 0
 
     told: dict[str, GpuFacts] = {}
 
@@ -104,6 +109,7 @@ def _serve(open_source: Callable[..., NvmlSource], say: Callable[..., None]) -> 
                     gpm, slow_s=slow_s, fast_hz=fast_hz, known=[facts_of(facts) for facts in known]
                 )
                 pace = Pace(fast_hz)
+                gc.freeze()  # what is there now stays: no collection needs to go through it again
                 say("ready")
             case ["read", skip, last] if source:
                 for row in source.readings(skip, last, starting=at):
@@ -111,6 +117,9 @@ def _serve(open_source: Callable[..., NvmlSource], say: Callable[..., None]) -> 
                 tell_events()
                 say("end", source.take_problems())
                 pace.row(began_s, time.monotonic(), restless=source.restless)
+                passes += 1
+                if passes % PASSES_TO_COLLECT == 0:
+                    gc.collect()
             case None if source:
                 source.look(skip, starting=at, restless_only=not pace.whole)
                 tell_events()
