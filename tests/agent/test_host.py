@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from unidle_agent.errors import SourceError
 from unidle_agent.fields import HOST_FIELDS
-from unidle_agent.sources.host import HostSource, cpu_shares, disks, network
+from unidle_agent.sources.host import Disks, HostSource, cpu_shares, network
 
 STAT = "cpu  100 0 50 800 40 0 10 0 7 0\ncpu0 100 0 50 800 40 0 10 0 7 0\nprocs_running 1\n"
 STAT_LATER = (
@@ -160,15 +160,15 @@ def test_no_procfs_at_all_is_an_error_that_names_the_place(tmp_path: Path) -> No
 def test_whole_disks(names: tuple[str, ...], counted: set[str]) -> None:
     weights = {name: 1 << place for place, name in enumerate(names)}
     text = "".join(f" 8 0 {name} 1 0 {weights[name]} 0 1 0 0 0 0 0 0\n" for name in names)
-    assert disks(text)["disk_read_bytes"] == 512 * sum(weights[name] for name in counted)
+    assert Disks()(text.encode())["disk_read_bytes"] == 512 * sum(weights[name] for name in counted)
 
 
 def test_a_node_without_disks_reads_zero_bytes() -> None:
-    assert disks("") == {"disk_read_bytes": 0, "disk_written_bytes": 0}
+    assert Disks()(b"") == {"disk_read_bytes": 0, "disk_written_bytes": 0}
 
 
 def test_loopback_traffic_is_left_out() -> None:
-    assert network(NETDEV) == {"net_received_bytes": 5000000001000, "net_sent_bytes": 207}
+    assert network(NETDEV.encode()) == {"net_received_bytes": 5000000001000, "net_sent_bytes": 207}
 
 
 @given(
