@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from unidle_agent.errors import SourceError
 from unidle_agent.fields import HOST_FIELDS
-from unidle_agent.sources.host import Disks, HostSource, cpu_shares, network
+from unidle_agent.sources.host import CHUNK_BYTES, Disks, HostSource, cpu_shares, network
 
 STAT = "cpu  100 0 50 800 40 0 10 0 7 0\ncpu0 100 0 50 800 40 0 10 0 7 0\nprocs_running 1\n"
 STAT_LATER = (
@@ -136,6 +136,26 @@ def test_garbled_file_loses_its_own_fields_only(tmp_path: Path) -> None:
     assert "net_sent_bytes" not in reading.host
     assert reading.host["disk_read_bytes"] == 2110 * 512
     assert len(reading.problems) == 2
+
+
+def test_a_file_that_is_longer_than_one_read_is_read_to_its_end(tmp_path: Path) -> None:
+    disks = "".join(
+        f" 8 0 disk{chr(97 + number % 26) * (1 + number // 26)} 1 0 1 0 1 0 2 0 0 0 0 0\n"
+        for number in range(1500)
+    )
+    assert len(disks) > CHUNK_BYTES
+    assert (
+        HostSource(write_proc(tmp_path, diskstats=disks)).read().host["disk_written_bytes"] == 1500 * 2 * 512
+    )
+
+
+def test_a_file_that_comes_later_is_read_from_then_on(tmp_path: Path) -> None:
+    source = HostSource(write_proc(tmp_path, loadavg=None))
+    assert "load_1m" not in source.read().host
+    (tmp_path / "loadavg").write_text("2.5 1 1 1/1 1\n")
+    assert source.read().host["load_1m"] == 2.5
+    source.close()
+    assert source.read().host["load_1m"] == 2.5
 
 
 def test_no_procfs_at_all_is_an_error_that_names_the_place(tmp_path: Path) -> None:
