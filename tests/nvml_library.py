@@ -49,6 +49,18 @@ def gpu(number: int = 0, **changes: Any) -> Gpu:
         "serial": f"16500000000{number:02d}",
         "minor": number,
         "pci_bus_id": f"00000000:{0x1B + number:02X}:00.0",
+        **_device_calls(),
+        **_field_values(),
+        **_nvlinks(18),
+        **_gpm(),
+    }
+    answers |= {name.replace("__", "."): value for name, value in changes.items()}
+    return {key: value for key, value in answers.items() if value is not None}
+
+
+def _device_calls() -> Gpu:
+    """What has a function of its own."""
+    return {
         "utilization.gpu": 93,
         "utilization.memory": 41,
         "memory.total": 85520809984,
@@ -65,6 +77,18 @@ def gpu(number: int = 0, **changes: Any) -> Gpu:
         "processes": "4711:63418925056",
         "supported_events": 0x8,
         **{f"samples.{kind}": "u" for kind in (0, 1, 2, 5)},  # there, and dry
+        "pcie.width": 16,
+        "pcie.width_max": 16,
+        "pcie.generation": 4,
+        "pcie.generation_max": 5,
+        "fabric.state": 3,
+        "fabric.health": 0x2A,
+    }
+
+
+def _field_values() -> Gpu:
+    """Answers of nvmlDeviceGetFieldValues, by field id."""
+    return {
         "field.3": "ull:12",
         "field.4": "ull:1",
         "field.5": "ull:340",
@@ -83,13 +107,12 @@ def gpu(number: int = 0, **changes: Any) -> Gpu:
         "field.270": "ull:3500000000",
         "field.271": "ull:4500000000",
         "field.230": "u:1",
-        "pcie.width": 16,
-        "pcie.width_max": 16,
-        "pcie.generation": 4,
-        "pcie.generation_max": 5,
-        "fabric.state": 3,
-        "fabric.health": 0x2A,
-        **_nvlinks(18),
+    }
+
+
+def _gpm() -> Gpu:
+    """GPM metrics, by metric id; percent, and MiB/s from 20 on."""
+    return {
         "gpm_supported": 1,
         "gpm.1": 92.5,
         "gpm.2": 71.25,
@@ -104,8 +127,6 @@ def gpu(number: int = 0, **changes: Any) -> Gpu:
         "gpm.60": 300.0,
         "gpm.61": 400.0,
     }
-    answers |= {name.replace("__", "."): value for name, value in changes.items()}
-    return {key: value for key, value in answers.items() if value is not None}
 
 
 def _nvlinks(links: int) -> Gpu:

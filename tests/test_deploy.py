@@ -94,6 +94,24 @@ def test_a_unit_starts_its_role_with_flags_that_it_has_and_credentials_that_it_l
         assert ("StateDirectory", f"unidle/{role}") in found
 
 
+def test_jobs_of_any_user_reach_the_socket_of_the_agents_unit_where_the_docs_say() -> None:
+    found = dict(directives(DEPLOY / "systemd" / "unidle-agent.service"))
+    flags = command_parser("agent").parse_args(shlex.split(found["ExecStart"])[2:])
+    folder = f"/run/{found['RuntimeDirectory']}"
+    assert flags.reporter_socket == "${RUNTIME_DIRECTORY}/reporter.sock"
+    assert found["RuntimeDirectoryMode"] == "0755"
+    # Kept over a stop, a dynamic user's folder lies in /run/private, which is root's alone (systemd.exec(5)).
+    assert "RuntimeDirectoryPreserve" not in found
+    assert f"{folder}/reporter.sock" in (ROOT / "docs" / "in-job.md").read_text(encoding="utf-8")
+
+
+def test_a_unit_that_serves_metrics_asks_for_their_token() -> None:
+    start = dict(directives(DEPLOY / "systemd" / "unidle-agent.service"))["ExecStart"]
+    flags = command_parser("agent").parse_args(shlex.split(start)[2:])
+    assert flags.metrics_token_file == "${CREDENTIALS_DIRECTORY}/metrics-token"
+    assert flags.push_token_file == "${CREDENTIALS_DIRECTORY}/push-token"
+
+
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
 def test_a_unit_is_restarted_bounded_and_closed(unit: Path) -> None:
     found = directives(unit)
@@ -268,6 +286,31 @@ def test_what_a_role_reads_and_writes_is_mounted(role: str, in_cluster: dict[str
             assert f"{volumes[mounts[folder]['name']]['secret']['secretName']} {name}" in readme_secrets()
     written = {str(getattr(in_cluster[role], key, "")) for key in ("state_dir", "data_dir")} - {""}
     assert written <= {path for path, mount in mounts.items() if not mount.get("readOnly")}
+
+
+def test_the_agents_socket_is_on_the_node_where_the_pods_of_jobs_find_it(in_cluster: dict[str, Any]) -> None:
+    socket = in_cluster["agent"].reporter_path
+    (volume,) = [volume for volume in pod("agent")["volumes"] if "hostPath" in volume]
+    assert volume["hostPath"] == {"path": str(socket.parent), "type": "DirectoryOrCreate"}
+    mount = {"name": volume["name"], "mountPath": str(socket.parent)}
+    assert mount in container("agent")["volumeMounts"], "and it can be written"
+    (prepares,) = pod("agent")["initContainers"]
+    user, group = (pod("agent")["securityContext"][key] for key in ("runAsUser", "runAsGroup"))
+    assert prepares["command"] == ["chown", f"{user}:{group}", str(socket.parent)]
+    assert prepares["image"] == container("agent")["image"]
+    assert prepares["volumeMounts"] == [mount]
+    assert prepares["securityContext"] == {
+        "runAsNonRoot": False,
+        "runAsUser": 0,
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"], "add": ["CHOWN"]},
+    }
+    example = (ROOT / "docs" / "in-job.md").read_text(encoding="utf-8").partition("```yaml")[2]
+    job = yaml.safe_load(example.partition("```")[0])
+    assert job["env"] == [{"name": "UNIDLE_REPORTER", "value": str(socket)}]
+    assert job["volumes"][0]["hostPath"] == volume["hostPath"]
+    assert job["volumeMounts"][0]["mountPath"] == str(socket.parent)
 
 
 def readme_secrets() -> set[str]:

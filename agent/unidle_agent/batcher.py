@@ -16,12 +16,14 @@ import hashlib
 import math
 import sys
 import threading
-from collections.abc import Mapping
-from dataclasses import replace
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from unidle_agent.fields import COLUMNS, FIELDS, UNKNOWN_U8, Field
-from unidle_agent.sample import GpuReading, Tick, Value, is_simulated
-from unidle_agent.wire import Batch, GpuFacts, column
+from unidle_agent.fields import COLUMNS, UNKNOWN_U8, Field, Scope
+from unidle_agent.sample import Tick, Value, is_simulated
+from unidle_agent.wire import NAN, TYPECODES, Batch, GpuFacts, column
 
 FORGET_S = 60.0
 """How long a GPU that no source reports stays in the set: longer than a driver hangs on one call."""
@@ -34,6 +36,18 @@ ONSET_S = 30.0
 MOST = {"f4": 3.4028234663852886e38, "f8": sys.float_info.max}
 """Largest value of each column type (IEEE 754)."""
 IDENTITY = ("index", "model", "pci_bus_id", "minor", "driver", "mig_profile")
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The GPUs of a batch, in its order, and what follows from their facts alone."""
+
+    facts: tuple[GpuFacts, ...]
+    order: Mapping[str, int]
+    """UUID -> place."""
+    facts_id: int
+    spacing_s: float
+    simulated: bool
 
 
 class Batcher:
@@ -53,6 +67,9 @@ class Batcher:
         self._source_period_s = dict(source_period_s or {})
         self._ticks: list[Tick] = []
         self._facts: dict[str, GpuFacts] = {}
+        self._given: dict[str, GpuFacts] = {}
+        """The facts that came last of every row; the same object again has nothing new in it."""
+        self._known = self._know()
         self._seen_ns: dict[str, int] = {}
         self._states: dict[str, Value] = {}
         self._throttled_ns: dict[tuple[str, int], int] = {}
@@ -76,6 +93,7 @@ class Batcher:
             out.append(self._close())
         if changed:
             self._facts = facts
+            self._known = self._know()
             self._send_facts.set()
         self._ticks.append(tick)
         self.rows += sum(1 for gpu in tick.gpus if gpu.values)
@@ -96,11 +114,14 @@ class Batcher:
             self._seen_ns = dict.fromkeys(self._seen_ns, tick.time_ns)
         for gpu in tick.gpus:
             new, old = gpu.facts, facts.get(gpu.facts.uuid)
-            facts[new.uuid] = new if old is None else _renewed(old, new)
+            if old is None or self._given.get(new.uuid) is not new:
+                facts[new.uuid] = new if old is None else _renewed(old, new)
+                self._given[new.uuid] = new
             self._seen_ns[new.uuid] = tick.time_ns
         for uuid in [uuid for uuid, seen in self._seen_ns.items() if tick.time_ns - seen > FORGET_S * 1e9]:
             del self._seen_ns[uuid]
             self._states.pop(uuid, None)
+            self._given.pop(uuid, None)
             facts.pop(uuid, None)
         return facts
 
@@ -128,8 +149,7 @@ class Batcher:
 
     def _close(self) -> Batch:
         ticks, self._ticks = self._ticks, []
-        known = sorted(self._facts.values(), key=lambda gpu: (_index(gpu), gpu.uuid))
-        order = {gpu.uuid: place for place, gpu in enumerate(known)}
+        known = self._known
         send_facts = self._send_facts.is_set()
         if send_facts:  # never clear a request that this batch does not answer
             self._send_facts.clear()
@@ -138,15 +158,25 @@ class Batcher:
             boot="",
             seq=0,
             sent_ns=0,
-            period_s=self._spacing_s(known),
+            period_s=known.spacing_s,
             times_ns=[tick.time_ns for tick in ticks],
-            gpus=tuple(order),
-            columns=_gpu_columns(ticks, order),
-            host=_host_columns(ticks),
-            facts_id=facts_id(known),
-            facts=tuple(known) if send_facts else None,
-            simulated=any(is_simulated(gpu) for gpu in known),
+            gpus=tuple(known.order),
+            columns=_columns("gpu", _gpu_rows(ticks, known.order)),
+            host=_columns("host", [tick.host for tick in ticks]),
+            facts_id=known.facts_id,
+            facts=known.facts if send_facts else None,
+            simulated=known.simulated,
             events=tuple(event for tick in ticks for event in tick.events),
+        )
+
+    def _know(self) -> _Known:
+        known = sorted(self._facts.values(), key=lambda gpu: (_index(gpu), gpu.uuid))
+        return _Known(
+            facts=tuple(known),
+            order={gpu.uuid: place for place, gpu in enumerate(known)},
+            facts_id=facts_id(known),
+            spacing_s=self._spacing_s(known),
+            simulated=any(is_simulated(gpu) for gpu in known),
         )
 
     def _spacing_s(self, known: list[GpuFacts]) -> float:
@@ -174,32 +204,42 @@ def _index(gpu: GpuFacts) -> int:
     return gpu.index if gpu.index is not None else 1 << 30
 
 
-def _gpu_columns(ticks: list[Tick], order: dict[str, int]) -> dict[str, object]:
-    """One column per field that any row knows: instants x GPUs, time-major."""
-    places: list[tuple[int, GpuReading]] = [
-        (row * len(order) + order[gpu.facts.uuid], gpu)
-        for row, tick in enumerate(ticks)
-        for gpu in tick.gpus
-        if gpu.facts.uuid in order
-    ]
-    used = {name for _, gpu in places for name in gpu.values}
-    out: dict[str, object] = {}
-    for spec in COLUMNS.values():
-        if spec.scope == "gpu" and spec.name in used:
-            values: list[Value | None] = [None] * (len(ticks) * len(order))
-            for place, gpu in places:
-                values[place] = sendable(spec, gpu.values.get(spec.name))
-            out[spec.name] = column(spec, values)
-    return out
+def _gpu_rows(ticks: Sequence[Tick], order: Mapping[str, int]) -> list[Mapping[str, Value]]:
+    """The values of instants x GPUs, time-major; empty where a GPU was not seen."""
+    rows: list[Mapping[str, Value]] = [{}] * (len(ticks) * len(order))
+    for instant, tick in enumerate(ticks):
+        for gpu in tick.gpus:
+            if (place := order.get(gpu.facts.uuid)) is not None:
+                rows[instant * len(order) + place] = gpu.values
+    return rows
 
 
-def _host_columns(ticks: list[Tick]) -> dict[str, object]:
-    used = {name for tick in ticks for name in tick.host}
+def _columns(scope: Scope, rows: Sequence[Mapping[str, Value]]) -> dict[str, object]:
+    """One column per field that any row knows, in the order of the table."""
+    used = set().union(*rows)
     return {
-        spec.name: column(spec, [sendable(spec, tick.host.get(spec.name)) for tick in ticks])
-        for spec in FIELDS
-        if spec.scope == "host" and spec.name in used
+        spec.name: _column(spec, rows)
+        for spec in COLUMNS.values()
+        if spec.scope == scope and spec.name in used
     }
+
+
+def _column(spec: Field, rows: Sequence[Mapping[str, Value]]) -> array[Any]:
+    """The values of one field, one per row.
+
+    Nearly always they fit the column as they are; looking at each of thousands would be most of what a
+    batch costs. Only a column that they do not fit, or that came out infinite, is gone through.
+    """
+    name = spec.name
+    unknown = UNKNOWN_U8 if spec.dtype == "u8" else NAN
+    try:
+        values = array(TYPECODES[spec.dtype], [row.get(name, unknown) for row in rows])
+    except (TypeError, OverflowError):
+        pass
+    else:
+        if spec.dtype == "u8" or not (math.inf in values or -math.inf in values):
+            return values
+    return column(spec, [sendable(spec, row.get(name)) for row in rows])
 
 
 def sendable(spec: Field, value: Value | None) -> Value | None:

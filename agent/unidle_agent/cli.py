@@ -59,7 +59,7 @@ def _run(point: EntryPoint, arguments: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.arguments(parser)
-    return int(module.run(parser.parse_args(arguments)))
+    return int(module.run(parser.parse_intermixed_args(arguments)))
 
 
 def _load(point: EntryPoint) -> ModuleType:

@@ -66,6 +66,10 @@ class ReleasableSource(LateSource):
         self._let_go = False
         self._rows: tuple[GpuReading, ...] = ()
 
+    def due(self) -> bool:
+        """Always: a request to let go is carried out by the next read."""
+        return True
+
     def read(self) -> Reading:
         """A reading; while released, the known GPUs with every value unknown, and why until when."""
         with self._changed:

@@ -36,10 +36,10 @@ from unidle_agent.privacy import pseudonymiser
 from unidle_agent.release import Control, ReleasableSource
 from unidle_agent.sample import REPLAY, Source, Tick
 from unidle_agent.sampler import Sampler, SourceStats
-from unidle_agent.sources import Counted, LateSource
+from unidle_agent.sources import Counted, LateSource, infiniband, nfs
 from unidle_agent.sources.dcgm_exporter import DcgmExporterSource
 from unidle_agent.sources.host import HostSource
-from unidle_agent.sources.infiniband import PERIOD_S, InfinibandSource
+from unidle_agent.sources.infiniband import InfinibandSource
 from unidle_agent.sources.nfs import NfsSource
 from unidle_agent.sources.replay import ReplaySource
 from unidle_agent.sources.reporter import ReporterSource
@@ -49,7 +49,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("unidle.agent")
 
-KEEP_FIELD_S = {spec.name: 3 * PERIOD_S for spec in HOST_FIELDS if spec.name.startswith("ib_")}
+LONG_PERIOD_S = {"ib_": infiniband.PERIOD_S, "nfs_": nfs.PERIOD_S}
+KEEP_FIELD_S = {
+    spec.name: 3 * period_s
+    for spec in HOST_FIELDS
+    for prefix, period_s in LONG_PERIOD_S.items()
+    if spec.name.startswith(prefix)
+}
 """How long the page shows what is read at longer intervals than others, in seconds."""
 RELEASE_S = 10.0
 """How long letting go of the driver may take beyond the next sample."""
@@ -126,6 +132,7 @@ class Agent:
 
     def __init__(self, settings: AgentSettings) -> None:
         self._settings = settings
+        self._version = version("unidle")  # looked up on disk: not for each page
         self._tick: Tick | None = None
         self._tick_s: float | None = None
         self._uuids: tuple[str, ...] = ()
@@ -182,7 +189,7 @@ class Agent:
         tick = self._tick
         document: dict[str, object] = {
             "node": self._settings.node_name,
-            "version": version("unidle"),
+            "version": self._version,
             "gpus": len(tick.gpus) if tick else 0,
             "sources": {stats.name: stats.up for stats in self._sampler.stats},
             "problems": list(tick.problems) if tick else [],
@@ -223,9 +230,7 @@ class Agent:
 
     def _own_metrics(self) -> list[Metric]:
         used = resource.getrusage(resource.RUSAGE_SELF)
-        info = Metric(
-            "unidle_agent_info", "info", "version of the agent", [({"version": version("unidle")}, 1)]
-        )
+        info = Metric("unidle_agent_info", "info", "version of the agent", [({"version": self._version}, 1)])
         return [
             info,
             single("unidle_agent_ticks_total", "counter", "instants sampled", self._sampler.ticks),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from unidle_agent.fields import BY_NAME
 from unidle_agent.wire import Event, GpuFacts, Owner
@@ -77,12 +77,39 @@ class Source(Protocol):
         """Let go of what is held."""
 
 
-def merge(time_ns: int, readings: Iterable[tuple[str, int, Reading]]) -> Tick:
+@runtime_checkable
+class Paced(Protocol):
+    """A source that need not be read at every tick."""
+
+    def due(self) -> bool:
+        """Whether there is anything to read now; asked before each tick, answers at once."""
+
+
+MOST_REMEMBERED = 1024
+"""Rows that a `Memory` holds: many more than a node has."""
+
+
+@dataclass(slots=True)
+class Memory:
+    """What `merge` made of facts at the tick before. They seldom change, and are made anew only then."""
+
+    named: dict[tuple[str, str], tuple[GpuFacts, frozenset[str], GpuFacts]] = field(default_factory=dict)
+    """(Source, UUID) -> facts as they came, the fields that came with them, facts that name their source."""
+    joined: dict[tuple[str, str], tuple[GpuFacts, GpuFacts, GpuFacts]] = field(default_factory=dict)
+    """(Source that came second, UUID) -> facts of the first, of the second, of both."""
+
+
+def merge(time_ns: int, readings: Iterable[tuple[str, int, Reading]], memory: Memory | None = None) -> Tick:
     """One row per GPU from (source name, precedence, reading): keyed by UUID, precedence per field.
 
     `facts.sources` of the result says for every field which source gave it: the source's name, or the
-    finer one (`gpm`) that the source itself noted there.
+    finer one (`gpm`) that the source itself noted there. With a `memory` it may also name fields that the
+    source gave at the ticks before, and facts that did not change are the same object as they were.
     """
+    memory = memory or Memory()
+    if len(memory.named) > MOST_REMEMBERED:  # rows that are gone, such as MIG instances of before
+        memory.named.clear()
+        memory.joined.clear()
     gpus: dict[str, GpuReading] = {}
     host: dict[str, Value] = {}
     problems: list[str] = []
@@ -92,12 +119,17 @@ def merge(time_ns: int, readings: Iterable[tuple[str, int, Reading]]) -> Tick:
         events += reading.events
         host = {**reading.host, **host}
         for gpu in reading.gpus:
-            sources = {key: gpu.facts.sources.get(key, name) for key in gpu.values if key in BY_NAME}
-            fresh = replace(gpu, facts=replace(gpu.facts, sources=sources))
-            known = gpus.get(gpu.facts.uuid)
+            uuid = gpu.facts.uuid
+            known = gpus.get(uuid)
             if known is None and reading.additional:
                 continue
-            gpus[gpu.facts.uuid] = fresh if known is None else _combine(known, fresh)
+            facts = _named(memory, name, gpu)
+            if known is None:
+                gpus[uuid] = GpuReading(facts, gpu.values, gpu.pids)
+            else:
+                both = _joined(memory, name, known.facts, facts)
+                pids = known.pids if known.pids is not None else gpu.pids
+                gpus[uuid] = GpuReading(both, {**gpu.values, **known.values}, pids)
     ordered = sorted(gpus.values(), key=_order)
     return Tick(time_ns, tuple(ordered), host, tuple(problems), tuple(events))
 
@@ -106,23 +138,43 @@ def _order(gpu: GpuReading) -> tuple[int, str]:
     return (gpu.facts.index if gpu.facts.index is not None else 1 << 30, gpu.facts.uuid)
 
 
-def _combine(first: GpuReading, second: GpuReading) -> GpuReading:
-    """`first` with what only `second` knows."""
-    facts = GpuFacts(
-        uuid=first.facts.uuid,
-        index=first.facts.index if first.facts.index is not None else second.facts.index,
-        model=first.facts.model or second.facts.model,
-        pci_bus_id=first.facts.pci_bus_id or second.facts.pci_bus_id,
-        minor=first.facts.minor if first.facts.minor is not None else second.facts.minor,
-        driver=first.facts.driver or second.facts.driver,
-        mig_profile=first.facts.mig_profile or second.facts.mig_profile,
-        mig_uuid=first.facts.mig_uuid or second.facts.mig_uuid,
-        share=min(first.facts.share, second.facts.share),
-        sources={**second.facts.sources, **first.facts.sources},
-        owner=_owner(first.facts.owner, second.facts.owner),
+def _named(memory: Memory, source: str, gpu: GpuReading) -> GpuFacts:
+    """The facts of `gpu` with the source of each of its fields."""
+    key = (source, gpu.facts.uuid)
+    before = memory.named.get(key)
+    names: frozenset[str] = frozenset()
+    if before is not None and (before[0] is gpu.facts or before[0] == gpu.facts):
+        if gpu.values.keys() <= before[1]:
+            return before[2]
+        names = before[1]
+    names = names.union(gpu.values)
+    sources = {name: gpu.facts.sources.get(name, source) for name in BY_NAME if name in names}
+    facts = replace(gpu.facts, sources=sources)
+    memory.named[key] = (gpu.facts, names, facts)
+    return facts
+
+
+def _joined(memory: Memory, source: str, first: GpuFacts, second: GpuFacts) -> GpuFacts:
+    """`first` with what only `second`, the facts of `source`, says."""
+    key = (source, first.uuid)
+    before = memory.joined.get(key)
+    if before is not None and before[0] is first and before[1] is second:
+        return before[2]
+    both = GpuFacts(
+        uuid=first.uuid,
+        index=first.index if first.index is not None else second.index,
+        model=first.model or second.model,
+        pci_bus_id=first.pci_bus_id or second.pci_bus_id,
+        minor=first.minor if first.minor is not None else second.minor,
+        driver=first.driver or second.driver,
+        mig_profile=first.mig_profile or second.mig_profile,
+        mig_uuid=first.mig_uuid or second.mig_uuid,
+        share=min(first.share, second.share),
+        sources={**second.sources, **first.sources},
+        owner=_owner(first.owner, second.owner),
     )
-    pids = first.pids if first.pids is not None else second.pids
-    return GpuReading(facts, {**second.values, **first.values}, pids)
+    memory.joined[key] = (first, second, both)
+    return both
 
 
 def _owner(first: Owner, second: Owner) -> Owner:

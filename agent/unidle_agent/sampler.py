@@ -2,22 +2,24 @@
 
 Each source has a worker thread of its own, so that a slow or hung one delays neither the others nor the
 tick: at the deadline the tick goes out without it. While it is still busy it is left alone, and said so;
-an answer that comes late counts at the next tick. Ticks keep an absolute schedule: a late tick does not
-shift those after it, and instants that were missed (a suspended machine) are counted, not made up for.
+an answer that comes late counts at the next tick. One that says that it is not due is left in peace.
+Ticks keep an absolute schedule: a late tick does not shift those after it, and instants that were missed
+(a suspended machine) are counted, not made up for.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from unidle_agent.errors import SourceError
-from unidle_agent.sample import Reading, Source, Tick, merge
+from unidle_agent.sample import Memory, Paced, Reading, Source, Tick, merge
 
 log = logging.getLogger("unidle.agent")
 
@@ -74,10 +76,19 @@ class SourceStats:
     problems: int = 0
     answers: int = 0
     """Answers that a tick could use, empty ones and failures included."""
-    gpus: int = 0
-    """GPUs in its last answer."""
-    fields: int = 0
-    """Fields that its last answer gave for any GPU or for the host."""
+    last: Reading = field(default_factory=Reading)
+    """Its last answer; an empty one while it is left out."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs in its last answer."""
+        return len(self.last.gpus)
+
+    @property
+    def fields(self) -> int:
+        """Fields that its last answer gave for any GPU or for the host."""
+        names = {*self.last.host}.union(*(gpu.values for gpu in self.last.gpus))
+        return sum("." not in name for name in names)  # statistics are no fields
 
     @property
     def up(self) -> bool:
@@ -107,6 +118,7 @@ class Sampler:
         self._finish = finish or (lambda tick: tick)
         self._answered = threading.Condition()
         self._workers = [_Worker(source, self._answered, self._clock) for source in sources]
+        self._memory = Memory()
         self._said: tuple[str, ...] = ()
 
     @property
@@ -141,7 +153,7 @@ class Sampler:
             readings = [
                 (worker.source.name, worker.source.precedence, worker.take()) for worker in self._workers
             ]
-        tick = self._finish(merge(time_ns, readings))
+        tick = self._finish(merge(time_ns, readings, self._memory))
         self.ticks += 1
         self._say(tick.problems)
         for consumer in self._consumers:
@@ -153,9 +165,8 @@ class Sampler:
 
     def close(self) -> None:
         """Stop the workers and close every source, a hung one too."""
-        with self._answered:
-            for worker in self._workers:
-                worker.leave()
+        for worker in self._workers:
+            worker.leave()
         for worker in self._workers:
             worker.join()
 
@@ -171,16 +182,22 @@ class Sampler:
 
 
 class _Worker:
-    """One source and the thread that reads it. Its state is guarded by the shared condition."""
+    """One source and the thread that reads it.
+
+    Its state is guarded by the condition that all share, on which the sampler alone waits: each worker
+    waits for its own order, so that a tick wakes nobody who has nothing to do.
+    """
 
     def __init__(self, source: Source, answered: threading.Condition, clock: Clock) -> None:
         self.source = source
         self.stats = SourceStats(source.name)
         self._answered = answered
         self._clock = clock
+        self._due = source.due if isinstance(source, Paced) else lambda: True
+        self._orders: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        """True: read; False: leave."""
         self._reading: Reading | None = None
-        self._busy_since_s: float | None = None
-        self._leaving = False
+        self._busy = self._resting = False
         self._unexpected: set[str] = set()
         self._thread = threading.Thread(target=self._work, name=f"source-{source.name}", daemon=True)
         self._thread.start()
@@ -190,31 +207,33 @@ class _Worker:
         return self._reading is not None
 
     def ask(self) -> bool:
-        """Ask for a reading now; False where the source is still busy or an answer came late."""
-        if self._busy_since_s is not None or self._reading is not None:
+        """Ask for a reading now; False where the source is still busy, not due, or an answer came late."""
+        self._resting = False
+        if self._busy or self._reading is not None:
             return False
-        self._busy_since_s = self._clock.monotonic()
-        self._answered.notify_all()
-        return True
+        self._resting = not self._due()
+        if not self._resting:
+            self._busy = True
+            self._orders.put(True)
+        return self._busy
 
     def take(self) -> Reading:
-        """The answer, or an empty one that says why there is none."""
+        """The answer, or an empty one that says why there is none, unless the source was not due."""
+        if self._resting:
+            return Reading()
         reading, self._reading = self._reading, None
         if reading is None:
             self.stats.skipped += 1
             self.stats.problems += 1
-            self.stats.gpus = self.stats.fields = 0
+            self.stats.last = Reading()
             return Reading(problems=("it is still busy and was left out",))
         self.stats.answers += 1
         self.stats.problems += len(reading.problems)
-        self.stats.gpus = len(reading.gpus)
-        names = {*reading.host}.union(*(gpu.values for gpu in reading.gpus))
-        self.stats.fields = sum("." not in name for name in names)  # statistics are no fields
+        self.stats.last = reading
         return reading
 
     def leave(self) -> None:
-        self._leaving = True
-        self._answered.notify_all()
+        self._orders.put(False)
 
     def join(self) -> None:
         """Wait shortly for the thread; the source of one that hangs is closed from here."""
@@ -229,15 +248,11 @@ class _Worker:
             log.exception("%s could not be closed", self.source.name)
 
     def _work(self) -> None:
-        while True:
-            with self._answered:
-                self._answered.wait_for(lambda: self._leaving or self._busy_since_s is not None)
-                if self._leaving:
-                    break
+        while self._orders.get():
             reading = self._read()
             with self._answered:
                 self._reading = reading
-                self._busy_since_s = None
+                self._busy = False
                 self._answered.notify_all()
         self._close()
 

@@ -59,6 +59,7 @@ class Spool:
         self._memory: deque[Record] = deque()
         self._memory_bytes = 0
         self._file: int | None = None
+        self._acked_file: int | None = None
         self._guard: int | None = None
         self._cursor = (0, len(MAGIC))
         """First sequence of the segment that is being read, and the offset in it."""
@@ -151,10 +152,10 @@ class Spool:
         with self._lock:
             self._flush()
             self.dropped += len(self._memory)
-            for file in (self._file, self._guard):
+            for file in (self._file, self._acked_file, self._guard):
                 if file is not None:
                     os.close(file)
-            self._file = self._guard = None
+            self._file = self._acked_file = self._guard = None
 
     # -- at the start
 
@@ -243,13 +244,17 @@ class Spool:
         return segment
 
     def _write_acked(self) -> None:
-        """Not synced: an older number after a crash sends some batches twice, which the collector knows."""
+        """Not synced: an older number after a crash sends some batches twice, which the collector knows.
+
+        Always as many digits, over those of before: one write, which is there whole or not at all.
+        """
         if self._guard is None:
             return
         try:
-            temporary = self._folder / "acked.new"
-            temporary.write_text(str(self._acked), "ascii")
-            temporary.replace(self._folder / "acked")
+            if self._acked_file is None:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+                self._acked_file = os.open(self._folder / "acked", flags, 0o600)
+            os.pwrite(self._acked_file, b"%020d" % self._acked, 0)
         except OSError as error:
             self._refused(error)
 

@@ -88,7 +88,7 @@ def gpus(live: Live) -> list[GpuNow]:
                 model=ref.model,
                 state=state,
                 cause=cause,
-                inferred=owner.allocated is None,
+                inferred=owner.allocated is None or owner.confidence == "inferred",
                 sampled_ns=sampled,
                 job=owner.job,
                 user=owner.user,

@@ -6,11 +6,13 @@ import math
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from unidle_agent.batcher import FORGET_S, ONSET_S, Batcher, facts_id, sendable
 from unidle_agent.fields import BY_NAME, UNKNOWN_U8
 from unidle_agent.sample import GpuReading, Reading, Tick, Value, merge
-from unidle_agent.wire import Batch, Event, GpuFacts, Owner
+from unidle_agent.wire import Batch, Event, GpuFacts, Owner, column
 
 A = GpuFacts("GPU-a", 0, "B200", driver="570", sources={"power_w": "nvml"})
 B = GpuFacts("GPU-b", 1, "B200", driver="570", sources={"power_w": "nvml"})
@@ -218,3 +220,29 @@ def test_values_that_no_column_can_hold_are_unknown_and_zero_stays_zero(
     field: str, value: Value, sent: Value | None
 ) -> None:
     assert sendable(BY_NAME[field], value) == sent
+
+
+ANY_VALUE = st.none() | st.integers(-(2**70), 2**70) | st.floats(width=32) | st.just(1e300)
+
+
+@given(st.sampled_from(["energy_j", "power_w", "memory_used_bytes"]), st.lists(ANY_VALUE, min_size=1))
+def test_a_column_holds_each_value_or_unknown_whatever_stands_beside_it(
+    field: str, values: list[Value | None]
+) -> None:
+    spec = BY_NAME[field]
+    batcher = Batcher("n", 1.0, len(values))
+    ticks = [
+        tick(second, A, values={"gpu_state": 0} if value is None else {"gpu_state": 0, field: value})
+        for second, value in enumerate(values)
+    ]
+    batches = feed(batcher, *ticks)
+    if (rest := batcher.flush()) is not None:
+        batches.append(rest)
+    unknown = UNKNOWN_U8 if spec.dtype == "u8" else math.nan
+    sent = [
+        value
+        for batch in batches
+        for value in batch.columns.get(field, [unknown] * len(batch.times_ns))  # type: ignore[attr-defined]
+    ]
+    expected = column(spec, [sendable(spec, value) for value in values])
+    assert [repr(value) for value in sent] == [repr(value) for value in expected]

@@ -46,6 +46,35 @@ def test_an_expected_error_is_one_line_and_no_traceback(
     assert capsys.readouterr().err == "unidle probe: expected a, came b, do c\n"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("record", "node.txt", "--for", "60s"),
+        ("record", "--for", "60s", "node.txt"),
+        ("--for", "60s", "record", "node.txt"),
+    ],
+    ids=" ".join,
+)
+def test_flags_may_stand_anywhere(
+    words: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = '''"""Do it."""
+def arguments(parser):
+    parser.add_argument("action", nargs="?", choices=("record",))
+    parser.add_argument("file", nargs="?")
+    parser.add_argument("--for", dest="for_s")
+def run(args):
+    print(args.action, args.file, args.for_s)
+    return 0
+'''
+    point(tmp_path, monkeypatch, source)
+    assert cli.main(["probe", *words]) == 0
+    assert capsys.readouterr().out == "record node.txt 60s\n"
+
+
 def test_a_role_that_is_not_installed_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from unidle_agent.errors import SourceError
 from unidle_agent.fields import HOST_FIELDS
-from unidle_agent.sources.host import HostSource, cpu_shares, disks, network
+from unidle_agent.sources.host import CHUNK_BYTES, Disks, HostSource, cpu_shares, network
 
 STAT = "cpu  100 0 50 800 40 0 10 0 7 0\ncpu0 100 0 50 800 40 0 10 0 7 0\nprocs_running 1\n"
 STAT_LATER = (
@@ -138,6 +138,26 @@ def test_garbled_file_loses_its_own_fields_only(tmp_path: Path) -> None:
     assert len(reading.problems) == 2
 
 
+def test_a_file_that_is_longer_than_one_read_is_read_to_its_end(tmp_path: Path) -> None:
+    disks = "".join(
+        f" 8 0 disk{chr(97 + number % 26) * (1 + number // 26)} 1 0 1 0 1 0 2 0 0 0 0 0\n"
+        for number in range(1500)
+    )
+    assert len(disks) > CHUNK_BYTES
+    assert (
+        HostSource(write_proc(tmp_path, diskstats=disks)).read().host["disk_written_bytes"] == 1500 * 2 * 512
+    )
+
+
+def test_a_file_that_comes_later_is_read_from_then_on(tmp_path: Path) -> None:
+    source = HostSource(write_proc(tmp_path, loadavg=None))
+    assert "load_1m" not in source.read().host
+    (tmp_path / "loadavg").write_text("2.5 1 1 1/1 1\n")
+    assert source.read().host["load_1m"] == 2.5
+    source.close()
+    assert source.read().host["load_1m"] == 2.5
+
+
 def test_no_procfs_at_all_is_an_error_that_names_the_place(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=str(tmp_path / "none")):
         HostSource(tmp_path / "none").read()
@@ -160,15 +180,15 @@ def test_no_procfs_at_all_is_an_error_that_names_the_place(tmp_path: Path) -> No
 def test_whole_disks(names: tuple[str, ...], counted: set[str]) -> None:
     weights = {name: 1 << place for place, name in enumerate(names)}
     text = "".join(f" 8 0 {name} 1 0 {weights[name]} 0 1 0 0 0 0 0 0\n" for name in names)
-    assert disks(text)["disk_read_bytes"] == 512 * sum(weights[name] for name in counted)
+    assert Disks()(text.encode())["disk_read_bytes"] == 512 * sum(weights[name] for name in counted)
 
 
 def test_a_node_without_disks_reads_zero_bytes() -> None:
-    assert disks("") == {"disk_read_bytes": 0, "disk_written_bytes": 0}
+    assert Disks()(b"") == {"disk_read_bytes": 0, "disk_written_bytes": 0}
 
 
 def test_loopback_traffic_is_left_out() -> None:
-    assert network(NETDEV) == {"net_received_bytes": 5000000001000, "net_sent_bytes": 207}
+    assert network(NETDEV.encode()) == {"net_received_bytes": 5000000001000, "net_sent_bytes": 207}
 
 
 @given(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unidle_agent.sample import GpuReading, Reading, merge
+from unidle_agent.sample import GpuReading, Memory, Reading, merge
 from unidle_agent.wire import GpuFacts, Owner
 
 
@@ -28,6 +30,24 @@ def test_a_source_may_name_the_source_of_a_field_more_finely() -> None:
     reading = seen(GpuFacts("GPU-a", sources={"sm_active_ratio": "gpm"}), power_w=1.0, sm_active_ratio=0.5)
     (row,) = merge(0, [("nvml", 10, reading)]).gpus
     assert row.facts.sources == {"power_w": "nvml", "sm_active_ratio": "gpm"}
+
+
+def test_facts_that_did_not_change_are_the_same_object_at_the_next_tick() -> None:
+    memory = Memory()
+    nvml, dcgm = GpuFacts("GPU-a", 0, "B200"), GpuFacts("GPU-a", pci_bus_id="0:1")
+
+    def facts_of(given: GpuFacts, **values: float) -> GpuFacts:
+        readings = [("nvml", 10, seen(given, **values)), ("dcgm-exporter", 20, seen(dcgm, last_xid=0))]
+        return merge(0, readings, memory).gpus[0].facts
+
+    whole = facts_of(nvml, power_w=1.0, temperature_c=50.0)
+    assert facts_of(nvml, power_w=2.0) is whole, "a field that is left out once has the same source"
+    assert facts_of(replace(nvml), power_w=2.0) is whole, "an equal copy says nothing new"
+    more = facts_of(nvml, power_w=2.0, sm_active_ratio=0.5)
+    assert more.sources == {**whole.sources, "sm_active_ratio": "nvml"}
+    moved = facts_of(replace(nvml, index=3), power_w=2.0)
+    assert (moved.index, moved.sources) == (3, {"power_w": "nvml", "last_xid": "dcgm-exporter"})
+    assert merge(0, [("nvml", 10, seen(nvml, power_w=1.0))]).gpus[0].facts.sources == {"power_w": "nvml"}
 
 
 def test_the_owner_with_a_job_wins_whoever_says_it() -> None:

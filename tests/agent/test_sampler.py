@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -127,6 +127,56 @@ def test_a_source_that_raises_is_a_counted_problem_and_is_tried_again(error: Exc
     sampler.close()
     stats = sampler.stats[0]
     assert (stats.reads, stats.errors, stats.problems, stats.up) == (2, 1, 1, True)
+
+
+@dataclass
+class Dozing(FakeSource):
+    """A source that says itself when it is due."""
+
+    rested: bool = True
+
+    def due(self) -> bool:
+        return self.rested
+
+
+def test_a_source_that_is_not_due_is_left_in_peace_and_that_is_no_problem() -> None:
+    dozing = Dozing("dozing")
+    sampler = Sampler([dozing, FakeSource("awake")], 1.0, [], FakeClock())
+    assert sampler.tick().host == {"dozing": 1.0, "awake": 1.0}
+    dozing.rested = False
+    tick = sampler.tick()
+    assert (tick.host, tick.problems) == ({"awake": 1.0}, ())
+    stats = sampler.stats[0]
+    assert (dozing.reads, stats.skipped, stats.answers, stats.up) == (1, 0, 1, True)
+    dozing.rested = True
+    assert sampler.tick().host == {"dozing": 1.0, "awake": 1.0}
+    sampler.close()
+
+
+def test_a_tick_is_finished_once_before_anybody_has_it() -> None:
+    finished: list[Tick] = []
+
+    def finish(tick: Tick) -> Tick:
+        finished.append(tick)
+        return replace(tick, host={**tick.host, "owner": 2.0}, problems=("owners: late",))
+
+    got: list[Tick] = []
+    sampler = Sampler([FakeSource()], 1.0, [got.append], FakeClock(), finish=finish)
+    assert sampler.tick() is got[0]
+    sampler.close()
+    assert [tick.host for tick in finished] == [{"fake": 1.0}]
+    assert (got[0].host, got[0].problems) == ({"fake": 1.0, "owner": 2.0}, ("owners: late",))
+
+
+def test_what_the_finish_says_is_logged_like_a_source(caplog: pytest.LogCaptureFixture) -> None:
+    def finish(tick: Tick) -> Tick:
+        return replace(tick, problems=("owners: late",))
+
+    sampler = Sampler([FakeSource()], 1.0, [], FakeClock(), finish=finish)
+    sampler.tick()
+    sampler.tick()
+    sampler.close()
+    assert [record.getMessage() for record in caplog.records] == ["owners: late"]
 
 
 def test_a_problem_is_logged_when_it_begins_and_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:

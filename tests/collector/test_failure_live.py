@@ -80,7 +80,7 @@ def test_a_clock_hours_off_costs_no_row_and_no_other_node(tmp_path: Path, hours:
 
 
 @pytest.mark.parametrize("hours", [-3, 0, 3])
-def test_a_restart_while_a_clock_is_wrong_costs_seconds_of_that_node(tmp_path: Path, hours: int) -> None:
+def test_a_restart_while_a_clock_is_wrong_costs_nothing(tmp_path: Path, hours: int) -> None:
     off_s = hours * 3600
 
     def push(here: Site, first_s: int) -> None:
@@ -97,7 +97,7 @@ def test_a_restart_while_a_clock_is_wrong_costs_seconds_of_that_node(tmp_path: P
             push(here, first_s)
         seconds = here.get("fleet")["account"]["seconds"]
     assert sum(seconds.values()) == pytest.approx(2 * 90, abs=4)
-    assert seconds["unknown"] <= 2 * 25
+    assert seconds["unknown"] <= 2 * 2
 
 
 def hung(first_min: int, last_min: int) -> Column:

@@ -31,6 +31,16 @@ def test_top_shows_the_fleet_its_states_and_the_open_incidents(
         assert incident.id in out
 
 
+def test_top_tells_whose_gpus_are_in_doubt(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", "--once"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if " GPU " in line and ": " in line][:3] == [
+        "b200-42 GPU 3: allocated to job notebook-eval, but used by job sweep-0398",
+        "b200-56 GPU 5: still used by processes of jobs notebook-31 and sweep-0398, which have ended",
+        "b200-57 GPU 0: used outside the scheduler, by processes of no job",
+    ]
+
+
 def test_top_says_how_many_nodes_it_does_not_show(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["top", "--once", "--nodes", "3"]) == 0
     assert "and 61 more nodes" in capsys.readouterr().out

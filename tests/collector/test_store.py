@@ -52,7 +52,7 @@ def test_after_a_stop_the_log_is_replayed_and_its_batches_are_known(tmp_path: Pa
     take(store, batch(seq=4), batch(seq=5, times=[NOON + 1]))
     store.close()
     store = Store(tmp_path)
-    assert [(received_ns, item.seq) for received_ns, item in store.replay()] == [(NOON, 4), (NOON, 5)]
+    assert [(received_ns, item.seq) for received_ns, _, item in store.replay()] == [(NOON, 4), (NOON, 5)]
     assert store.state.seen("node-1", "boot-1", 4)
     assert not store.state.seen("node-1", "boot-1", 6)
     store.upkeep(NOON)  # the file of the last run is closed: no need to wait
@@ -192,7 +192,7 @@ def test_a_torn_log_is_replayed_up_to_the_tear_and_counted(tmp_path: Path) -> No
     os.truncate(path, path.stat().st_size - 3)
     store = Store(tmp_path)
     assert "torn off" in store.verify()[0]
-    assert [item.seq for _, item in store.replay()] == [0]
+    assert [item.seq for _, _, item in store.replay()] == [0]
     assert not store.state.seen("node-1", "boot-1", 1)
     store.upkeep(NOON)
     assert instants(tmp_path) == [NOON]

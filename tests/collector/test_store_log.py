@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,17 @@ from hypothesis import strategies as st
 from tests.collector.store_fleet import SmallDisk, environment
 
 from unidle_collector.store.errors import StoreError, StoreFull
-from unidle_collector.store.log import HEADER, MAGIC, Log, LogFile, OsDisk, Record, log_files
+from unidle_collector.store.log import (
+    HEADER,
+    MAGIC,
+    OLD_HEADER,
+    OLD_MAGIC,
+    Log,
+    LogFile,
+    OsDisk,
+    Record,
+    log_files,
+)
 
 SECOND = 1_000_000_000
 
@@ -23,13 +34,24 @@ def stored(directory: Path) -> list[bytes]:
 
 def test_what_was_synced_reads_back_as_it_came(tmp_path: Path) -> None:
     log = Log(tmp_path)
-    positions = [log.append(b"one", 5), log.append(b"two" * 1000, 7)]
+    positions = [log.append(b"one", 5), log.append(b"two" * 1000, 7, clock_ns=-3)]
     assert stored(tmp_path) == []  # nothing is written before the sync
     assert log.sync() == positions[-1]
     assert log.append(b"three", 9) == 3
     log.sync()
     (path,) = log_files(tmp_path)
-    assert list(LogFile(path)) == [Record(5, b"one"), Record(7, b"two" * 1000), Record(9, b"three")]
+    assert list(LogFile(path)) == [Record(5, b"one"), Record(7, b"two" * 1000, -3), Record(9, b"three")]
+
+
+def test_a_log_of_before_the_senders_clock_still_reads(tmp_path: Path) -> None:
+    path, content = tmp_path / "00000000000000000001.log", OLD_MAGIC
+    for number, data in enumerate((b"one", b"two" * 1000)):
+        checksum = zlib.crc32(data, zlib.crc32(OLD_HEADER.pack(len(data), 0, number)))
+        content += OLD_HEADER.pack(len(data), checksum, number) + data
+    path.write_bytes(content + b"torn")
+    file = LogFile(path)
+    assert list(file) == [Record(0, b"one", None), Record(1, b"two" * 1000, None)]
+    assert (file.torn_bytes, file.damaged) == (4, 0)
 
 
 def test_one_sync_covers_all_that_was_appended(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from pydantic import TypeAdapter
 
 from unidle_agent.fields import BY_NAME
+from unidle_agent.owners.resolve import CONFLICT, ORPHAN, OUTSIDE
 from unidle_collector.client import ApiError
 from unidle_collector.model import (
     STATES,
@@ -82,6 +83,14 @@ GROUPS = (
 assert sum(group.nodes for group in GROUPS) == 64
 
 
+DOUBTS = {
+    (42, 3): (CONFLICT, "sweep-0398"),
+    (56, 5): (ORPHAN, "notebook-31,sweep-0398"),
+    (57, 0): (OUTSIDE, ""),
+}
+"""(Node, GPU) -> what is peculiar about its owner, and who uses it."""
+
+
 def _gpus(groups: tuple[Group, ...], simulated: bool) -> list[GpuNow]:
     gpus = []
     node = 0
@@ -112,6 +121,7 @@ def _gpu(name: str, node: int, index: int, group: Group, simulated: bool) -> Gpu
             "temperature_c": group.temperature_c + 2 * wobble,
             "sm_clock_hz": 1.6e9 if group.state == "throttled" else 1.965e9,
         }
+    note, used_by = DOUBTS.get((node, index), ("", ""))
     return GpuNow(
         node=name,
         gpu=f"GPU-{node:04d}-{index}",
@@ -125,6 +135,8 @@ def _gpu(name: str, node: int, index: int, group: Group, simulated: bool) -> Gpu
         user="u-3f9a" if group.job else "",
         values=values,
         simulated=simulated,
+        owner_note=note,
+        used_by=used_by,
     )
 
 

@@ -170,6 +170,13 @@ def test_fleet_opens_the_node_of_the_address_with_values_and_their_age(serve: Se
     assert len(at.get("echarts_chart")) == 1
 
 
+def test_fleet_says_in_words_whose_a_gpu_is_where_owner_and_use_do_not_agree(serve: Serve) -> None:
+    serve(FakeApi())
+    words = "GPU 5: still used by processes of jobs notebook-31 and sweep-0398, which have ended."
+    assert words in text(run("fleet", node="b200-56"))
+    assert "Owner" not in text(run("fleet", node="b200-00"))
+
+
 def test_fleet_leaves_what_a_silent_node_does_not_say_empty(serve: Serve) -> None:
     serve(FakeApi())
     table = run("fleet", node="b200-62").dataframe[0].value

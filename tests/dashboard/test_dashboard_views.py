@@ -192,6 +192,15 @@ def test_the_table_of_a_node_keeps_numbers_in_the_unit_of_its_column() -> None:
     assert row["sample age, s"] == 1.5
 
 
+def test_what_is_to_be_said_of_several_owners_is_said_once() -> None:
+    held = [gpu(index=number, job="7", owner_note="no process") for number in (0, 1)]
+    used = gpu(index=2, job="7", owner_note="conflict", used_by="8")
+    assert fleet.owner_notes([*held, used, gpu(index=3, job="7")]) == [
+        "GPU 0, GPU 1: allocated to job 7, no process on it.",
+        "GPU 2: allocated to job 7, but used by job 8.",
+    ]
+
+
 # Incidents
 
 

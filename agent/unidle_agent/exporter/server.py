@@ -104,12 +104,13 @@ class Exporter:
         host, self.port = self._server.server_address[:2]
         scheme = "http" if certificate is None else "https"
         self.url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, name="exporter", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve, name="exporter", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Stop serving."""
-        self._server.shutdown()
+        self._server.leave()
+        self._thread.join()
         self._server.server_close()
 
 
@@ -136,7 +137,24 @@ class _Server(http.server.ThreadingHTTPServer):
         self._lock = threading.Lock()
         self._open: dict[socket.socket, float] = {}
         """Connection -> when it came, oldest first."""
+        self._leaving = False
         super().__init__(address, handler)
+
+    def serve(self) -> None:
+        """Take connections until `leave`.
+
+        Not `serve_forever`, which wakes twice a second to see whether it shall stop: this wakes when
+        somebody comes or has stayed too long.
+        """
+        while not self._leaving:
+            self.timeout = self._cut_late()
+            self.handle_request()
+
+    def leave(self) -> None:
+        """Let `serve` return. May be called by any other thread."""
+        self._leaving = True
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)  # wakes it; what it then takes is no connection
 
     def get_request(self) -> tuple[socket.socket, Any]:
         connection, address = super().get_request()
@@ -155,12 +173,16 @@ class _Server(http.server.ThreadingHTTPServer):
             self._open[request] = time.monotonic()
         super().process_request(request, client_address)
 
-    def service_actions(self) -> None:
-        """Called twice a second by `serve_forever`."""
-        oldest_s = time.monotonic() - self._deadline_s
+    def _cut_late(self) -> float | None:
+        """Cut who has stayed too long; the seconds until the next has, None where nobody is there."""
         with self._lock:
-            for connection in [one for one, came_s in self._open.items() if came_s < oldest_s]:
+            now_s = time.monotonic()
+            for connection in [
+                one for one, came_s in self._open.items() if now_s - came_s >= self._deadline_s
+            ]:
                 self._cut(connection)
+            oldest_s = next(iter(self._open.values()), None)
+        return None if oldest_s is None else oldest_s + self._deadline_s - now_s
 
     def shutdown_request(self, request: Any) -> None:
         with self._lock:

@@ -1,17 +1,31 @@
 """What was sampled last.
 
-A value that no source has renewed for some seconds is gone, so that a page never shows it as current.
+A tick is only noted; what a page may show is worked out when one is asked for, which is seldom. A value
+that no source has renewed for some seconds is gone, so that a page never shows it as current.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from unidle_agent.batcher import sendable
-from unidle_agent.fields import GPU_FIELDS, HOST_FIELDS
+from unidle_agent.fields import BY_NAME
 from unidle_agent.sample import GpuReading, Reading, Tick, Value
 from unidle_agent.wire import GpuFacts
+
+
+@dataclass(slots=True)
+class _Latest:
+    """The last value of each field, and when it came."""
+
+    values: dict[str, Value] = field(default_factory=dict)
+    times_ns: dict[str, int] = field(default_factory=dict)
+
+    def update(self, time_ns: int, values: Mapping[str, Value]) -> None:
+        self.values.update(values)
+        self.times_ns.update(dict.fromkeys(values, time_ns))
 
 
 class Snapshot:
@@ -26,53 +40,51 @@ class Snapshot:
         self._lock = threading.Lock()
         self._now_ns = 0
         self._facts: dict[str, tuple[int, GpuFacts]] = {}
-        self._gpus: dict[str, dict[str, tuple[int, Value]]] = {}
-        self._host: dict[str, tuple[int, Value]] = {}
+        self._gpus: dict[str, _Latest] = {}
+        self._host = _Latest()
+        self._reading: Reading | None = None
+        """What the last tick came to, once it was asked for."""
 
     def update(self, tick: Tick) -> None:
         """Take one tick."""
         with self._lock:
             if tick.time_ns < self._now_ns:  # the clock was set back: ages mean nothing now
-                self._facts, self._gpus, self._host = {}, {}, {}
-            self._now_ns = tick.time_ns
+                self._facts, self._gpus, self._host = {}, {}, _Latest()
+            self._now_ns, self._reading = tick.time_ns, None
             for gpu in tick.gpus:
-                self._facts[gpu.facts.uuid] = (tick.time_ns, gpu.facts)
-                self._gpus.setdefault(gpu.facts.uuid, {}).update(_stamped(tick.time_ns, gpu.values))
-            self._host.update(_stamped(tick.time_ns, tick.host))
-            self._forget()
+                uuid = gpu.facts.uuid
+                self._facts[uuid] = (tick.time_ns, gpu.facts)
+                latest = self._gpus.get(uuid)
+                if latest is None:
+                    latest = self._gpus[uuid] = _Latest()
+                latest.update(tick.time_ns, gpu.values)
+            self._host.update(tick.time_ns, tick.host)
+            for uuid in [uuid for uuid, item in self._facts.items() if item[0] < self._oldest_ns]:
+                del self._facts[uuid], self._gpus[uuid]
 
     def reading(self) -> Reading:
         """Everything known now."""
         with self._lock:
-            gpus = tuple(
-                GpuReading(facts, _values(self._gpus.get(uuid, {})))
-                for uuid, (_, facts) in self._facts.items()
-            )
-            return Reading(gpus, _values(self._host))
+            if self._reading is None:
+                gpus = tuple(
+                    GpuReading(facts, self._known(self._gpus[uuid]))
+                    for uuid, (_, facts) in self._facts.items()
+                )
+                self._reading = Reading(gpus, self._known(self._host))
+            return self._reading
 
-    def _forget(self) -> None:
-        oldest = self._now_ns - self._keep_ns
-        self._facts = {uuid: item for uuid, item in self._facts.items() if item[0] >= oldest}
-        self._gpus = {
-            uuid: {name: item for name, item in values.items() if item[0] >= oldest}
-            for uuid, values in self._gpus.items()
-            if uuid in self._facts
-        }
-        self._host = {
-            name: item
-            for name, item in self._host.items()
-            if item[0] >= min(oldest, self._now_ns - self._keep_field_ns.get(name, 0))
-        }
+    @property
+    def _oldest_ns(self) -> int:
+        return self._now_ns - self._keep_ns
 
-
-def _stamped(time_ns: int, values: Mapping[str, Value]) -> dict[str, tuple[int, Value]]:
-    known = {}
-    for spec in (*GPU_FIELDS, *HOST_FIELDS):
-        value = sendable(spec, values.get(spec.name))
-        if value is not None:
-            known[spec.name] = (time_ns, value)
-    return known
-
-
-def _values(stamped: Mapping[str, tuple[int, Value]]) -> dict[str, Value]:
-    return {name: value for name, (_, value) in stamped.items()}
+    def _known(self, latest: _Latest) -> dict[str, Value]:
+        """The values that are fresh enough and that a page can show; statistics are not on it."""
+        known = {}
+        for name, value in latest.values.items():
+            oldest_ns = min(self._oldest_ns, self._now_ns - self._keep_field_ns.get(name, 0))
+            spec = BY_NAME.get(name)
+            if spec is not None and latest.times_ns[name] >= oldest_ns:
+                sent = sendable(spec, value)
+                if sent is not None:
+                    known[name] = sent
+        return known

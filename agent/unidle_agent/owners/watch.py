@@ -21,8 +21,9 @@ from unidle_agent.owners import Claims, Holder, OwnerSource, sources
 from unidle_agent.owners.resolve import join_holders, resolve
 from unidle_agent.privacy import Pseudonymiser
 from unidle_agent.sample import GpuReading, Tick, Value
+from unidle_agent.sources import SLACK_S
 from unidle_agent.sources.cgroups import CGROUP_ROOT, usage
-from unidle_agent.wire import Owner
+from unidle_agent.wire import GpuFacts, Owner
 
 log = logging.getLogger("unidle.agent")
 
@@ -57,6 +58,8 @@ class OwnerWatch:
         self._state: State = {}
         self._due_s = float("-inf")
         self._owners: dict[str, Owner] = {}
+        self._completed: dict[str, tuple[GpuFacts, Owner, GpuFacts]] = {}
+        """UUID -> facts as they came, owner, the facts with that owner: seldom is any of them new."""
         self._job_cgroups: dict[str, Mapping[str, str]] = {}
         self._figures: dict[str, dict[str, Value]] = {}
         self._problems: tuple[str, ...] = ()
@@ -67,21 +70,30 @@ class OwnerWatch:
         with self._news:
             figures, self._figures = self._figures, {}
             owners, problems = self._owners, self._problems
-            self._gpus = tick.gpus
-            self._news.notify_all()
-        gpus = [
-            replace(
-                gpu,
-                facts=replace(
-                    gpu.facts,
-                    owner=owners.get(gpu.facts.uuid) or self._pseudonyms.owner(gpu.facts.owner),
-                    sources={**dict.fromkeys(figures.get(gpu.facts.uuid, ()), "cgroup"), **gpu.facts.sources},
-                ),
-                values={**figures.get(gpu.facts.uuid, {}), **gpu.values},
-            )
-            for gpu in tick.gpus
-        ]
+            if self._job_cgroups or self._monotonic() >= self._due_s or _state(tick.gpus) != self._state:
+                self._gpus = tick.gpus
+                self._news.notify_all()
+        completed: dict[str, tuple[GpuFacts, Owner, GpuFacts]] = {}
+        gpus = []
+        for gpu in tick.gpus:
+            uuid = gpu.facts.uuid
+            owner = owners.get(uuid) or self._pseudonyms.owner(gpu.facts.owner)
+            more = figures.get(uuid, {})
+            completed[uuid] = self._complete(gpu.facts, owner, more)
+            values = {**more, **gpu.values} if more else gpu.values
+            gpus.append(GpuReading(completed[uuid][2], values, gpu.pids))
+        self._completed = completed
         return replace(tick, gpus=tuple(gpus), problems=(*tick.problems, *problems))
+
+    def _complete(
+        self, facts: GpuFacts, owner: Owner, figures: Mapping[str, Value]
+    ) -> tuple[GpuFacts, Owner, GpuFacts]:
+        before = self._completed.get(facts.uuid)
+        same = before is not None and before[0] is facts and before[1] is owner
+        if before is not None and same and figures.keys() <= before[2].sources.keys():
+            return before
+        sources = {**dict.fromkeys(figures, "cgroup"), **facts.sources}
+        return facts, owner, replace(facts, owner=owner, sources=sources)
 
     def start(self) -> None:
         """Begin to look by itself."""
@@ -101,10 +113,10 @@ class OwnerWatch:
     def refresh(self, gpus: Sequence[GpuReading]) -> None:
         """Ask every source about `gpus` now, if it is time or something changed, and read the figures."""
         now_s = self._monotonic()
-        state: State = {gpu.facts.uuid: (gpu.facts.owner, gpu.pids) for gpu in gpus}
+        state = _state(gpus)
         if now_s >= self._due_s or state != self._state:
             self._ask(gpus)
-            self._state, self._due_s = state, now_s + self._owner_s
+            self._state, self._due_s = state, now_s + self._owner_s - SLACK_S
         figures: dict[str, dict[str, Value]] = {}
         by_path: dict[tuple[tuple[str, str], ...], dict[str, Value]] = {}
         for uuid, cgroup in self._job_cgroups.items():
@@ -158,6 +170,10 @@ class OwnerWatch:
 def watch(settings: AgentSettings, pseudonyms: Pseudonymiser) -> OwnerWatch:
     """All sources that `settings` ask for."""
     return OwnerWatch(sources(settings), pseudonyms, settings.owner_s)
+
+
+def _state(gpus: Sequence[GpuReading]) -> State:
+    return {gpu.facts.uuid: (gpu.facts.owner, gpu.pids) for gpu in gpus}
 
 
 def _job_cgroup(gpu: GpuReading, holders: Mapping[int, Holder]) -> Mapping[str, str] | None:

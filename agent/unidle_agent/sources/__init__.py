@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from unidle_agent.errors import SourceError
-from unidle_agent.sample import Reading, Source
+from unidle_agent.sample import Paced, Reading, Source
 
 
 @runtime_checkable
@@ -17,6 +17,28 @@ class Counted(Protocol):
     @property
     def counts(self) -> dict[str, int]:
         """Event -> how often since the start."""
+
+
+SLACK_S = 0.25
+"""Ticks are not exactly one period apart; without it a source would often rest for one tick too long."""
+
+
+class Rest:
+    """The pause between two reads of a source that is read every `period_s` seconds."""
+
+    def __init__(self, period_s: float, monotonic: Callable[[], float]) -> None:
+        self._period_s = period_s
+        self._monotonic = monotonic
+        self._until_s = float("-inf")
+
+    @property
+    def over(self) -> bool:
+        """Is it time to read again."""
+        return self._monotonic() >= self._until_s
+
+    def begin(self) -> None:
+        """A read begins now."""
+        self._until_s = self._monotonic() + self._period_s - SLACK_S
 
 
 class LateSource:
@@ -43,6 +65,7 @@ class LateSource:
         self._retry_s = retry_s
         self._monotonic = monotonic
         self._source: Source | None = None
+        self._source_due: Callable[[], bool] = lambda: True
         self._next_s = float("-inf")
         self.absent_because = ""
         """Why there is no source yet; empty when there is one."""
@@ -51,6 +74,12 @@ class LateSource:
     def counts(self) -> dict[str, int]:
         """Those of the source, once it is there and counts."""
         return self._source.counts if isinstance(self._source, Counted) else {}
+
+    def due(self) -> bool:
+        """While there is no source, when it is tried again; a required one is a problem at each tick."""
+        if self._source is None:
+            return self._required or self._monotonic() >= self._next_s
+        return self._source_due()
 
     def read(self) -> Reading:
         if self._source is None:
@@ -69,7 +98,9 @@ class LateSource:
         if self._monotonic() < self._next_s:
             return
         try:
-            self._source = self._build()
+            self._source = source = self._build()
+            if isinstance(source, Paced):
+                self._source_due = source.due
             self.absent_because = ""
         except (SourceError, ImportError) as error:
             self.absent_because = str(error)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from unidle_agent.sample import Reading, Value
+from unidle_agent.sources import Rest
 
 PERIOD_S = 10.0
 WORD_BYTES = 4
@@ -48,15 +49,15 @@ class InfinibandSource:
         self, root: Path = Path("/sys/class/infiniband"), *, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         self._root = root
-        self._monotonic = monotonic
-        self._due_s = float("-inf")
+        self._rest = Rest(PERIOD_S, monotonic)
+
+    def due(self) -> bool:
+        """Is it time to ask the cards again."""
+        return self._rest.over
 
     def read(self) -> Reading:
-        """All ports when they are due, else nothing."""
-        now_s = self._monotonic()
-        if now_s < self._due_s:
-            return Reading()
-        self._due_s = now_s + PERIOD_S
+        """All ports."""
+        self._rest.begin()
         ports = sorted(self._root.glob("*/ports/*"))
         return Reading(host={**_states(ports), **_counts(ports)} if ports else {})
 

@@ -1,20 +1,24 @@
 """NFS as this node's mounts see it: bytes from and to the servers, and requests that were sent again.
 
-From /proc/self/mountstats, so of the agent's mount namespace: an agent in a container sees its own mounts.
-The kernel counts per file system, and shows the same counts at each of its mount points: one that is
-mounted twice (bind mounts, two folders of one export) counts once, told by its device number in
-/proc/self/mountinfo. Where no NFS is mounted, its fields are unknown. Format: statvers 1.0 and 1.1 of
-Linux, fs/nfs/super.c and net/sunrpc/stats.c; nfs-utils reads the same.
+Read every 5 s. From /proc/self/mountstats, so of the agent's mount namespace: an agent in a container
+sees its own mounts. The kernel counts per file system, and shows the same counts at each of its mount
+points: one that is mounted twice (bind mounts, two folders of one export) counts once, told by its device
+number in /proc/self/mountinfo. Where no NFS is mounted, its fields are unknown. Format: statvers 1.0 and
+1.1 of Linux, fs/nfs/super.c and net/sunrpc/stats.c; nfs-utils reads the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from unidle_agent.errors import SourceError
 from unidle_agent.sample import Reading, Value
+from unidle_agent.sources import Rest
 
+PERIOD_S = 5.0
+"""A node may have hundreds of mounts with hundreds of lines each; counters lose nothing in between."""
 SERVER_READ, SERVER_WRITTEN = 4, 5
 """Places in the line `bytes:` of what went over the network."""
 
@@ -25,11 +29,19 @@ class NfsSource:
     name = "nfs"
     precedence = 50
 
-    def __init__(self, proc: Path = Path("/proc")) -> None:
+    def __init__(
+        self, proc: Path = Path("/proc"), *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._self = proc / "self"
+        self._rest = Rest(PERIOD_S, monotonic)
+
+    def due(self) -> bool:
+        """Is it time to read again."""
+        return self._rest.over
 
     def read(self) -> Reading:
         """The sums over all mounted NFS file systems; raises SourceError where the kernel does not say."""
+        self._rest.begin()
         try:
             text = _read(self._self / "mountstats")
             if " with fstype nfs" not in text:

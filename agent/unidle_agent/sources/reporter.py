@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from unidle_agent.errors import SourceError
-from unidle_agent.sample import Reading
+from unidle_agent.sample import GpuReading, Reading
 from unidle_agent.sources.reporter_ledger import Ledger, Message, parse
 
 log = logging.getLogger("unidle.agent")
@@ -55,6 +55,7 @@ class ReporterSource:
         self.counts = dict.fromkeys(EVENTS, 0)
         self._path, self._proc, self._monotonic = path, proc, monotonic
         self._ledger = Ledger()
+        self._told: tuple[GpuReading, ...] = ()
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._second_s = float("-inf")
@@ -64,10 +65,16 @@ class ReporterSource:
         self._thread = threading.Thread(target=self._listen, name="reporter-socket", daemon=True)
         self._thread.start()
 
+    def due(self) -> bool:
+        """Is there anybody to tell of, now or at the reading before."""
+        with self._lock:
+            return bool(self._told) or not self._ledger.silent
+
     def read(self) -> Reading:
         """Every GPU that a job has reported on within the last 5 s."""
         with self._lock:
-            return Reading(gpus=self._ledger.readings(self._monotonic()), additional=True)
+            self._told = self._ledger.readings(self._monotonic())
+            return Reading(gpus=self._told, additional=True)
 
     def close(self) -> None:
         """Stop listening and remove the socket, unless it is another's by now."""

@@ -152,6 +152,11 @@ class Ledger:
         self._processes: dict[int, _Process] = {}
         self._gpus: dict[str, _Gpu] = {}
 
+    @property
+    def silent(self) -> bool:
+        """Has no process reported lately."""
+        return not self._processes
+
     def take(self, pid: int, message: Message, now_s: float) -> int:
         """Book a message of the process that is `pid` here; how many before it were lost."""
         known = self._processes.get(pid)

@@ -1,7 +1,8 @@
 """The fleet in the terminal, live: what is lost now, since when, whose it is and why.
 
-One line per node with a letter per GPU (its state), the open incidents below, worst first. Press
-Ctrl-C to leave. With --once it prints one picture and ends, which also serves in scripts.
+One line per node with a letter per GPU (its state); below, GPUs whose owner and use do not agree, and the
+open incidents, worst first. Press Ctrl-C to leave. With --once it prints one picture and ends, which also
+serves in scripts.
 
 Examples:
   unidle top
@@ -25,6 +26,7 @@ from unidle_agent.settings import load
 from unidle_collector.client import ApiError, Client, CollectorApi
 from unidle_collector.detectors import duration
 from unidle_collector.model import Fleet, GpuNow, Incident
+from unidle_collector.owner_words import owner_words
 from unidle_collector.reader_settings import ReaderSettings, add_reader_flags
 
 LETTERS = {
@@ -79,6 +81,7 @@ def picture(api: CollectorApi, window_s: float, most_nodes: int, most_incidents:
         Text(),
         _nodes(gpus, most_nodes),
         _legend(),
+        _doubts(gpus, most_incidents),
         Text(),
         _incidents(incidents, most_incidents, fleet.time_ns),
     )
@@ -140,6 +143,18 @@ def _nodes(gpus: list[GpuNow], most: int) -> RenderableType:
         )
     rest = len(order) - most
     return Group(table, Text(f"and {rest} more nodes", "dim")) if rest > 0 else table
+
+
+def _doubts(gpus: list[GpuNow], most: int) -> RenderableType:
+    """GPUs whose processes are not those of the job that holds them."""
+    told = [(gpu, words) for gpu in gpus if (words := owner_words(gpu.job, gpu.owner_note, gpu.used_by))]
+    lines = [Text()] if told else []
+    for gpu, words in told[:most]:
+        name = gpu.gpu if gpu.index is None else f"GPU {gpu.index}"
+        lines.append(Text(f"{gpu.node} {name}: ", "yellow").append(words))
+    if len(told) > most:
+        lines.append(Text(f"and {len(told) - most} more GPUs of which such is known", "dim"))
+    return Group(*lines)
 
 
 def _incidents(incidents: list[Incident], most: int, now_ns: int | None) -> RenderableType:

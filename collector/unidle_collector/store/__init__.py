@@ -1,8 +1,8 @@
 """The collector's embedded store: a durable log of what was accepted, Parquet segments, a state database.
 
     store = Store(directory)
-    for received_ns, batch in store.replay(): ...   # what the last run left in its log, into the live window
-    store.append(data, received_ns)                 # each accepted batch, from any thread
+    for received_ns, clock_ns, batch in store.replay(): ...   # what the last run left, into the live window
+    store.append(data, received_ns, clock_ns)       # each accepted batch, from any thread
     store.sync()                                    # then it may be acknowledged; StoreFull: answer 503
     store.state.remember([(node, boot, seq)])       # and is known when it comes again
     store.upkeep(now_ns)                            # every few seconds, from a background thread
@@ -97,8 +97,8 @@ class Store:
             os.close(self._held)
             raise
 
-    def replay(self) -> Iterator[tuple[int, Batch]]:
-        """(time of receipt, batch) of all that the last run left in its log; go through it first.
+    def replay(self) -> Iterator[tuple[int, int | None, Batch]]:
+        """(time of receipt, sender's clock then, batch) of all that the last run left; go through it first.
 
         They count as seen from then on. Torn or damaged records are skipped, and counted when the file
         becomes a segment.
@@ -110,11 +110,11 @@ class Store:
                 except WireError:
                     continue
                 self.state.remember([(batch.node, batch.boot, batch.seq)])
-                yield record.received_ns, batch
+                yield record.received_ns, record.clock_ns, batch
 
-    def append(self, data: bytes, received_ns: int) -> int:
-        """Take the bytes of an accepted batch for the next sync; returns its position."""
-        return self._log.append(data, received_ns)
+    def append(self, data: bytes, received_ns: int, clock_ns: int | None = None) -> int:
+        """Take the bytes of an accepted batch for the next sync; returns its position; see Log.append."""
+        return self._log.append(data, received_ns, clock_ns)
 
     def sync(self) -> int:
         """Make all that was appended durable, with one fdatasync; returns the last position.

@@ -1,6 +1,7 @@
 """The durable log of accepted batches: the bytes of the wire, exactly as they came.
 
-A file is MAGIC and then records: length, CRC-32 (over length, time and bytes), time of receipt, bytes.
+A file is MAGIC and then records: length, CRC-32 (over everything else), time of receipt, the sender's
+clock at that time, bytes. Files of before (OLD_MAGIC) know no sender's clock; they are read, not written.
 `append` only remembers; `sync` writes everything appended since, in one write and one fdatasync (group
 commit), and only then may a batch be acknowledged. A sync that fails leaves nothing behind: its records
 are cut off the file again, so that a batch which was refused and is sent again is not stored twice.
@@ -21,8 +22,12 @@ from typing import Protocol
 
 from unidle_collector.store.errors import StoreError, StoreFull
 
-MAGIC = b"unidlog1"
-HEADER = struct.Struct("<IIq")
+MAGIC = b"unidlog2"
+HEADER = struct.Struct("<IIqq")
+OLD_MAGIC = b"unidlog1"
+OLD_HEADER = struct.Struct("<IIq")
+NO_CLOCK = -(2**63)
+"""Stands in a header for the clock of a sender that did not tell it."""
 SUFFIX = ".log"
 
 
@@ -56,6 +61,8 @@ class Record:
 
     received_ns: int
     data: bytes
+    clock_ns: int | None = None
+    """The sender's clock when it sent; None where it did not say."""
 
 
 class LogFile:
@@ -71,19 +78,20 @@ class LogFile:
     def __iter__(self) -> Iterator[Record]:
         with self.path.open("rb") as file:
             left = os.fstat(file.fileno()).st_size - len(MAGIC)
-            if file.read(len(MAGIC)) != MAGIC:
+            layout = {MAGIC: HEADER, OLD_MAGIC: OLD_HEADER}.get(file.read(len(MAGIC)))
+            if layout is None:
                 self.torn_bytes = left + len(MAGIC)
                 return
             while left > 0:
-                header = file.read(HEADER.size).ljust(HEADER.size, b"\0")
-                length, checksum, received_ns = HEADER.unpack(header)
-                if length == 0 or length > left - HEADER.size:
+                length, checksum, *times_ns = layout.unpack(file.read(layout.size).ljust(layout.size, b"\0"))
+                if length == 0 or length > left - layout.size:
                     self.torn_bytes = left
                     return
                 data = file.read(length)
-                left -= HEADER.size + length
-                if _checksum(received_ns, data) == checksum:
-                    yield Record(received_ns, data)
+                left -= layout.size + length
+                if _checksum(layout.pack(length, 0, *times_ns), data) == checksum:
+                    received_ns, clock_ns = (*times_ns, NO_CLOCK)[:2]
+                    yield Record(received_ns, data, None if clock_ns == NO_CLOCK else clock_ns)
                 else:
                     self.damaged += 1
 
@@ -123,11 +131,16 @@ class Log:
         """False while bytes of a failed sync may still be at the end of the file."""
         self._last_id = max([after_id, *(log_id(path) for path in log_files(directory))])
 
-    def append(self, data: bytes, received_ns: int) -> int:
-        """Take one batch for the next sync; returns its position, counted from 1 in this process."""
+    def append(self, data: bytes, received_ns: int, clock_ns: int | None = None) -> int:
+        """Take one batch for the next sync; returns its position, counted from 1 in this process.
+
+        `clock_ns` is what the sender's clock showed when it sent, None where it did not say.
+        """
         if not data:
             raise StoreError("expected the bytes of a batch, came none")
-        header = HEADER.pack(len(data), _checksum(received_ns, data), received_ns)
+        times_ns = (received_ns, NO_CLOCK if clock_ns is None else clock_ns)
+        checksum = _checksum(HEADER.pack(len(data), 0, *times_ns), data)
+        header = HEADER.pack(len(data), checksum, *times_ns)
         with self._pending_lock:
             self._pending += (header, data)
             self._newest_ns = max(self._newest_ns, received_ns)
@@ -249,8 +262,9 @@ def sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
-def _checksum(received_ns: int, data: bytes) -> int:
-    return zlib.crc32(data, zlib.crc32(HEADER.pack(len(data), 0, received_ns)))
+def _checksum(blank_header: bytes, data: bytes) -> int:
+    """Over a header whose checksum is 0, and the bytes."""
+    return zlib.crc32(data, zlib.crc32(blank_header))
 
 
 def _full(directory: Path, error: OSError) -> StoreFull:

@@ -96,7 +96,8 @@ def _node(asked: Answers, name: str, gpus: list[GpuNow]) -> None:
     now_ns = health.collector_now_ns(asked.ask("health", lambda api: api.health()).value)
     nodes = asked.ask("nodes", lambda api: api.nodes()).value
     record = next((node for node in nodes if node.node == name), None)
-    frame.show(el("h2", name, cls="u-title"), _node_line(record, gpus, now_ns))
+    notes = [el("div", el("b", "Owner: "), note, cls="u-context") for note in fleet.owner_notes(gpus)]
+    frame.show(el("h2", name, cls="u-title"), _node_line(record, gpus, now_ns), *notes)
     rows = pd.DataFrame(fleet.node_table(gpus, now_ns))
     st.dataframe(rows, hide_index=True, column_config=_columns(rows), key="node_table")
     labels = {gpu.gpu: fleet.gpu_name(gpu) for gpu in gpus}

@@ -15,6 +15,7 @@ from typing import Any
 
 from unidle_agent.fields import BY_NAME, GPU_FIELDS
 from unidle_collector.model import STATES, GpuNow, State
+from unidle_collector.owner_words import owner_words
 from unidle_dashboard.view import words
 from unidle_dashboard.view.palette import LOOKS, SEQUENTIAL, WORST_FIRST
 
@@ -169,6 +170,15 @@ def node_table(gpus: list[GpuNow], now_ns: int | None) -> list[dict[str, Any]]:
     return rows
 
 
+def owner_notes(gpus: list[GpuNow]) -> list[str]:
+    """A sentence for GPUs of a node of whose owner the same is to be said: "GPU 3, GPU 4: ..."."""
+    said: dict[str, list[str]] = {}
+    for gpu in gpus:
+        if told := owner_words(gpu.job, gpu.owner_note, gpu.used_by):
+            said.setdefault(told, []).append(gpu_name(gpu))
+    return [f"{', '.join(names)}: {told}." for told, names in said.items()]
+
+
 def gpu_table(gpu: GpuNow) -> list[dict[str, Any]]:
     """Every field that the GPU reports: name, value, unit, meaning."""
     rows = []
@@ -211,6 +221,7 @@ def _tile_label(tile: list[GpuNow]) -> str:
     if len(tile) == 1:
         gpu = tile[0]
         job = f"job {gpu.job}" if gpu.job else "no job"
-        return f"{gpu_name(gpu)}: {LOOKS[gpu.state].name}, {job}"
+        said = owner_words(gpu.job, gpu.owner_note, gpu.used_by)
+        return f"{gpu_name(gpu)}: {LOOKS[gpu.state].name}, {said or job}"
     counts = Counter(gpu.state for gpu in tile)
     return ", ".join(f"{counts[state]} {LOOKS[state].name.lower()}" for state in WORST_FIRST if counts[state])
