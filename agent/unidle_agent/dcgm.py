@@ -10,6 +10,7 @@ What the pages hold and how they lie is in docs/telemetry.md; names and units co
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from unidle_agent.dcgm_values import METRICS, Metric, base_value, missing, number
@@ -21,6 +22,9 @@ MAX_PROBLEMS = 20
 
 SPLIT_BY_SHARE = frozenset({"power_w", "power_instant_w", "power_limit_w", "energy_j"})
 """What belongs to the whole board but is printed for every MIG instance: an instance gets its part."""
+
+DRIVER_LABEL = "dcgm_fi_system_driver_version"
+"""The driver's label since 4.9, in lower case."""
 
 FOUR_SLICE_MODELS = ("A30", "RTX PRO 6000", "RTX-PRO-6000")
 """GPUs whose largest MIG profile is 4g; all others go to 7g (NVIDIA MIG user guide, supported profiles)."""
@@ -81,6 +85,36 @@ def parse_page(text: str | bytes, *, complete: bool = True) -> Page:
         if line and not line.startswith("#"):
             reader.line(at, line)
     return reader.page()
+
+
+def page_of(samples: Iterable[tuple[str, Mapping[str, str], Value]]) -> Page:
+    """The same from samples that are read already: (name, labels, value) of one instant, as they come from
+    a Prometheus. Labels of several samples may be one mapping, which is then looked at once."""
+    reader = _Reader()
+    series: dict[int, _Series] = {}
+    kept = []  # an id stays unique only as long as what it is of lives
+    for name, labels, value in samples:
+        known = series.get(id(labels))
+        if known is None:
+            kept.append(labels)
+            known = series[id(labels)] = _series_of({key.lower(): text for key, text in labels.items()})
+            reader.series[str(len(kept))] = known
+        reader.samples += 1
+        reader.take(name, METRICS.get(name), known, value)
+    return reader.page()
+
+
+def gpu_and_host(labels: Mapping[str, str]) -> tuple[str, str]:
+    """What identifies the GPU or MIG instance that a series with these labels is of (the UUID, else host and
+    index; empty for no GPU), and its host label."""
+    series = _series_of({key.lower(): text for key, text in labels.items()})
+    return series.key, series.host
+
+
+def job_of(labels: Mapping[str, str]) -> str:
+    """The job that a series with these labels names: Slurm's, else `namespace/pod`, else none."""
+    series = _series_of({key.lower(): text for key, text in labels.items()})
+    return ",".join(_jobs(_Gpu(series, seen=[series]), "exported_pod" in series.labels))
 
 
 @dataclass(slots=True)
@@ -160,10 +194,11 @@ class _Reader:
                 return self.bad(at, line, "expected a timestamp after the value")
             self.times.add(parts[1])
         self.samples += 1
-        self._take(name, metric, series, value)
+        self.take(name, metric, series, value)
         return None
 
-    def _take(self, name: str, metric: Metric | None, series: _Series, value: Value | str) -> None:
+    def take(self, name: str, metric: Metric | None, series: _Series, value: Value | str) -> None:
+        """Take in one sample."""
         if series.host not in self.families:
             self.families[series.host] = set()
         self.families[series.host].add(name)
@@ -191,7 +226,7 @@ class _Reader:
         _hand_down(self.gpus)
         owners, shared = _owners(self.gpus)
         facts = {key: _facts(gpu, owners[key]) for key, gpu in self.gpus.items()}
-        parts = _parts_of_board(facts)
+        parts = parts_of_board(facts)
         rows = sorted(
             (
                 (gpu.series.host, GpuReading(facts[key], _completed(gpu.values, parts[key])))
@@ -215,12 +250,21 @@ class _Reader:
             times_ns=tuple(sorted(time for text in self.times if (time := _time_ns(text)) is not None)),
         )
 
+    def _names_driver(self, host: str) -> bool:
+        return any(
+            series and series.host == host and DRIVER_LABEL in series.labels
+            for series in self.series.values()
+        )
+
     def _settle_units(self) -> None:
         """Decide per host whether ratios of unclear generation are 0-1 or 0-100; 0 is 0 in both."""
         printed: dict[str, list[Value]] = {}
         for gpu, _, value in self.pending:
             printed.setdefault(gpu.series.host, []).append(value)
-        factors = {host: _ratio_factor(self, host, values) for host, values in printed.items()}
+        factors = {
+            host: ratio_factor(self.families[host], self._names_driver(host), values)
+            for host, values in printed.items()
+        }
         unclear = 0
         for gpu, metric, value in self.pending:
             factor = factors[gpu.series.host]
@@ -236,20 +280,21 @@ class _Reader:
             )
 
 
-def _ratio_factor(reader: _Reader, host: str, values: list[Value]) -> float | None:
-    """Factor to a ratio by what else the same host's page shows; None when nothing decides."""
-    for family in reader.families[host]:
+def ratio_factor(families: Collection[str], names_driver: bool, values: Iterable[Value]) -> float | None:
+    """Factor from `*_UTIL_RATIO` to a ratio by what else the same host shows: the names of its families,
+    whether it has 4.9's label for the driver, and the values; None when nothing decides."""
+    for family in families:
         if family.endswith(("_HERTZ", "_JOULES_TOTAL", "_THROTTLE_SECONDS_TOTAL")):
             return 1.0
         if family.startswith("DCGM_FI_DEV_FB_") and family.endswith("_BYTES"):
             return 1.0
-    driver = "dcgm_fi_system_driver_version"
-    if any(series and series.host == host and driver in series.labels for series in reader.series.values()):
+    if names_driver:
         return 1.0
-    if any(value > 1 for value in values):
+    printed = list(values)
+    if any(value > 1 for value in printed):
         return 0.01
     # The old field is an integer: a fraction can only be the new one.
-    return 1.0 if any(value != int(value) for value in values) else None
+    return 1.0 if any(value != int(value) for value in printed) else None
 
 
 # Labels
@@ -257,8 +302,11 @@ def _ratio_factor(reader: _Reader, host: str, values: list[Value]) -> float | No
 
 def _read_series(raw: str) -> _Series | None:
     labels = _labels(raw)
-    if labels is None:
-        return None
+    return None if labels is None else _series_of(labels)
+
+
+def _series_of(labels: dict[str, str]) -> _Series:
+    """`labels` have names in lower case."""
     host = labels.get("hostname") or labels.get("kubernetes_node") or labels.get("node")
     host = host or labels.get("instance", "")
     if "nvlink" in labels or "nvswitch" in labels or "cpu" in labels:
@@ -351,7 +399,7 @@ def _facts(gpu: _Gpu, owner: Owner) -> GpuFacts:
     )
 
 
-def _parts_of_board(facts: dict[str, GpuFacts]) -> dict[str, float]:
+def parts_of_board(facts: dict[str, GpuFacts]) -> dict[str, float]:
     """Which part of its board's power each GPU or instance answers for."""
     total: dict[str, float] = {}
     for key, item in facts.items():

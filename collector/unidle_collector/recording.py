@@ -34,6 +34,8 @@ class Recording:
     notes: tuple[str, ...]
     """What was skipped, guessed or converted, in words."""
     simulated: bool = False
+    cannot_tell: tuple[str, ...] = ()
+    """What its source cannot say at all, in words: open questions, and what would answer them."""
 
     @property
     def instants(self) -> int:

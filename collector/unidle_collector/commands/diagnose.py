@@ -1,11 +1,14 @@
 """say where the GPU hours of recorded telemetry went, why, and what to do
 
-Runs the detectors and accounts of the live collector over files that you already have: Parquet, CSV
-(also gzipped), nvidia-smi logs, or saved dcgm-exporter pages; several files or a folder form one
+Runs the detectors and accounts of the live collector over what you already have: a Prometheus that
+scrapes dcgm-exporter (nothing is installed anywhere, nothing is written), or files: Parquet, CSV
+(also gzipped), nvidia-smi logs, saved dcgm-exporter pages; several files or a folder form one
 recording. One row per GPU and instant: a time, the node, the GPU, and any subset of the fields; a
 column that is missing is unknown, never zero. docs/telemetry.md lists every name that is understood.
 
 examples:
+  unidle diagnose --prometheus http://127.0.0.1:9090 --since 7d
+  unidle diagnose --prometheus https://thanos.example.org --match 'cluster="a"' --bearer-token-file TOKEN
   unidle diagnose telemetry.parquet
   unidle diagnose node1.csv node2.csv.gz --json | jq .findings
   nvidia-smi --query-gpu=timestamp,uuid,utilization.gpu,power.draw,memory.used,memory.total \\
@@ -13,6 +16,7 @@ examples:
   unidle diagnose pages/ --period 15        saved pages without times, 15 s apart
 
 The exit code is 0 when it could tell, with findings or without, and 2 when the input cannot be read.
+What a Prometheus without agents cannot tell is said in the report; see docs/prometheus.md.
 """
 
 from __future__ import annotations
@@ -21,7 +25,9 @@ import argparse
 import dataclasses
 import json
 import math
+import re
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,8 +36,13 @@ from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
+from unidle_agent.errors import UnidleError
+from unidle_agent.settings import Secret
 from unidle_collector.model import STATES, Account, Cost, Finding
+from unidle_collector.prometheus import history
+from unidle_collector.prometheus.api import Api
 from unidle_collector.recorded import RecordingError, load
+from unidle_collector.recorded.times import to_ns, written_time
 from unidle_collector.recording import Recording
 from unidle_collector.replay import Result, replay
 
@@ -39,13 +50,15 @@ LONG_FILE_BYTES = 20_000_000
 MANY_INSTANTS = 20_000
 """From these on, what is being done is said on stderr."""
 
+SPAN_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+
 MAX_ROWS = 40
 """Most GPUs or jobs in a table; the rest is counted."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="files or folders")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="files or folders")
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     parser.add_argument(
         "--node", default="", metavar="NAME", help="the node, where the files do not name one (default: node)"
@@ -56,13 +69,27 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="sampling period (default: found from the data); spaces saved pages that carry no time",
     )
+    server = parser.add_argument_group("from a Prometheus instead of files")
+    server.add_argument("--prometheus", metavar="URL", help="base address of its API")
+    server.add_argument(
+        "--since", default="7d", metavar="SPAN", help="how far back: 90m, 24h, 7d (default: 7d)"
+    )
+    server.add_argument("--until", default="", metavar="TIME", help="end: ISO 8601 or epoch (default: now)")
+    server.add_argument(
+        "--match",
+        default="",
+        metavar="LABELS",
+        help='only series with these, e.g. \'cluster="a",job=~"dcgm.*"\'',
+    )
+    server.add_argument("--bearer-token-file", type=Path, metavar="FILE", help="file that holds its token")
+    server.add_argument("--ca-file", default="", metavar="FILE", help="https: who signed its certificate")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Diagnose the files; 2 when they cannot be read."""
+    """Diagnose the files or the server; 2 when they cannot be read."""
     try:
-        recording = load(args.files, node=args.node, period_s=args.period, progress=_say_long)
-    except RecordingError as error:
+        recording = _recording(args)
+    except UnidleError as error:
         print(f"unidle diagnose: {error}", file=sys.stderr)
         return 2
     result = replay(recording, _progress if recording.instants > MANY_INSTANTS else None)
@@ -71,6 +98,49 @@ def run(args: argparse.Namespace) -> int:
     else:
         Console(highlight=False).print(report(recording, result))
     return 0
+
+
+def _recording(args: argparse.Namespace) -> Recording:
+    if bool(args.prometheus) == bool(args.files):
+        raise RecordingError("expected either files or --prometheus URL")
+    if not args.prometheus:
+        return load(args.files, node=args.node, period_s=args.period, progress=_say_long)
+    end_s = _instant(args.until) if args.until else time.time()
+    api = Api(args.prometheus, token=_token(args.bearer_token_file), ca_file=args.ca_file)
+    try:
+        return history.read(
+            api, end_s - _span(args.since), end_s, match=args.match, step_s=args.period, progress=_fetched
+        )
+    finally:
+        api.close()
+
+
+def _token(path: Path | None) -> Secret:
+    try:
+        return Secret(path.read_text(encoding="utf-8").strip() if path else "")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordingError(f"{path}: expected a readable file that holds a token: {error}") from error
+
+
+def _span(text: str) -> float:
+    """Seconds in `90m`, `7d`, `1h30m`."""
+    if not re.fullmatch(r"(\d+(\.\d+)?[smhdw])+", text):
+        raise RecordingError(f"--since: expected a span of time such as 90m, 24h or 7d, came {text!r}")
+    return sum(float(part[:-1]) * SPAN_S[part[-1]] for part in re.findall(r"[\d.]+[smhdw]", text))
+
+
+def _instant(text: str) -> float:
+    if re.fullmatch(r"\d{9,10}(\.\d+)?", text):
+        return float(text)
+    if (moment := written_time(text)) is None:
+        raise RecordingError(f"--until: expected a time such as 2026-10-16T12:00:00Z, came {text!r}")
+    return to_ns(moment) / 1e9
+
+
+def _fetched(share: float) -> None:
+    if sys.stderr.isatty():
+        end = "\n" if share >= 1 else ""
+        print(f"\runidle diagnose: {share:4.0%} fetched", end=end, file=sys.stderr, flush=True)
 
 
 def _say_long(path: Path) -> None:
@@ -114,6 +184,7 @@ def document(recording: Recording, result: Result) -> dict[str, Any]:
         "jobs": [{"job": job.key, **_account(job)} for job in result.jobs],
         "findings": [dataclasses.asdict(finding) for finding in result.findings],
         "recommendations": [dataclasses.asdict(each) for each in result.recommendations],
+        "cannot_tell": list(recording.cannot_tell),
         "notes": list(result.notes),
     }
     return {key: _without_nan(value) for key, value in out.items()}
@@ -178,6 +249,9 @@ def report(recording: Recording, result: Result) -> Group:
         gain = _cost(each.gain.expected)
         parts += ["", f"[bold green]Do:[/] {escape(each.title)} (wins {gain} in {each.gain.horizon_h:g} h)"]
         parts += [f"  [cyan]{escape(each.command)}[/]"] if each.command else []
+    if recording.cannot_tell:
+        told = [f"  - {escape(each)}" for each in recording.cannot_tell]
+        parts += ["", "[bold]What this source cannot tell[/]", *told]
     if result.notes:
         parts += ["", "[bold]About the input[/]", *(f"  - {escape(note)}" for note in result.notes)]
     return Group(*parts)

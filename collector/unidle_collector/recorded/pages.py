@@ -214,7 +214,7 @@ def rows_of_pages(pages: list[SavedPage], node: str, period_s: float | None, not
             name: np.asarray(column + [np.nan] * (len(times) - len(column)))
             for name, column in values.items()
         },
-        job=_settled(np.asarray(owners, dtype=np.int32), gpu, refs, notes),
+        job=settled(np.asarray(owners, dtype=np.int32), gpu, refs, notes),
         jobs=tuple(jobs),
         notes=tuple(dict.fromkeys(notes)),
     )
@@ -244,7 +244,7 @@ def _filled(column: list[float], size: int) -> NDArray[np.float64]:
     return np.asarray(column + [np.nan] * (size - len(column)))
 
 
-def _settled(
+def settled(
     job: NDArray[np.int32], gpu: NDArray[np.int32], refs: list[GpuRef], notes: list[str]
 ) -> NDArray[np.int32]:
     """A node that ever names a job has an exporter that knows them: its silence means nobody."""
