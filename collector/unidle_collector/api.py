@@ -32,6 +32,8 @@ from unidle_collector.model import (
     Recommendation,
     Series,
 )
+from unidle_collector.prometheus.receiver import PATH as WRITE_PATH
+from unidle_collector.prometheus.receiver import Receiver, mount
 from unidle_collector.store import StoreFull
 from unidle_collector.taking import Ack, BusyError
 
@@ -44,7 +46,7 @@ T = TypeVar("T")
 Window = Query(default=3600.0, gt=0, le=MOST_WINDOW_S, description="seconds up to now, in event time")
 
 
-def create_app(live: Live, push_token: str, read_token: str) -> FastAPI:
+def create_app(live: Live, push_token: str, read_token: str, receiver: Receiver | None = None) -> FastAPI:
     """The application; `read_token` empty leaves reading open (the command allows that on loopback only)."""
     app = FastAPI(
         title="unidle collector",
@@ -58,6 +60,8 @@ def create_app(live: Live, push_token: str, read_token: str) -> FastAPI:
 
     @app.middleware("http")
     async def guard(request: Request, follow: Callable[[Request], Awaitable[Response]]) -> Response:
+        if request.url.path == WRITE_PATH:  # it has its own answers to who may
+            return await follow(request)
         needed = push_token if request.url.path == "/api/v1/push" else read_token
         if needed and not _bears(request, needed):
             live.counters["requests_unauthorized"] += 1
@@ -81,6 +85,8 @@ def create_app(live: Live, push_token: str, read_token: str) -> FastAPI:
     async def push(request: Request) -> Response:
         return await _push(live, request)
 
+    if receiver is not None:
+        mount(app, receiver, push_token)
     _add_reads(app, live)
     return app
 

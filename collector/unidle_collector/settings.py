@@ -70,3 +70,6 @@ class CollectorSettings:
     privacy_key: Secret = setting(
         Secret(), "site key of the pseudonyms, that of the agents; empty: one is made in data_dir"
     )
+    remote_write: bool = setting(
+        False, "take samples of a Prometheus at /api/v1/prometheus/write, with the push token"
+    )

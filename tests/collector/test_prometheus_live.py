@@ -1,0 +1,89 @@
+"""A real Prometheus that scrapes an exporter and sends what it has to a real collector."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.agent.scripted_server import Reply, serving
+from tests.collector.prometheus_server import free_port, needs_prometheus, prometheus
+from tests.e2e.processes import answers, roles, wait_for
+
+GPUS = 8
+
+
+def page(started_s: float) -> bytes:
+    """A dcgm-exporter of eight busy GPUs; one of them is throttled by heat."""
+    lines = []
+    for gpu in range(GPUS):
+        labels = (
+            f'gpu="{gpu}",UUID="GPU-{gpu}",modelName="NVIDIA H100",Hostname="n1",pod="train",namespace="ml"'
+        )
+        elapsed_s = time.time() - started_s
+        for name, value in (
+            ("DCGM_FI_DEV_GPU_UTIL", 97 if gpu else 0),
+            ("DCGM_FI_PROF_SM_ACTIVE", 0.5),
+            ("DCGM_FI_DEV_POWER_USAGE", 650.5),
+            ("DCGM_FI_DEV_GPU_TEMP", 65),
+            ("DCGM_FI_DEV_FB_USED", 70_000),
+            ("DCGM_FI_DEV_FB_FREE", 11_000),
+            ("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", int(650_500 * elapsed_s)),
+            ("DCGM_FI_DEV_XID_ERRORS", 0),
+        ):
+            lines.append(f"{name}{{{labels}}} {value}")
+    return ("\n".join(lines) + "\n").encode()
+
+
+def get(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=10) as reply:
+        return json.load(reply)
+
+
+@pytest.mark.slow
+def test_what_a_prometheus_scrapes_and_sends_is_the_fleet_of_a_collector(tmp_path: Path) -> None:
+    needs_prometheus()
+    started_s = time.time()
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with roles(tmp_path) as start, serving(lambda _: Reply(200, page(started_s))) as exporter:
+        settings = {"port": str(port), "push_token": "t0ken", "data_dir": str(tmp_path / "store")}
+        start("collector", {**settings, "remote_write": "true"})
+        wait_for(lambda: answers(f"{url}/api/v1/health"), "the collector")
+        config = f"""
+global: {{scrape_interval: 1s}}
+scrape_configs:
+  - job_name: dcgm
+    static_configs: [{{targets: ["{exporter.url.removeprefix("http://")}"]}}]
+remote_write:
+  - url: {url}/api/v1/prometheus/write
+    authorization: {{credentials: t0ken}}
+    write_relabel_configs:
+      - {{source_labels: [__name__], regex: "(DCGM_FI|dcgm|unidle)_.*", action: keep}}
+"""
+        with prometheus(tmp_path / "data", config) as server:
+            wait_for(
+                lambda: (
+                    all(gpu["state"] != "unknown" for gpu in get(f"{url}/api/v1/gpus"))
+                    and len(get(f"{url}/api/v1/gpus")) == GPUS
+                ),
+                "eight GPUs whose state is known",
+            )
+            gpus = get(f"{url}/api/v1/gpus")
+            first = next(gpu for gpu in gpus if gpu["gpu"] == "GPU-0")
+            assert (first["node"], first["model"], first["job"]) == ("n1", "NVIDIA H100", "ml/train")
+            assert first["values"]["gpu_util_ratio"] == 0.0, "protobuf leaves zeros out: they are values"
+            assert first["values"]["sm_active_ratio"] == 0.5
+            wait_for(
+                lambda: get(f"{url}/api/v1/series?node=n1&gpu=GPU-1&field=energy_j")["values"][-1],
+                "an increase of energy",
+            )
+            counters = get(f"{url}/api/v1/health")["counters"]
+            assert counters["remote_write_samples"] > 0
+            assert counters.get("remote_write_refused", 0) == 0
+            assert counters["remote_write_samples_ignored"] == 0, "the relabelling of docs/prometheus.md"
+            failed = get(f"{server}/api/v1/query?query=prometheus_remote_storage_samples_failed_total")
+            assert all(float(each["value"][1]) == 0 for each in failed["data"]["result"])
