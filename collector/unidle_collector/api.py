@@ -31,9 +31,11 @@ from unidle_collector.model import (
     Queue,
     Recommendation,
     Series,
+    TargetNow,
 )
 from unidle_collector.prometheus.receiver import PATH as WRITE_PATH
 from unidle_collector.prometheus.receiver import Receiver, mount
+from unidle_collector.prometheus.scraper import Scraper
 from unidle_collector.store import StoreFull
 from unidle_collector.taking import Ack, BusyError
 
@@ -46,7 +48,13 @@ T = TypeVar("T")
 Window = Query(default=3600.0, gt=0, le=MOST_WINDOW_S, description="seconds up to now, in event time")
 
 
-def create_app(live: Live, push_token: str, read_token: str, receiver: Receiver | None = None) -> FastAPI:
+def create_app(
+    live: Live,
+    push_token: str,
+    read_token: str,
+    receiver: Receiver | None = None,
+    scraper: Scraper | None = None,
+) -> FastAPI:
     """The application; `read_token` empty leaves reading open (the command allows that on loopback only)."""
     app = FastAPI(
         title="unidle collector",
@@ -87,7 +95,7 @@ def create_app(live: Live, push_token: str, read_token: str, receiver: Receiver 
 
     if receiver is not None:
         mount(app, receiver, push_token)
-    _add_reads(app, live)
+    _add_reads(app, live, scraper)
     return app
 
 
@@ -137,7 +145,7 @@ async def _wait(future: Future[T]) -> T:
     return await asyncio.wait_for(asyncio.wrap_future(future), ANSWER_WITHIN_S)
 
 
-def _add_reads(app: FastAPI, live: Live) -> None:
+def _add_reads(app: FastAPI, live: Live, scraper: Scraper | None) -> None:
     """The reading half: each endpoint asks the thread that owns the state."""
 
     @app.get("/api/v1/health")
@@ -169,6 +177,11 @@ def _add_reads(app: FastAPI, live: Live) -> None:
     async def queue() -> Queue:
         """What waits for GPUs, as the scheduler says."""
         return await _wait(live.ask(lambda: reading.queue(live)))
+
+    @app.get("/api/v1/targets")
+    def targets() -> list[TargetNow]:
+        """Every exporter that is scraped, as its last scrape found it."""
+        return scraper.targets() if scraper is not None else []
 
     @app.get("/api/v1/accounts")
     async def accounts(by: str = "job", window_s: float = Window) -> list[Account]:
@@ -211,5 +224,5 @@ def _add_reads(app: FastAPI, live: Live) -> None:
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> PlainTextResponse:
-        text = await _wait(live.ask(lambda: render(live)))
+        text = await _wait(live.ask(lambda: render(live, targets())))
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from unidle_collector import reading
 from unidle_collector.live import Live
+from unidle_collector.model import TargetNow
+from unidle_collector.prometheus.scraper import counted
 
 COUNTERS = {
     "rows_ingested": "Rows received; a row is one GPU at one instant.",
@@ -29,17 +31,22 @@ COUNTERS = {
     "remote_write_samples_stale": "Markers of series that have ended, received by remote_write.",
     "remote_write_rows": "Rows made of samples of remote_write; a row is one GPU at one instant.",
     "remote_write_batches_dropped": "Batches of such rows that were given up.",
+    "scrapes": "Scrapes of dcgm-exporters.",
+    "scrapes_failed": "Scrapes of dcgm-exporters that brought no GPU.",
+    "scrape_batches_dropped": "Batches of scraped rows that were given up.",
     "steps": "Steps of event time that were looked at.",
     "findings_told": "Findings that people were told.",
     "findings_ended": "Findings that are over.",
 }
 
 
-def render(live: Live) -> str:
+def render(live: Live, targets: list[TargetNow]) -> str:
     """Prometheus text."""
     lines: list[str] = []
     for name, text in COUNTERS.items():
         _add(lines, f"unidle_collector_{name}_total", "counter", text, [("", live.counters[name])])
+    scraped = [(f'{{state="{state}"}}', count) for state, count in counted(targets).items()]
+    _add(lines, "unidle_collector_scrape_targets", "gauge", "dcgm-exporters to scrape, by state.", scraped)
     fleet = reading.fleet(live, 3600)
     states = [(f'{{state="{state}"}}', count) for state, count in sorted(fleet.states.items())]
     _add(lines, "unidle_fleet_gpus", "gauge", "GPUs by their present state.", states)

@@ -235,6 +235,21 @@ class NodeNow:
 
 
 @dataclass(frozen=True, slots=True)
+class TargetNow:
+    """One dcgm-exporter that the collector scrapes, as its last scrape found it."""
+
+    url: str
+    node: str
+    """As discovery names it; empty where the page does."""
+    state: Literal["up", "down", "waiting"]
+    """`waiting` until the first scrape."""
+    problem: str = ""
+    gpus: int = 0
+    scraped_ns: int | None = None
+    duration_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Fleet:
     """The fleet at a glance."""
 

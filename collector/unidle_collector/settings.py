@@ -73,3 +73,15 @@ class CollectorSettings:
     remote_write: bool = setting(
         False, "take samples of a Prometheus at /api/v1/prometheus/write, with the push token"
     )
+    scrape_targets: tuple[str, ...] = setting(
+        (), "dcgm-exporters to scrape, for nodes without an agent: host:port, or whole URLs"
+    )
+    scrape_file_sd: tuple[str, ...] = setting(
+        (), "files that name such exporters, in Prometheus's file_sd form (JSON or YAML); *.json names many"
+    )
+    scrape_http_sd: tuple[str, ...] = setting(
+        (), "URLs that name such exporters, in Prometheus's http_sd form"
+    )
+    scrape_interval_s: float = setting(15.0, "seconds between two scrapes of a target", low=1, high=300)
+    scrape_token: Secret = setting(Secret(), "bearer token that targets and scrape_http_sd are asked with")
+    scrape_ca_file: str = setting("", "https targets: file of the authority that signed their certificates")

@@ -4,7 +4,8 @@ Listens on 127.0.0.1:9470 unless told otherwise:
   POST /api/v1/push             batches from agents, with the push token
   POST /api/v1/prometheus/write samples from a Prometheus, with --remote-write
   GET  /api/v1/health | fleet | gpus | nodes | jobs | queue | accounts | findings
-       | recommendations | incidents | events | series        JSON; the schema is at /openapi.json
+       | recommendations | targets | incidents | events | series
+                                JSON; the schema is at /openapi.json
   GET  /metrics                 for Prometheus
 
 Where no push token is set, one is made and kept in DATA_DIR/push.token (mode 600): give the agents
@@ -34,6 +35,7 @@ from unidle_agent.settings import add_flags, load
 from unidle_collector.api import create_app
 from unidle_collector.live import Live
 from unidle_collector.prometheus.receiver import Receiver
+from unidle_collector.prometheus.scraper import Scraper, wanted
 from unidle_collector.settings import CollectorSettings
 from unidle_collector.store import Store
 
@@ -54,10 +56,13 @@ def run(args: argparse.Namespace) -> int:
     push_token = settings.push_token.reveal() or _kept_token(settings.data_dir / "push.token")
     store = Store(settings.data_dir, keep_days=settings.keep_days, keep_bytes=int(settings.keep_gb * 1e9))
     live = Live(settings, store)
+    scraper = Scraper(settings, live) if wanted(settings) else None
     live.start()
     receiver = Receiver(live) if settings.remote_write else None
     if receiver is not None:
         receiver.start()
+    if scraper is not None:
+        scraper.start()
     # uvicorn raises the signal that stopped it once more: unanswered, it would end us before we have saved.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     print(
@@ -65,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     )
     try:
         uvicorn.run(
-            create_app(live, push_token, settings.read_token.reveal(), receiver),
+            create_app(live, push_token, settings.read_token.reveal(), receiver, scraper),
             host=settings.bind,
             port=settings.port,
             log_level="warning",
@@ -74,8 +79,9 @@ def run(args: argparse.Namespace) -> int:
             timeout_keep_alive=75,
         )
     finally:
-        if receiver is not None:
-            receiver.stop()
+        for source in (receiver, scraper):
+            if source is not None:
+                source.stop()
         live.stop()
     return 0
 
