@@ -77,18 +77,25 @@ def read(
     Raises PrometheusError, and RecordingError where what came makes no recording.
     """
     plan = make_plan(api, start_s, end_s, match, step_s, most_values)
-    table = Table(plan.start_s - plan.interval_s / 2, plan.step_s, plan.instants)
-    done = 0
-    for name in plan.names:
-        for series in _fetched(api, plan, name, match):
-            table.add(name, series)
-        done += max(1, plan.counts.get(name, 0))
-        progress(done / sum(max(1, plan.counts.get(each, 0)) for each in plan.names))
+    table = fetch(api, plan, match, progress)
     rows = table.rows()
     if not rows.gpus:
         raise PrometheusError(f"{api.url}: expected series that say which GPU they are of, came none")
     recording = to_grid(replace(rows, notes=(*rows.notes, *_notes(api, plan))), plan.step_s)
     return replace(recording, cannot_tell=cannot_tell(recording, plan.names, plan.interval_s, plan.step_s))
+
+
+def fetch(api: Api, plan: Plan, match: str, progress: Callable[[float], None]) -> Table:
+    """All that a plan asks for; raises PrometheusError."""
+    table = Table(plan.start_s - plan.interval_s / 2, plan.step_s, plan.instants)
+    everything = sum(max(1, plan.counts.get(name, 0)) for name in plan.names)
+    done = 0
+    for name in plan.names:
+        for series in _fetched(api, plan, name, match):
+            table.add(name, series)
+        done += max(1, plan.counts.get(name, 0))
+        progress(done / everything)
+    return table
 
 
 def make_plan(

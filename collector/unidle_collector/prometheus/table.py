@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from unidle_agent.dcgm import (
 )
 from unidle_agent.dcgm_values import DOUBLE_BLANK, INT32_BLANK, INT64_BLANK
 from unidle_agent.fields import HOST_FIELDS, Field
-from unidle_agent.wire import GpuFacts
+from unidle_agent.wire import GpuFacts, Owner
 from unidle_collector.model import GpuRef
 from unidle_collector.prometheus.api import Series
 from unidle_collector.prometheus.names import (
@@ -73,6 +73,8 @@ class Table:
         self._told: list[tuple[str, dict[str, str], Bools]] = []
         self._notes: list[str] = []
         self.simulated = False
+        self.facts: tuple[GpuFacts, ...] = ()
+        """Of each GPU of the rows, without its owner; known once `rows` was called."""
 
     def add(self, name: str, series: Series) -> None:
         """Take in one series; one that no GPU or host is named on is left out."""
@@ -129,6 +131,7 @@ class Table:
             GpuRef(host or "node", each.uuid, each.index, each.model)
             for host, each in (facts[key] for key in keys)
         ]
+        self.facts = tuple(replace(facts[key][1], owner=Owner()) for key in keys)
         count = len(keys)
         gpu = np.tile(np.arange(count, dtype=np.int32), self._instants)
         job, jobs = self._jobs(keys)

@@ -1,0 +1,109 @@
+"""A server's past becomes batches of the store: all of it, once, however often it is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.collector.prometheus_server import END_S, needs_prometheus, prometheus, write_past
+from tests.collector.test_prometheus_history import INTERVAL_S, SCRAPES, old_names
+
+from unidle_agent.fields import UNKNOWN_U8
+from unidle_agent.wire import Batch, decode, encode
+from unidle_collector.prometheus.api import Api
+from unidle_collector.prometheus.backfill import BATCH_S, batches
+from unidle_collector.store import Store
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory):
+    needs_prometheus()
+    folder = tmp_path_factory.mktemp("past") / "data"
+    write_past(folder, old_names(), SCRAPES, INTERVAL_S)
+    with prometheus(folder) as url:
+        yield url
+
+
+def fill(url: str, start_s: float = END_S - 7200, end_s: float = END_S, **more) -> list[Batch]:
+    api = Api(url)
+    try:
+        return [decode(encode(batch)) for batch in batches(api, start_s, end_s, **more)]
+    finally:
+        api.close()
+
+
+def column(found: list[Batch], name: str, gpu: str) -> list[float]:
+    out: list[float] = []
+    for batch in found:
+        if gpu in batch.gpus and name in batch.columns:
+            out += list(batch.columns[name])[batch.gpus.index(gpu) :: len(batch.gpus)]
+    return out
+
+
+@pytest.mark.slow
+def test_every_sample_is_in_one_batch_and_counters_stay_counters(server: str) -> None:
+    shares: list[float] = []
+    found = fill(server, most_values=5_000, progress=shares.append)
+    keys = [(batch.node, batch.boot, batch.seq) for batch in found]
+    assert len(keys) == len(set(keys))
+    assert shares[-1] == 1.0
+    assert len(shares) > 1, "in pieces"
+    times = [time for batch in found if batch.node == "a" for time in batch.times_ns]
+    assert len(times) == len(set(times)) == SCRAPES
+    assert np.ptp(np.diff(sorted(times))) == 0
+    assert all(
+        batch.times_ns[0] // 10**9 // BATCH_S == batch.times_ns[-1] // 10**9 // BATCH_S for batch in found
+    )
+    assert column(found, "gpu_util_ratio", "GPU-a-0") == pytest.approx([0.97] * SCRAPES)
+    energy_mj = column(found, "energy_j", "GPU-a-0")
+    assert energy_mj == [600_500 * INTERVAL_S * number for number in range(SCRAPES)]
+    assert UNKNOWN_U8 not in energy_mj
+
+
+@pytest.mark.slow
+def test_a_batch_ends_where_a_gpu_changes_hands(server: str) -> None:
+    found = [batch for batch in fill(server) if batch.node == "b"]
+    owners: dict[str, int] = {}
+    for batch in found:
+        assert batch.facts is not None
+        owner = batch.facts[batch.gpus.index("GPU-b-0")].owner
+        owners[owner.job] = owners.get(owner.job, 0) + len(batch.times_ns)
+        assert batch.facts[batch.gpus.index("GPU-b-1")].owner.allocated is False
+    assert owners == {"ml/notebook": SCRAPES // 2, "ml/eval": SCRAPES // 2}
+
+
+@pytest.mark.slow
+def test_the_same_time_is_the_same_batch_whenever_it_is_asked_for(server: str) -> None:
+    whole = {(batch.node, batch.boot, batch.seq): tuple(batch.times_ns) for batch in fill(server)}
+    part = {
+        (batch.node, batch.boot, batch.seq): tuple(batch.times_ns)
+        for batch in fill(server, END_S - 3601, END_S - 1801)
+    }
+    assert part
+    assert part.items() <= whole.items()
+
+
+@pytest.mark.slow
+def test_what_was_filled_is_in_the_store_once_after_two_fills(server: str, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    now_ns = END_S * 10**9
+    stored = 0
+    for _ in range(2):
+        found = [
+            batch
+            for batch in fill(server, END_S - 1200)
+            if not store.state.seen(batch.node, batch.boot, batch.seq)
+        ]
+        for batch in found:
+            store.append(encode(batch), now_ns)
+        store.sync()
+        store.state.remember((batch.node, batch.boot, batch.seq) for batch in found)
+        stored += len(found)
+    assert stored == len(fill(server, END_S - 1200))
+    store.upkeep(now_ns + 61 * 10**9)
+    window = (now_ns - 1200 * 10**9, now_ns, INTERVAL_S)
+    assert list(store.series("a", "GPU-a-0", "power_w", *window)[1]) == pytest.approx([600.5] * 80)
+    energy_w = store.series("a", "GPU-a-0", "energy_j", *window)[1]
+    assert list(energy_w[1:]) == pytest.approx([600.5] * 79)
+    store.close()
