@@ -295,6 +295,22 @@ def _refusing(*_: object) -> None:
     raise UnidleError("the disk is full")
 
 
+def test_labels_that_no_row_has_room_for_cost_that_scrape_only(tmp_path: Path) -> None:
+    with receiving(tmp_path) as (here, receiver, client):
+        at_ms = START_S * 1000
+        strange = {
+            **named("DCGM_FI_DEV_GPU_UTIL"),
+            "instance": "n2.example:9400",
+            "Hostname": "n2",
+            "gpu": "9" * 30,
+        }
+        assert post(client, packed((strange, [(97, at_ms)])))[0] == 204
+        assert post(client, packed((named("DCGM_FI_DEV_GPU_UTIL"), [(97, at_ms)])))[0] == 204
+        receiver.hand_over(everything=True)
+        assert here.counter("rows_ingested") == 1
+        assert here.counter("remote_write_batches_dropped") == 1
+
+
 def test_the_endpoint_is_not_there_until_it_is_turned_on(tmp_path: Path) -> None:
     with site(tmp_path) as here:
         reply = here.http.post(PATH, content=b"", headers={"Authorization": f"Bearer {here.token}"})

@@ -88,8 +88,18 @@ class Feed:
                 numbered = replace(
                     batch, boot=self._boot, seq=known.seq, sent_ns=now_ns, period_s=max(1.0, period_s)
                 )
+                try:
+                    data = encode(numbered)
+                except (
+                    ValueError,
+                    OverflowError,
+                    TypeError,
+                ) as error:  # a label that the wire has no room for
+                    self.fed.refused += 1
+                    self.fed.problem = f"{node}: {error}"
+                    continue
                 known.seq += 1
-                self._waiting.append(_Waiting(node, encode(numbered), now_ns))
+                self._waiting.append(_Waiting(node, data, now_ns))
             while len(self._waiting) > MOST_WAITING:
                 self._waiting.popleft()
                 self.fed.dropped += 1

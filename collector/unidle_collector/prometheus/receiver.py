@@ -95,7 +95,12 @@ class Receiver:
 
     def _run(self) -> None:
         while not self._stop.wait(LOOK_EACH_S):
-            self.hand_over()
+            try:
+                self.hand_over()
+            except Exception as error:  # this thread is all there is: it goes on, and health says why
+                self._problems["remote_write"] = (
+                    f"a scrape could not be taken: {type(error).__name__}: {error}"
+                )
 
 
 def mount(app: FastAPI, receiver: Receiver, push_token: str) -> None:
