@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +21,7 @@ from tests.collector.remote_writing import message, packed, varint, write_reques
 from unidle_agent.errors import UnidleError
 from unidle_collector.api import create_app
 from unidle_collector.prometheus.assembly import SETTLE_S, Assembler, Scrape
+from unidle_collector.prometheus.journal import Journal
 from unidle_collector.prometheus.receiver import PATH, Receiver
 from unidle_collector.prometheus.write_request import WriteError, is_stale, labels, series, unpack
 
@@ -293,6 +296,71 @@ def test_while_the_collector_takes_nothing_the_server_is_asked_to_come_again_and
 
 def _refusing(*_: object) -> None:
     raise UnidleError("the disk is full")
+
+
+def files(folder: Path) -> list[Path]:
+    return list((folder / "remote_write").iterdir())
+
+
+def test_what_was_acknowledged_survives_a_collector_that_is_killed(tmp_path: Path) -> None:
+    body = packed((named("DCGM_FI_DEV_GPU_UTIL"), [(97, START_S * 1000)]))
+    with receiving(tmp_path) as (here, _, client):
+        assert post(client, body)[0] == 204
+        assert here.counter("rows_ingested") == 0, "it is no row yet, and there is nobody left to make it one"
+    (journal,) = files(tmp_path)
+    with journal.open("ab") as torn:
+        torn.write(b"the beginning of a request")
+    with receiving(tmp_path) as (here, receiver, _):
+        receiver.start()
+        receiver.stop()
+        assert here.counter("rows_ingested") == 1
+        assert files(tmp_path) == []
+
+
+def test_a_request_that_the_disk_took_in_part_hides_none_that_comes_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_part(file: int, data: bytes) -> None:
+        os.write(file, data[: len(data) // 2])
+        _no_space()
+
+    journal = Journal(tmp_path)
+    journal.append(b"first", 0.0)
+    with monkeypatch.context() as full:
+        full.setattr("unidle_collector.prometheus.journal.write_all", in_part)
+        with pytest.raises(OSError, match="No space left"):
+            journal.append(b"second", 0.0)
+    journal.append(b"third", 0.0)
+    assert list(Journal(tmp_path).replay(0.0)) == [b"first", b"third"]
+
+
+def test_a_request_is_forgotten_once_its_rows_are_in_the_store_and_not_before(tmp_path: Path) -> None:
+    with receiving(tmp_path) as (here, receiver, client):
+        now = [0.0]
+        receiver._monotonic = lambda: now[0]
+        assert post(client, packed((named("DCGM_FI_DEV_GPU_UTIL"), [(97, START_S * 1000)])))[0] == 204
+        now[0] = SETTLE_S - 1
+        receiver.hand_over()
+        assert len(files(tmp_path)) == 1
+        now[0] = SETTLE_S
+        receiver.hand_over()
+        assert here.counter("rows_ingested") == 1
+        assert files(tmp_path) == []
+
+
+def test_a_disk_that_takes_nothing_is_answered_503(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with receiving(tmp_path) as (_, receiver, client):
+        body = packed((named("DCGM_FI_DEV_GPU_UTIL"), [(97, START_S * 1000)]))
+        with monkeypatch.context() as full:
+            full.setattr(receiver._journal, "append", _no_space)
+            status, text = post(client, body)
+            assert status == 503
+            assert "No space left" in text
+        assert post(client, body)[0] == 204
+
+
+def _no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_labels_that_no_row_has_room_for_cost_that_scrape_only(tmp_path: Path) -> None:

@@ -9,9 +9,8 @@
 | 415 | not remote_write 1.0 in snappy | drops the request and says so |
 | 503, Retry-After | earlier rows wait: the collector is busy or its disk is full | sends it again |
 
-Samples out of order, too old or twice are no error: they are taken, and counted as what they are. Rows
-reach the disk up to SETTLE_S after they were answered: a collector that is killed loses that much, which
-the server still has.
+Samples out of order, too old or twice are no error: they are taken, and counted as what they are. What
+was answered 204 is on disk: in the journal until it is rows of the store.
 """
 
 from __future__ import annotations
@@ -21,14 +20,16 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from unidle_collector.live import Live
-from unidle_collector.prometheus.assembly import Assembler
+from unidle_collector.prometheus.assembly import SETTLE_S, Assembler
 from unidle_collector.prometheus.feed import Feed
+from unidle_collector.prometheus.journal import Journal
 from unidle_collector.prometheus.write_request import WriteError, unpack
 
 PATH = "/api/v1/prometheus/write"
@@ -47,13 +48,18 @@ class Receiver:
         self._problems = live.problems
         self._monotonic = monotonic
         self._assembler = Assembler()
+        self._journal = Journal(live.settings.data_dir / "remote_write")
         self._feed = Feed(live.push, live.clock_ns, "remote-write")
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="remote-write", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Take up what the last run left, and begin."""
+        now_s = self._monotonic()
+        for body in self._journal.replay(now_s):
+            with suppress(WriteError):
+                self._assembler.take(unpack(body), now_s)
         self._thread.start()
 
     def stop(self) -> None:
@@ -67,22 +73,27 @@ class Receiver:
         return self._assembler.full or self._feed.waiting >= MOST_WAITING
 
     def take(self, body: bytes) -> None:
-        """Take a request's body; raises WriteError."""
+        """Take a request's body; raises WriteError, and OSError when the disk does not take it."""
         data = unpack(body)
         with self._lock:
-            self._assembler.take(data, self._monotonic())
+            now_s = self._monotonic()
+            self._journal.append(body, now_s)
+            self._assembler.take(data, now_s)
             self._count()
 
     def hand_over(self, everything: bool = False) -> None:
         """Make rows of the scrapes that are whole by now."""
         with self._lock:
-            scrapes = self._assembler.settled(self._monotonic(), everything)
+            now_s = self._monotonic()
+            scrapes = self._assembler.settled(now_s, everything)
         for scrape in scrapes:
             for node, readings in scrape.nodes.items():
                 self._feed.add(node, scrape.time_ns, readings, scrape.period_s)
                 self.counters["remote_write_rows"] += sum(len(reading.gpus) for _, _, reading in readings)
         if self._feed.send():
             self._problems.pop("remote_write", None)
+            with self._lock:
+                self._journal.forget(now_s if everything else now_s - SETTLE_S)
         else:
             self._problems["remote_write"] = f"rows of remote_write wait: {self._feed.fed.problem}"
         self.counters["remote_write_batches_dropped"] = self._feed.fed.dropped + self._feed.fed.refused
@@ -118,9 +129,7 @@ def mount(app: FastAPI, receiver: Receiver, push_token: str) -> None:
             receiver.counters["remote_write_refused"] += 1
             return JSONResponse({"detail": wrong}, 415)
         if receiver.busy():
-            receiver.counters["remote_write_busy"] += 1
-            text = "earlier rows wait for the collector: come again"
-            return JSONResponse({"detail": text}, 503, {"Retry-After": str(RETRY_AFTER_S)})
+            return _come_again(receiver, "earlier rows wait for the collector")
         body = await _body(request)
         if body is None:
             receiver.counters["remote_write_refused"] += 1
@@ -130,7 +139,14 @@ def mount(app: FastAPI, receiver: Receiver, push_token: str) -> None:
         except WriteError as error:
             receiver.counters["remote_write_refused"] += 1
             return JSONResponse({"detail": str(error)}, 400)
+        except OSError as error:
+            return _come_again(receiver, f"the disk does not take it: {error.strerror}")
         return Response(status_code=204)
+
+
+def _come_again(receiver: Receiver, why: str) -> Response:
+    receiver.counters["remote_write_busy"] += 1
+    return JSONResponse({"detail": f"{why}: come again"}, 503, {"Retry-After": str(RETRY_AFTER_S)})
 
 
 def _wrong_kind(request: Request) -> str:
