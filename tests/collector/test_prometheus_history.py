@@ -26,6 +26,8 @@ from unidle_collector.recording import Recording
 
 INTERVAL_S = 15
 SCRAPES = 2 * 240  # two hours
+GAP = range(100, 110)
+"""Scrapes in which the GPU of nobody is not there."""
 
 
 def labels(node: str, index: int, pod: str = "", **more: str) -> dict[str, str]:
@@ -67,7 +69,8 @@ def old_names() -> list[Line]:
             lines.append(Line(name, who, lambda n, v=value, b=begin, e=end: v if b <= n < e else None))
     who = labels("b", 1)
     for name, value in (("DCGM_FI_DEV_GPU_UTIL", 0), ("DCGM_FI_DEV_POWER_USAGE", 70)):
-        lines.append(Line(name, who, lambda n, v=value: v))
+        lines.append(Line(name, who, lambda n, v=value: None if n in GAP else v))
+    lines.append(Line("DCGM_FI_DEV_MEM_COPY_UTIL", labels("a", 1, "train-0"), lambda n: 90 * (n % 2)))
     return lines
 
 
@@ -100,7 +103,8 @@ def test_every_sample_of_a_server_is_seen_once_at_its_own_interval(server: str) 
         ("b", "GPU-b-1", 1),
     ]
     assert recording.instants == SCRAPES
-    assert recording.sampled.all()
+    assert recording.sampled[:, :3].all()
+    assert np.flatnonzero(~recording.sampled[:, 3]).tolist() == list(GAP), "nothing is carried on"
     util = recording.columns["gpu_util_ratio"]
     assert np.allclose(util[:, 0], 0.97)
     assert (util[:, 2] == 0).sum() == SCRAPES // 2
@@ -114,7 +118,7 @@ def test_every_sample_of_a_server_is_seen_once_at_its_own_interval(server: str) 
 @pytest.mark.slow
 def test_a_gpu_belongs_to_the_pod_on_its_series_and_to_nobody_without_one(server: str) -> None:
     recording = read(server)
-    jobs = [[recording.jobs[number] for number in recording.job[:, gpu]] for gpu in range(4)]
+    jobs = [[recording.jobs[number] for number in recording.job[:, gpu] if number >= 0] for gpu in range(4)]
     assert set(jobs[0]) == {"ml/train-0"}
     assert jobs[2] == ["ml/notebook"] * (SCRAPES // 2) + ["ml/eval"] * (SCRAPES // 2)
     assert set(jobs[3]) == {""}
@@ -126,6 +130,8 @@ def test_a_longer_step_gives_means_and_says_so(server: str) -> None:
     assert recording.period_s > INTERVAL_S
     assert recording.period_s % INTERVAL_S == 0
     assert np.nanmean(recording.columns["gpu_util_ratio"][:, 2]) == pytest.approx(0.44, abs=0.03)
+    memory = recording.columns["memory_util_ratio"][1:-1, 1]
+    assert ((memory > 0.2) & (memory < 0.7)).all(), "a mean of 0 and 0.9, not one of them"
     total_j = np.nansum(recording.columns["energy_j"][:, 0])
     assert total_j == pytest.approx(600.5 * 7200, rel=0.1)
     assert any("means of" in note for note in recording.notes)
