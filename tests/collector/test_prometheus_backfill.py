@@ -10,6 +10,7 @@ from tests.collector.prometheus_server import END_S, needs_prometheus, prometheu
 from tests.collector.test_prometheus_history import INTERVAL_S, SCRAPES, old_names
 
 from unidle_agent.fields import UNKNOWN_U8
+from unidle_agent.privacy import Pseudonymiser
 from unidle_agent.wire import Batch, decode, encode
 from unidle_collector.prometheus.api import Api
 from unidle_collector.prometheus.backfill import BATCH_S, batches
@@ -28,7 +29,10 @@ def server(tmp_path_factory: pytest.TempPathFactory):
 def fill(url: str, start_s: float = END_S - 7200, end_s: float = END_S, **more) -> list[Batch]:
     api = Api(url)
     try:
-        return [decode(encode(batch)) for batch in batches(api, start_s, end_s, **more)]
+        return [
+            decode(encode(batch))
+            for batch in batches(api, start_s, end_s, more.pop("names", Pseudonymiser(None)), **more)
+        ]
     finally:
         api.close()
 
@@ -71,6 +75,14 @@ def test_a_batch_ends_where_a_gpu_changes_hands(server: str) -> None:
         owners[owner.job] = owners.get(owner.job, 0) + len(batch.times_ns)
         assert batch.facts[batch.gpus.index("GPU-b-1")].owner.allocated is False
     assert owners == {"ml/notebook": SCRAPES // 2, "ml/eval": SCRAPES // 2}
+
+
+@pytest.mark.slow
+def test_names_of_pods_become_pseudonyms_before_anything_is_stored(server: str) -> None:
+    found = fill(server, END_S - 1200, names=Pseudonymiser(b"a key of sixteen or more"))
+    jobs = {facts.owner.job for batch in found for facts in batch.facts or ()} - {""}
+    assert jobs
+    assert all(job.startswith("namespace-") and "/pod-" in job for job in jobs)
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def test_what_a_prometheus_scrapes_and_sends_is_the_fleet_of_a_collector(tmp_pat
     url = f"http://127.0.0.1:{port}"
     with roles(tmp_path) as start, serving(lambda _: Reply(200, page(started_s))) as exporter:
         settings = {"port": str(port), "push_token": "t0ken", "data_dir": str(tmp_path / "store")}
-        start("collector", {**settings, "remote_write": "true"})
+        start("collector", {**settings, "remote_write": "true", "privacy": "internal"})
         wait_for(lambda: answers(f"{url}/api/v1/health"), "the collector")
         config = f"""
 global: {{scrape_interval: 1s}}

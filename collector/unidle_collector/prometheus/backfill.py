@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from unidle_agent.batcher import facts_id
 from unidle_agent.fields import BY_NAME, UNKNOWN_U8, Field
+from unidle_agent.privacy import Pseudonymiser
 from unidle_agent.sample import REPLAY
 from unidle_agent.wire import Batch, GpuFacts, Owner
 from unidle_collector.prometheus.api import Api
@@ -37,6 +38,7 @@ def batches(
     api: Api,
     start_s: float,
     end_s: float,
+    names: Pseudonymiser,
     *,
     match: str = "",
     most_values: int = MOST_VALUES,
@@ -45,17 +47,21 @@ def batches(
     """Batches of every node from `start_s` to `end_s` (epoch), by time; raises PrometheusError.
 
     The first and the last batch are of whole BATCH_S, so that the same time is always the same batch.
-    `progress` is told the share of the time done, 0-1.
+    Names on the exporter's labels become pseudonyms of `names`; `progress` is told the share done, 0-1.
     """
     first_s = math.floor(start_s / BATCH_S) * BATCH_S
     last_s = math.ceil(end_s / BATCH_S) * BATCH_S
     whole = make_plan(api, first_s, last_s, match, None, 1 << 62)
+
+    def hide(job: str) -> str:
+        return names.owner(Owner(job=job)).job
+
     origin = hashlib.sha256(f"{api.url}\n{match}".encode()).hexdigest()[:12]
     per_batch = BATCH_S / whole.step_s * max(1, sum(whole.counts.values()))
     piece_s = BATCH_S * max(1, int(most_values / per_batch))
     for piece_start_s in range(first_s, last_s, piece_s):
         piece_end_s = min(piece_start_s + piece_s, last_s)
-        table = fetch(api, _piece(whole, piece_start_s, piece_end_s), match, lambda _share: None)
+        table = fetch(api, _piece(whole, piece_start_s, piece_end_s), match, lambda _share: None, hide)
         yield from _batches(table, origin, whole.interval_s, piece_start_s, piece_end_s)
         progress((piece_end_s - first_s) / (last_s - first_s))
 

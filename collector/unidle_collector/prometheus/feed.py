@@ -17,6 +17,7 @@ from typing import Any
 
 from unidle_agent.batcher import Batcher
 from unidle_agent.errors import UnidleError, WireError
+from unidle_agent.privacy import Pseudonymiser
 from unidle_agent.sample import Reading, merge
 from unidle_agent.wire import encode
 
@@ -25,6 +26,9 @@ MOST_WAITING = 5_000
 AT_ONCE = 256
 """Batches under way at a time: half of what the collector lets wait."""
 ANSWER_WITHIN_S = 30.0
+
+FROM_LABELS = "dcgm-labels"
+"""`Owner.source` of what the labels of an exporter say."""
 
 Push = Callable[[bytes, int, "int | None"], "Future[Any]"]
 """`Live.push`: bytes, when they were received, the node's clock."""
@@ -59,8 +63,9 @@ class Fed:
 class Feed:
     """Rows in, batches out. May be used by several threads."""
 
-    def __init__(self, push: Push, clock_ns: Callable[[], int], origin: str) -> None:
+    def __init__(self, push: Push, clock_ns: Callable[[], int], origin: str, names: Pseudonymiser) -> None:
         self._push = push
+        self._names = names
         self._clock_ns = clock_ns
         # A boot of its own for each start: sequences begin anew, and so do the facts.
         self._boot = f"{origin}-{secrets.token_hex(8)}"
@@ -78,7 +83,7 @@ class Feed:
         self, node: str, time_ns: int, readings: Sequence[tuple[str, int, Reading]], period_s: float
     ) -> None:
         """One instant of a node, from (source, precedence, reading); `send` takes it further."""
-        tick = merge(time_ns, readings)
+        tick = merge(time_ns, [(name, rank, self._hidden(reading)) for name, rank, reading in readings])
         with self._lock:
             known = self._nodes.get(node)
             if known is None:
@@ -103,6 +108,16 @@ class Feed:
             while len(self._waiting) > MOST_WAITING:
                 self._waiting.popleft()
                 self.fed.dropped += 1
+
+    def _hidden(self, reading: Reading) -> Reading:
+        """With pseudonyms for the names on an exporter's labels; what an agent said is hidden already."""
+        gpus = tuple(
+            replace(gpu, facts=replace(gpu.facts, owner=self._names.owner(gpu.facts.owner)))
+            if gpu.facts.owner.source == FROM_LABELS
+            else gpu
+            for gpu in reading.gpus
+        )
+        return replace(reading, gpus=gpus)
 
     def send(self) -> bool:
         """Hand over what waits, oldest first; True when all of it is on disk."""

@@ -85,9 +85,15 @@ def read(
     return replace(recording, cannot_tell=cannot_tell(recording, plan.names, plan.interval_s, plan.step_s))
 
 
-def fetch(api: Api, plan: Plan, match: str, progress: Callable[[float], None]) -> Table:
-    """All that a plan asks for; raises PrometheusError."""
-    table = Table(plan.start_s - plan.interval_s / 2, plan.step_s, plan.instants)
+def fetch(
+    api: Api,
+    plan: Plan,
+    match: str,
+    progress: Callable[[float], None],
+    hide: Callable[[str], str] = str,
+) -> Table:
+    """All that a plan asks for, jobs' names through `hide`; raises PrometheusError."""
+    table = Table(plan.start_s - plan.interval_s / 2, plan.step_s, plan.instants, hide)
     everything = sum(max(1, plan.counts.get(name, 0)) for name in plan.names)
     done = 0
     for name in plan.names:

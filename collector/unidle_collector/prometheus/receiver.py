@@ -31,6 +31,7 @@ from unidle_collector.prometheus.assembly import SETTLE_S, Assembler
 from unidle_collector.prometheus.feed import Feed
 from unidle_collector.prometheus.journal import Journal
 from unidle_collector.prometheus.write_request import WriteError, unpack
+from unidle_collector.scheduler.names import pseudonyms
 
 PATH = "/api/v1/prometheus/write"
 MAX_BODY_BYTES = 16 * 1024 * 1024
@@ -49,7 +50,7 @@ class Receiver:
         self._monotonic = monotonic
         self._assembler = Assembler()
         self._journal = Journal(live.settings.data_dir / "remote_write")
-        self._feed = Feed(live.push, live.clock_ns, "remote-write")
+        self._feed = Feed(live.push, live.clock_ns, "remote-write", pseudonyms(live.settings))
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="remote-write", daemon=True)

@@ -26,6 +26,7 @@ from unidle_collector.model import TargetNow
 from unidle_collector.prometheus import targets
 from unidle_collector.prometheus.feed import Feed
 from unidle_collector.prometheus.targets import Target
+from unidle_collector.scheduler.names import pseudonyms
 from unidle_collector.settings import CollectorSettings
 
 MOST_AT_ONCE = 64
@@ -74,7 +75,7 @@ class Scraper:
             fetch.target(url, "collector.scrape_http_sd")
         self._discovered: dict[str, list[Target]] = {}
         self._states: dict[str, _State] = {}
-        self._feed = Feed(live.push, live.clock_ns, "scrape")
+        self._feed = Feed(live.push, live.clock_ns, "scrape", pseudonyms(settings))
         self._pool = ThreadPoolExecutor(MOST_AT_ONCE, thread_name_prefix="scrape")
         self._discovering: Future[None] | None = None
         self._discover_due_s = monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -59,9 +60,13 @@ class _Gpu:
 
 
 class Table:
-    """Takes series in, gives rows. Instant k is at `start_s + k * step_s`."""
+    """Takes series in, gives rows. Instant k is at `start_s + k * step_s`; `hide` makes of a job on an
+    exporter's labels what may be kept of its name."""
 
-    def __init__(self, start_s: float, step_s: float, instants: int) -> None:
+    def __init__(
+        self, start_s: float, step_s: float, instants: int, hide: Callable[[str], str] = str
+    ) -> None:
+        self._hide = hide
         self._start_s, self._step_s, self._instants = start_s, step_s, instants
         self._gpus: dict[str, _Gpu] = {}
         self._hosts: dict[str, dict[str, Floats]] = {}
@@ -109,7 +114,7 @@ class Table:
         if any(label.lower() == DRIVER_LABEL for label in labels):
             self._names_driver.add(host)
         if not carried.own and (job := job_of(labels)):
-            _mark(gpu, job, ~np.isnan(values))
+            _mark(gpu, self._hide(job), ~np.isnan(values))
         values = _without_blanks(carried.field, values)
         if carried.by_evidence:
             self._pending.append((key, host, carried, values))
