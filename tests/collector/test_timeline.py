@@ -190,7 +190,7 @@ def test_the_command_prints_one_json_document(tmp_path: Path, capsys: pytest.Cap
 
 def test_the_command_needs_something_to_diagnose(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["diagnose"]) == 2
-    assert "expected FILE" in capsys.readouterr().err
+    assert "expected either FILE" in capsys.readouterr().err
     assert main(["diagnose", "--timeline", str(tmp_path / "none.parquet")]) == 2
     assert "expected a Parquet or CSV file" in capsys.readouterr().err
 

@@ -14,6 +14,7 @@ examples:
   nvidia-smi --query-gpu=timestamp,uuid,utilization.gpu,power.draw,memory.used,memory.total \\
       --format=csv -l 1 > log.csv ;  unidle diagnose log.csv --node $(hostname)
   unidle diagnose pages/ --period 15        saved pages without times, 15 s apart
+  unidle diagnose --timeline ops.parquet    which worker or stage holds a distributed job back
 
 The exit code is 0 when it could tell, with findings or without, and 2 when the input cannot be read.
 What a Prometheus without agents cannot tell is said in the report; see docs/prometheus.md.
@@ -38,6 +39,7 @@ from rich.table import Table
 
 from unidle_agent.errors import UnidleError
 from unidle_agent.settings import Secret
+from unidle_collector import timeline
 from unidle_collector.model import STATES, Account, Cost, Finding
 from unidle_collector.prometheus import history
 from unidle_collector.prometheus.api import Api
@@ -83,11 +85,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     server.add_argument("--bearer-token-file", type=Path, metavar="FILE", help="file that holds its token")
     server.add_argument("--ca-file", default="", metavar="FILE", help="https: who signed its certificate")
+    job = parser.add_argument_group("from the operations of one distributed training job")
+    job.add_argument(
+        "--timeline",
+        type=Path,
+        metavar="FILE",
+        help="Parquet or CSV, one row per operation; docs/timeline.md names the columns",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Diagnose the files or the server; 2 when they cannot be read."""
+    """Diagnose the files, the server or the timeline; 2 when they cannot be read."""
     try:
+        if args.timeline:
+            return _timeline(args)
         recording = _recording(args)
     except UnidleError as error:
         print(f"unidle diagnose: {error}", file=sys.stderr)
@@ -100,9 +111,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _timeline(args: argparse.Namespace) -> int:
+    if args.files or args.prometheus:
+        raise RecordingError("expected --timeline FILE alone: a timeline has operations, not GPUs")
+    found = timeline.analyse(timeline.read(args.timeline))
+    if args.json:
+        print(json.dumps(_without_nan(timeline.document(found)), allow_nan=False, indent=1))
+    else:
+        print(timeline.render(found))
+    return 0
+
+
 def _recording(args: argparse.Namespace) -> Recording:
     if bool(args.prometheus) == bool(args.files):
-        raise RecordingError("expected either files or --prometheus URL")
+        raise RecordingError("expected either FILE, --prometheus URL or --timeline FILE")
     if not args.prometheus:
         return load(args.files, node=args.node, period_s=args.period, progress=_say_long)
     end_s = _instant(args.until) if args.until else time.time()
