@@ -27,6 +27,7 @@ from unidle_collector.recommend import recommend
 from unidle_collector.settings import CollectorSettings
 from unidle_collector.store import Store
 from unidle_collector.taking import Ack, BusyError, Push, Taking
+from unidle_collector.timings import Timings
 from unidle_collector.window import Window
 
 STEP_S = 1.0
@@ -73,6 +74,7 @@ class Live:
             self.engine, self.nodes, asked, settings.scheduler_poll_s, kept, self.ask, clock_ns
         )
         self.taking.own = self.attribution.hear
+        self.tick_s, self.finding_delay_s = Timings(), Timings()
         self.started_ns = clock_ns()
         self._queue: queue.SimpleQueue[Push | _Question | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
@@ -158,7 +160,9 @@ class Live:
             for _ in range(min(due, STEPS_AT_ONCE)):
                 self.taking.own_due()
                 step = self.window.next(inventory.capacity, inventory.a["node"], inventory.node_names)
+                began_s = time.perf_counter()
                 self._unkept += self.engine.step(step)
+                self.tick_s.add(time.perf_counter() - began_s)
                 self._keep()
                 self.counters["steps"] += 1
             due -= STEPS_AT_ONCE
@@ -182,9 +186,20 @@ class Live:
                 self._keep_one(self._unkept[0])
                 change = self._unkept.popleft()
                 self.counters[f"findings_{change.what}"] += 1
+                self._note_delay(change)
                 self.problems.pop("state", None)
         except UnidleError as error:
             self.problems["state"] = str(error)
+
+    def _note_delay(self, change: Change) -> None:
+        """How long ago the rows came by which a finding was told."""
+        if change.what != "told" or not self._thread.is_alive():  # a replay's rows came long ago
+            return
+        at_ns = change.finding.updated_ns
+        arrived = [self.taking.arrived_ns(node, at_ns) for node in {ref.node for ref in change.finding.gpus}]
+        known = [at_ns for at_ns in arrived if at_ns is not None]
+        if known:
+            self.finding_delay_s.add((self.clock_ns() - max(known)) / 1e9)
 
     def _keep_one(self, change: Change) -> None:
         finding, now = change.finding, change.finding.updated_ns

@@ -17,6 +17,8 @@ class CollectorSettings:
 
     bind: str = setting("127.0.0.1", "address to listen on")
     port: int = setting(9470, "port to listen on", low=1, high=65535)
+    tls_cert_file: str = setting("", "PEM file of the certificate to serve with; empty: no TLS")
+    tls_key_file: str = setting("", "PEM file of its key; empty: the key is in tls_cert_file")
     data_dir: Path = setting(Path(".unidle/collector"), "folder of the store")
     site: str = setting("local", "name of this site, shown in findings and messages")
     push_token: Secret = setting(

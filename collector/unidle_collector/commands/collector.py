@@ -35,6 +35,9 @@ from unidle_collector.live import Live
 from unidle_collector.settings import CollectorSettings
 from unidle_collector.store import Store
 
+KEEP_ALIVE_S = 75
+"""A node pushes over one connection as long as its batches are not longer than this."""
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Flags are the settings."""
@@ -66,7 +69,9 @@ def run(args: argparse.Namespace) -> int:
             log_level="warning",
             access_log=False,
             server_header=False,
-            timeout_keep_alive=75,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            ssl_certfile=settings.tls_cert_file or None,
+            ssl_keyfile=settings.tls_key_file or None,
         )
     finally:
         live.stop()
