@@ -37,6 +37,7 @@ import duckdb
 from benchmarks.ack_server import certificate
 from benchmarks.generator import FIELDS, GPUS_PER_NODE
 from benchmarks.processes import cpu_s, tree
+from unidle_collector.commands import tokens
 from unidle_collector.store import Store
 
 FOLDER = Path(".unidle") / "benchmarks"
@@ -78,8 +79,8 @@ class Site:
         self.port = _free_port()
         self.nodes = -(-gpus // GPUS_PER_NODE)
         self.epoch = 0
-        self.tokens = folder / "push.token"
-        self.tokens.write_text("a-token-of-the-benchmark-and-of-nothing-else")
+        self.tokens = folder / "tokens"
+        _make_tokens(self.data_dir, [f"node-{number:05d}" for number in range(self.nodes)], self.tokens)
 
     def collector(self) -> subprocess.Popen[bytes]:
         """Start the collector and wait until it answers."""
@@ -88,7 +89,6 @@ class Site:
             "data_dir": self.data_dir,
             "tls_cert_file": self.pem,
             "tls_key_file": self.key,
-            "push_token_file": self.tokens,
         }
         kept = {key: text for key, text in os.environ.items() if not key.startswith("UNIDLE_")}
         named = {f"UNIDLE_COLLECTOR_{name.upper()}": str(value) for name, value in settings.items()}
@@ -256,6 +256,16 @@ def killed(folder: Path, runs: int) -> dict[str, int]:
     acked = len(site.batches_acked())
     say(f"kill -9: {found.rows} rows of {site.nodes} nodes stored, {acked} batches acknowledged")
     return {"runs": runs, "rows_lost": found.lost, "rows_doubled": found.doubled}
+
+
+def _make_tokens(data_dir: Path, nodes: list[str], folder: Path) -> None:
+    """What `unidle tokens create --node ... --write-to` does."""
+    parser = argparse.ArgumentParser()
+    tokens.arguments(parser)
+    flags = [text for node in nodes for text in ("--node", node)]
+    command = ["--data-dir", str(data_dir), "create", "--write-to", str(folder), *flags]
+    with contextlib.redirect_stdout(sys.stderr):
+        tokens.run(parser.parse_args(command))
 
 
 def _watch(collector: subprocess.Popen[bytes], generator: subprocess.Popen[bytes], seconds: float) -> None:

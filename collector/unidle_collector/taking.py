@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -60,8 +60,8 @@ class Push:
     """The node's clock when it sent; None where it did not say."""
     tell: Callable[[list[Push]], None]
     """Called once per group, in the owning thread, with those of its pushes that have their answer."""
-    writes_for: str | None = None
-    """The one node whose rows the sender may write; None: any."""
+    writes_for: Collection[str] | None = None
+    """The nodes whose rows the sender may write; None: any."""
     answer: Ack | UnidleError | None = None
     """The error is a WireError, ForbiddenError, BusyError or StoreFull."""
 
@@ -196,11 +196,11 @@ class Taking:
             self.counters["batches_malformed"] += 1
             push.answer = error
             return None
-        if push.writes_for is not None and batch.node != push.writes_for:
+        if push.writes_for is not None and batch.node not in push.writes_for:
             self.counters["batches_forbidden"] += 1
             push.answer = ForbiddenError(
-                f"expected rows of node {push.writes_for}, whose credentials these are, "
-                f"came rows of node {batch.node}: nothing is stored; give each node its own token"
+                f"expected rows of {', '.join(sorted(push.writes_for))}, whose token or certificate this is, "
+                f"came rows of {batch.node}: nothing is stored; give each node its own"
             )
             return None
         return batch
