@@ -31,10 +31,14 @@ from unidle_collector.timings import Timings
 from unidle_collector.window import Window
 
 STEP_S = 1.0
-MOST_WAITING = 512
+MOST_WAITING = 1024
 """Batches that may wait; beyond that a push is answered 503."""
-GROUP = 64
+GROUP = 256
 """Batches that share one sync of the log."""
+CROWD_PER_S = 50.0
+"""From this many pushes a second on ..."""
+LINGER_S = 0.1
+"""... the first of a group waits this long for others, because a group costs little more than one push."""
 UPKEEP_EACH_S = 20.0
 STEPS_AT_ONCE = 200
 """Steps between two looks at the queue of questions."""
@@ -46,6 +50,23 @@ T = TypeVar("T")
 class _Question:
     ask: Callable[[], Any]
     future: Future[Any]
+
+
+class _Crowd:
+    """Do so many push that it pays to wait for a few and take them together."""
+
+    def __init__(self) -> None:
+        self.is_there = False
+        self._pushes = 0
+        self._since_s = time.monotonic()
+
+    def count(self, pushes: int) -> None:
+        """Take more into account; decides once a second."""
+        self._pushes += pushes
+        passed_s = time.monotonic() - self._since_s
+        if passed_s >= 1.0:
+            self.is_there = self._pushes >= CROWD_PER_S * passed_s
+            self._pushes, self._since_s = 0, time.monotonic()
 
 
 class Live:
@@ -80,6 +101,7 @@ class Live:
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
         self._upkeep = threading.Thread(target=self._keep_up, name="store-upkeep", daemon=True)
         self._stop = threading.Event()
+        self._crowd = _Crowd()
         self._unkept: deque[Change] = deque()
         """Changes that the state database has not taken yet, in order."""
 
@@ -138,16 +160,19 @@ class Live:
         wait_s = 0.2
         while len(pushes) < GROUP:
             try:
-                item = self._queue.get(timeout=wait_s)
+                item = self._queue.get(timeout=wait_s) if wait_s else self._queue.get_nowait()
             except queue.Empty:
                 break
-            wait_s = 0.002
             if item is None:
                 break
             if isinstance(item, Push):
+                if not pushes and self._crowd.is_there:
+                    self._stop.wait(LINGER_S)
                 pushes.append(item)
             else:
                 _answer(item)
+            wait_s = 0.0
+        self._crowd.count(len(pushes))
         return pushes
 
     # -- time ------------------------------------------------------------------------------------
