@@ -161,7 +161,7 @@ def stored(site: Site) -> Stored:
         for _ in store.replay():
             pass
         store.upkeep(time.time_ns() + CLOSED_NS)
-        size = store.sizes()["segments"]
+        sizes = store.sizes()
     finally:
         store.close()
     acked = [
@@ -170,7 +170,7 @@ def stored(site: Site) -> Stored:
         for second in range(site.batch_s)
     ]
     with duckdb.connect() as db:
-        pattern = str(site.data_dir / "segments" / "gpu-*.parquet")
+        pattern = str(site.data_dir / "segments" / "gpu-*.parquet")  # rows; roll-ups have other names
         db.execute(f"CREATE VIEW rows AS SELECT * FROM read_parquet('{pattern}', union_by_name = true)")
         rows, different = db.execute(
             "SELECT count(*), count(DISTINCT (node, gpu, CAST(time_ns AS BIGINT))) FROM rows"
@@ -178,7 +178,9 @@ def stored(site: Site) -> Stored:
         kept = set(db.execute("SELECT DISTINCT node, CAST(time_ns AS BIGINT) FROM rows").fetchall())
     missing = sum(1 for instant in acked if instant not in kept)
     values = rows * len(FIELDS)
-    return Stored(rows, missing * GPUS_PER_NODE, rows - different, size / values if values else math.nan)
+    size_bytes = sizes["segments"] + sizes.get("rollups", 0)
+    per_value = size_bytes / values if values else math.nan
+    return Stored(rows, missing * GPUS_PER_NODE, rows - different, per_value)
 
 
 def under_load(folder: Path, gpus: int, seconds: float) -> dict[str, Any]:

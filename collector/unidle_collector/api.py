@@ -14,7 +14,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from unidle_agent.errors import UnidleError
 from unidle_collector import reading
-from unidle_collector.ingest.http import PushDoor
+from unidle_collector.ingest.asgi import PushApp
+from unidle_collector.ingest.door import Door
 from unidle_collector.ingest.tokens import Tokens
 from unidle_collector.live import Live
 from unidle_collector.metrics import render
@@ -40,7 +41,7 @@ T = TypeVar("T")
 Window = Query(default=3600.0, gt=0, le=MOST_WINDOW_S, description="seconds up to now, in event time")
 
 
-def create_app(live: Live, tokens: Tokens) -> PushDoor:
+def create_app(live: Live, tokens: Tokens) -> PushApp:
     """The application; who may read and push is for `tokens` to say."""
     app = FastAPI(
         title="unidle collector",
@@ -77,7 +78,7 @@ def create_app(live: Live, tokens: Tokens) -> PushDoor:
         return JSONResponse({"detail": str(error)}, 503)
 
     _add_reads(app, live)
-    return PushDoor(live, tokens, app)
+    return PushApp(Door(live, tokens), app)
 
 
 async def _wait(future: Future[T]) -> T:

@@ -14,8 +14,8 @@ from tests.collector.pushing import START_S, Site, batch, site
 from unidle_agent.errors import UnidleError
 from unidle_agent.wire import encode
 from unidle_collector.commands import tokens as command
-from unidle_collector.ingest import http
-from unidle_collector.ingest.tls import certificate_names
+from unidle_collector.ingest import door
+from unidle_collector.ingest.protocol import certificate_names
 from unidle_collector.ingest.tokens import NOBODY, Tokens, make
 from unidle_collector.store import open_state
 
@@ -90,7 +90,7 @@ def test_a_token_that_has_expired_or_was_revoked_is_good_for_nothing(here: Site)
 
 
 def test_a_push_without_a_token_is_refused_before_its_body_is_read(here: Site) -> None:
-    reply = here.http.post("/api/v1/push", content=b"\0" * (http.MAX_BODY_BYTES + 1))
+    reply = here.http.post("/api/v1/push", content=b"\0" * (door.MAX_BODY_BYTES + 1))
     assert reply.status_code == 401
     assert reply.headers["www-authenticate"] == "Bearer"
     assert here.counter("batches_too_large") == 0
@@ -104,7 +104,7 @@ def test_another_method_is_refused(here: Site) -> None:
 def test_a_node_with_too_many_pushes_at_once_is_asked_to_come_again(
     here: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "MOST_OF_ONE", 0)
+    monkeypatch.setattr(door, "MOST_OF_ONE", 0)
     token = given(here, "write", "n1")
     headers = {"Authorization": f"Bearer {token}"}
     reply = here.http.post("/api/v1/push", content=encode(batch(1, 0, 5, BUSY)), headers=headers)

@@ -22,28 +22,27 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import asyncio
 import ipaddress
 import os
 import secrets
 import signal
 import ssl
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 
 from unidle_agent.errors import SettingError
 from unidle_agent.settings import add_flags, load
 from unidle_collector.api import create_app
-from unidle_collector.ingest.tls import ClientCertProtocol
+from unidle_collector.ingest.protocol import IDLE_S, PushProtocol
 from unidle_collector.ingest.tokens import Tokens
 from unidle_collector.live import Live
 from unidle_collector.settings import CollectorSettings
 from unidle_collector.store import Store, open_state
-
-KEEP_ALIVE_S = 75
-"""A node pushes over one connection as long as its batches are not longer than this."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,17 +83,18 @@ def run(args: argparse.Namespace) -> int:
         flush=True,
     )
     try:
+        app = create_app(live, tokens)
         uvicorn.run(
-            create_app(live, tokens),
+            app,
             host=settings.bind,
             port=settings.port,
-            http=ClientCertProtocol,
+            http=cast(type[asyncio.Protocol], partial(PushProtocol, app.door)),
             loop="uvloop",
             log_level="warning",
             access_log=False,
             server_header=False,
             date_header=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_keep_alive=int(IDLE_S),
             **tls,
         )
     finally:
