@@ -206,7 +206,9 @@ def collector() -> CheckResult:
     if settings.push_token:
         headers["Authorization"] = f"Bearer {settings.push_token.reveal()}"
     try:
-        over = fetch.connection(to, DEADLINE_S, settings.push_ca_file)
+        over = fetch.connection(
+            to, DEADLINE_S, settings.push_ca_file, settings.push_cert_file, settings.push_key_file
+        )
         # An empty body is no batch: a collector that complains of it has accepted the token before.
         answer = fetch.exchange(
             over, "POST", to.path + PATH, deadline_s=DEADLINE_S, max_bytes=65536, headers=headers, body=b""

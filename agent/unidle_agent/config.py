@@ -28,6 +28,10 @@ class AgentSettings:
     push_ca_file: str = setting(
         "", "PEM file of the authority that signed the collector's certificate; empty: the system's"
     )
+    push_cert_file: str = setting(
+        "", "PEM file of this node's client certificate, whose CN is its name: instead of a push_token"
+    )
+    push_key_file: str = setting("", "PEM file of its key; empty: the key is in push_cert_file")
     bind: str = setting(
         "127.0.0.1", "address that /metrics and /health listen on; others than loopback need metrics_token"
     )

@@ -42,6 +42,8 @@ class Delivery:
                 settings.push_token,
                 self._spool,
                 ca_file=settings.push_ca_file,
+                cert_file=settings.push_cert_file,
+                key_file=settings.push_key_file,
                 on_send_facts=self._batcher.request_facts,
             )
         except BaseException:

@@ -74,8 +74,13 @@ def target(url: str, key: str) -> Target:
     return Target(secure, parts.hostname, port or (443 if secure else 80), path)
 
 
-def connection(to: Target, timeout_s: float, ca_file: str = "") -> http.client.HTTPConnection:
-    """A connection, not yet open; TLS is verified against `ca_file` or the system's authorities."""
+def connection(
+    to: Target, timeout_s: float, ca_file: str = "", cert_file: str = "", key_file: str = ""
+) -> http.client.HTTPConnection:
+    """A connection, not yet open; TLS is verified against `ca_file` or the system's authorities.
+
+    `cert_file` is shown to a server that asks who we are. Raises FetchError for a file that is none.
+    """
     if not to.secure:
         return http.client.HTTPConnection(to.host, to.port, timeout=timeout_s)
     import ssl  # 5 MB that an agent on a plain loopback does not need
@@ -84,6 +89,13 @@ def connection(to: Target, timeout_s: float, ca_file: str = "") -> http.client.H
         context = ssl.create_default_context(cafile=ca_file or None)
     except (OSError, ssl.SSLError) as error:
         raise FetchError(f"{ca_file}: expected a PEM file of certificate authorities: {error}") from error
+    if cert_file:
+        try:
+            context.load_cert_chain(cert_file, key_file or None)
+        except (OSError, ssl.SSLError) as error:
+            raise FetchError(
+                f"{cert_file}: expected a PEM file of a certificate and its key: {error}"
+            ) from error
     return http.client.HTTPSConnection(to.host, to.port, timeout=timeout_s, context=context)
 
 

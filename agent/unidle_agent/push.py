@@ -54,6 +54,8 @@ class Pusher:
         spool: Spool,
         *,
         ca_file: str = "",
+        cert_file: str = "",
+        key_file: str = "",
         timeout_s: float = TIMEOUT_S,
         on_send_facts: Callable[[], None] = lambda: None,
         chance: Callable[[], float] = random.random,
@@ -76,7 +78,7 @@ class Pusher:
             raise SettingError("agent.push_token", "printable ASCII without line ends", "***", "settings")
         to = fetch.target(url, "agent.push_url")
         self._path = f"{to.path}{PATH}"
-        self._over = fetch.connection(to, timeout_s, ca_file)
+        self._over = fetch.connection(to, timeout_s, ca_file, cert_file, key_file)
         if token and not to.secure and not to.loopback:
             log.warning("push_url %s has no TLS: the push token travels in clear text", url)
 

@@ -160,8 +160,8 @@ def decode(data: bytes) -> Batch:
             period_s=float(document["period_s"]),
             times_ns=times,
             gpus=gpus,
-            columns=_columns(document["cols"], "gpu", len(times) * len(gpus)),
-            host=_columns(document["host"], "host", len(times)),
+            columns=_columns(document["cols"], _GPU_CODES, len(times) * len(gpus)),
+            host=_columns(document["host"], _HOST_CODES, len(times)),
             facts_id=_whole(document.get("facts_id", 0), "facts_id"),
             facts=None if facts is None else tuple(_facts(item) for item in facts),
             simulated=bool(document.get("simulated", False)),
@@ -206,18 +206,29 @@ def _whole(value: object, key: str) -> int:
     return value
 
 
-def _columns(raw: Any, scope: str, count: int) -> dict[str, Any]:
-    out: dict[str, Any] = {}
+def _codes(scope: str) -> dict[str, tuple[Literal["f", "d", "Q"], int]]:
+    """Column name -> (typecode, bytes per value): a collector looks up 12,000 columns a second."""
+    codes = {column.name: TYPECODES[column.dtype] for column in COLUMNS.values() if column.scope == scope}
+    return {name: (code, array(code).itemsize) for name, code in codes.items()}
+
+
+_GPU_CODES, _HOST_CODES = _codes("gpu"), _codes("host")
+
+
+def _columns(
+    raw: Any, codes: Mapping[str, tuple[Literal["f", "d", "Q"], int]], count: int
+) -> dict[str, memoryview[Any]]:
+    out: dict[str, memoryview[Any]] = {}
     for name, data in raw.items():
-        spec = COLUMNS.get(name)
-        if spec is None or spec.scope != scope:
+        known = codes.get(name)
+        if known is None:
             continue
-        code = TYPECODES[spec.dtype]
-        size = array(code).itemsize * count
-        if not isinstance(data, bytes) or len(data) != size:
+        code, value_bytes = known
+        if type(data) is not bytes or len(data) != value_bytes * count:
             came = len(data) if isinstance(data, bytes) else type(data).__name__
             raise WireError(
-                f"column {name}: expected {count} values of {spec.dtype} ({size} bytes), came {came}"
+                f"column {name}: expected {count} values of {COLUMNS[name].dtype} "
+                f"({value_bytes * count} bytes), came {came}"
             )
         out[name] = memoryview(data).cast(code)
     return out

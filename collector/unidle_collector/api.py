@@ -1,9 +1,8 @@
-"""The HTTP face of the collector: push for agents, typed JSON for readers, /metrics for Prometheus."""
+"""The HTTP face of the collector: typed JSON for readers, /metrics for Prometheus; pushes in `ingest`."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from importlib.metadata import version
@@ -13,9 +12,11 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from unidle_agent.errors import UnidleError, WireError
-from unidle_agent.wire import CLOCK_HEADER
+from unidle_agent.errors import UnidleError
 from unidle_collector import reading
+from unidle_collector.ingest.asgi import PushApp
+from unidle_collector.ingest.door import Door
+from unidle_collector.ingest.tokens import Tokens
 from unidle_collector.live import Live
 from unidle_collector.metrics import render
 from unidle_collector.model import (
@@ -36,11 +37,7 @@ from unidle_collector.model import (
 from unidle_collector.prometheus.receiver import PATH as WRITE_PATH
 from unidle_collector.prometheus.receiver import Receiver, mount
 from unidle_collector.prometheus.scraper import Scraper
-from unidle_collector.store import StoreFull
-from unidle_collector.taking import Ack, BusyError
 
-MAX_BODY_BYTES = 8 * 1024 * 1024
-"""Most bytes of a push as it travels: a 60 s batch of 16 GPUs is about 0.3 MB."""
 ANSWER_WITHIN_S = 30.0
 MOST_WINDOW_S = 8 * 24 * 3600.0
 
@@ -49,13 +46,9 @@ Window = Query(default=3600.0, gt=0, le=MOST_WINDOW_S, description="seconds up t
 
 
 def create_app(
-    live: Live,
-    push_token: str,
-    read_token: str,
-    receiver: Receiver | None = None,
-    scraper: Scraper | None = None,
-) -> FastAPI:
-    """The application; `read_token` empty leaves reading open (the command allows that on loopback only)."""
+    live: Live, tokens: Tokens, receiver: Receiver | None = None, scraper: Scraper | None = None
+) -> PushApp:
+    """The application; who may read and push is for `tokens` to say."""
     app = FastAPI(
         title="unidle collector",
         version=version("unidle"),
@@ -63,18 +56,21 @@ def create_app(
         docs_url=None,  # the page loads its scripts from outside; the schema is at /openapi.json
         redoc_url=None,
     )
-    if not read_token:  # a page elsewhere that rebinds its name cannot send a token, but needs none here
+    if (
+        tokens.reading_is_open()
+    ):  # a page elsewhere that rebinds its name cannot send a token, but needs none here
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(live.settings.allowed_hosts))
 
     @app.middleware("http")
     async def guard(request: Request, follow: Callable[[Request], Awaitable[Response]]) -> Response:
         if request.url.path == WRITE_PATH:  # it has its own answers to who may
             return await follow(request)
-        needed = push_token if request.url.path == "/api/v1/push" else read_token
-        if needed and not _bears(request, needed):
+        if not (tokens.reading_is_open() or tokens.may_read(request.headers.get("authorization", ""))):
             live.counters["requests_unauthorized"] += 1
-            which = "push_token" if request.url.path == "/api/v1/push" else "read_token"
-            text = f"expected the header 'Authorization: Bearer TOKEN' with the collector's {which}"
+            text = (
+                "expected the header 'Authorization: Bearer TOKEN' with the collector's read_token "
+                "or one of unidle tokens create --read NAME"
+            )
             return JSONResponse({"detail": text}, 401, {"WWW-Authenticate": "Bearer"})
         response = await follow(request)
         if reading.simulated(live):
@@ -89,56 +85,10 @@ def create_app(
     async def failed(_: Request, error: UnidleError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 503)
 
-    @app.post("/api/v1/push", include_in_schema=False)
-    async def push(request: Request) -> Response:
-        return await _push(live, request)
-
     if receiver is not None:
-        mount(app, receiver, push_token)
+        mount(app, receiver, tokens)
     _add_reads(app, live, scraper)
-    return app
-
-
-def _bears(request: Request, token: str) -> bool:
-    header = request.headers.get("authorization", "")
-    return hmac.compare_digest(header.encode(), f"Bearer {token}".encode())
-
-
-async def _push(live: Live, request: Request) -> Response:
-    """One batch: 200 with its ack, 400 what is wrong with it, 413 too large, 503 come again."""
-    body = await _body(request)
-    if body is None:
-        live.counters["batches_too_large"] += 1
-        text = f"expected at most {MAX_BODY_BYTES} bytes, there are more: send shorter batches"
-        return JSONResponse({"detail": text}, 413)
-    clock = request.headers.get(CLOCK_HEADER, "")
-    try:
-        ack = await _wait(live.push(body, live.clock_ns(), int(clock) if clock.isdecimal() else None))
-    except WireError as error:
-        return JSONResponse({"detail": str(error)}, 400)
-    except BusyError as error:
-        return JSONResponse({"detail": str(error)}, 503, {"Retry-After": str(error.retry_after_s)})
-    except StoreFull as error:
-        return JSONResponse({"detail": str(error)}, 503, {"Retry-After": "10"})
-    return JSONResponse(_reply(ack))
-
-
-def _reply(ack: Ack) -> dict[str, int | bool]:
-    return {"ack": ack.ack, "send_facts": ack.send_facts, "duplicate": ack.duplicate}
-
-
-async def _body(request: Request) -> bytes | None:
-    """The body, None when it is too large; never holds more than the limit."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
-        return None
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > MAX_BODY_BYTES:
-            return None
-        parts.append(part)
-    return b"".join(parts)
+    return PushApp(Door(live, tokens), app)
 
 
 async def _wait(future: Future[T]) -> T:

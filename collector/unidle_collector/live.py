@@ -27,13 +27,18 @@ from unidle_collector.recommend import recommend
 from unidle_collector.settings import CollectorSettings
 from unidle_collector.store import Store
 from unidle_collector.taking import Ack, BusyError, Push, Taking
+from unidle_collector.timings import Timings
 from unidle_collector.window import Window
 
 STEP_S = 1.0
-MOST_WAITING = 512
+MOST_WAITING = 1024
 """Batches that may wait; beyond that a push is answered 503."""
-GROUP = 64
+GROUP = 256
 """Batches that share one sync of the log."""
+CROWD_PER_S = 50.0
+"""From this many pushes a second on ..."""
+LINGER_S = 0.1
+"""... the first of a group waits this long for others, because a group costs little more than one push."""
 UPKEEP_EACH_S = 20.0
 STEPS_AT_ONCE = 200
 """Steps between two looks at the queue of questions."""
@@ -45,6 +50,23 @@ T = TypeVar("T")
 class _Question:
     ask: Callable[[], Any]
     future: Future[Any]
+
+
+class _Crowd:
+    """Do so many push that it pays to wait for a few and take them together."""
+
+    def __init__(self) -> None:
+        self.is_there = False
+        self._pushes = 0
+        self._since_s = time.monotonic()
+
+    def count(self, pushes: int) -> None:
+        """Take more into account; decides once a second."""
+        self._pushes += pushes
+        passed_s = time.monotonic() - self._since_s
+        if passed_s >= 1.0:
+            self.is_there = self._pushes >= CROWD_PER_S * passed_s
+            self._pushes, self._since_s = 0, time.monotonic()
 
 
 class Live:
@@ -73,11 +95,13 @@ class Live:
             self.engine, self.nodes, asked, settings.scheduler_poll_s, kept, self.ask, clock_ns
         )
         self.taking.own = self.attribution.hear
+        self.tick_s, self.finding_delay_s = Timings(), Timings()
         self.started_ns = clock_ns()
         self._queue: queue.SimpleQueue[Push | _Question | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
         self._upkeep = threading.Thread(target=self._keep_up, name="store-upkeep", daemon=True)
         self._stop = threading.Event()
+        self._crowd = _Crowd()
         self._unkept: deque[Change] = deque()
         """Changes that the state database has not taken yet, in order."""
 
@@ -136,16 +160,19 @@ class Live:
         wait_s = 0.2
         while len(pushes) < GROUP:
             try:
-                item = self._queue.get(timeout=wait_s)
+                item = self._queue.get(timeout=wait_s) if wait_s else self._queue.get_nowait()
             except queue.Empty:
                 break
-            wait_s = 0.002
             if item is None:
                 break
             if isinstance(item, Push):
+                if not pushes and self._crowd.is_there:
+                    self._stop.wait(LINGER_S)
                 pushes.append(item)
             else:
                 _answer(item)
+            wait_s = 0.0
+        self._crowd.count(len(pushes))
         return pushes
 
     # -- time ------------------------------------------------------------------------------------
@@ -158,7 +185,9 @@ class Live:
             for _ in range(min(due, STEPS_AT_ONCE)):
                 self.taking.own_due()
                 step = self.window.next(inventory.capacity, inventory.a["node"], inventory.node_names)
+                began_s = time.perf_counter()
                 self._unkept += self.engine.step(step)
+                self.tick_s.add(time.perf_counter() - began_s)
                 self._keep()
                 self.counters["steps"] += 1
             due -= STEPS_AT_ONCE
@@ -182,9 +211,20 @@ class Live:
                 self._keep_one(self._unkept[0])
                 change = self._unkept.popleft()
                 self.counters[f"findings_{change.what}"] += 1
+                self._note_delay(change)
                 self.problems.pop("state", None)
         except UnidleError as error:
             self.problems["state"] = str(error)
+
+    def _note_delay(self, change: Change) -> None:
+        """How long ago the rows came by which a finding was told."""
+        if change.what != "told" or not self._thread.is_alive():  # a replay's rows came long ago
+            return
+        at_ns = change.finding.updated_ns
+        arrived = [self.taking.arrived_ns(node, at_ns) for node in {ref.node for ref in change.finding.gpus}]
+        known = [at_ns for at_ns in arrived if at_ns is not None]
+        if known:
+            self.finding_delay_s.add((self.clock_ns() - max(known)) / 1e9)
 
     def _keep_one(self, change: Change) -> None:
         finding, now = change.finding, change.finding.updated_ns

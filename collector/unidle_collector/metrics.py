@@ -8,6 +8,9 @@ from unidle_collector import reading
 from unidle_collector.live import Live
 from unidle_collector.model import TargetNow
 from unidle_collector.prometheus.scraper import counted
+from unidle_collector.timings import Timings
+
+QUANTILES = (0.5, 0.9, 0.99)
 
 COUNTERS = {
     "rows_ingested": "Rows received; a row is one GPU at one instant.",
@@ -16,6 +19,7 @@ COUNTERS = {
     "events_received": "Events of GPUs received, XIDs and the like.",
     "batches_malformed": "Batches refused because they could not be read.",
     "batches_duplicate": "Batches received again; they count once.",
+    "batches_forbidden": "Batches refused because the token or certificate is another node's.",
     "batches_too_large": "Batches refused for their size.",
     "batches_clock_corrected": "Batches whose node's clock was corrected.",
     "counter_resets": "Counters that started anew.",
@@ -47,6 +51,14 @@ def render(live: Live, targets: list[TargetNow]) -> str:
         _add(lines, f"unidle_collector_{name}_total", "counter", text, [("", live.counters[name])])
     scraped = [(f'{{state="{state}"}}', count) for state, count in counted(targets).items()]
     _add(lines, "unidle_collector_scrape_targets", "gauge", "dcgm-exporters to scrape, by state.", scraped)
+    for name, (text, timings) in {
+        "tick": ("One step of all detectors, accounts and findings over the fleet.", live.tick_s),
+        "finding_delay": (
+            "From the arrival of the row that decided a finding to the finding.",
+            live.finding_delay_s,
+        ),
+    }.items():
+        _summary(lines, f"unidle_collector_{name}_seconds", text, timings)
     fleet = reading.fleet(live, 3600)
     states = [(f'{{state="{state}"}}', count) for state, count in sorted(fleet.states.items())]
     _add(lines, "unidle_fleet_gpus", "gauge", "GPUs by their present state.", states)
@@ -91,6 +103,13 @@ def _add_scheduler(lines: list[str], live: Live) -> None:
         lines, "unidle_scheduler_failures", "gauge", "Looks at the scheduler in a row that failed.", failures
     )
     _add(lines, "unidle_scheduler_gpus_waiting", "gauge", "GPUs that waiting jobs ask for.", gpus)
+
+
+def _summary(lines: list[str], name: str, text: str, timings: Timings) -> None:
+    """Quantiles are of the last 1,024."""
+    rows = [(f'{{quantile="{share}"}}', timings.quantile_s(share)) for share in QUANTILES]
+    _add(lines, name, "summary", text, [(labels, value) for labels, value in rows if value is not None])
+    lines += [f"{name}_sum {timings.sum_s:g}", f"{name}_count {timings.count}"]
 
 
 def _add(lines: list[str], name: str, kind: str, text: str, rows: Sequence[tuple[str, float]]) -> None:

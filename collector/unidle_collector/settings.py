@@ -17,14 +17,24 @@ class CollectorSettings:
 
     bind: str = setting("127.0.0.1", "address to listen on")
     port: int = setting(9470, "port to listen on", low=1, high=65535)
+    tls_cert_file: str = setting("", "PEM file of the certificate to serve with; empty: no TLS")
+    tls_key_file: str = setting("", "PEM file of its key; empty: the key is in tls_cert_file")
+    tls_client_ca_file: str = setting(
+        "",
+        "PEM file of the authority of client certificates: one whose CN or DNS name is a node pushes that "
+        "node's rows without a token; empty: none",
+    )
     data_dir: Path = setting(Path(".unidle/collector"), "folder of the store")
     site: str = setting("local", "name of this site, shown in findings and messages")
     push_token: Secret = setting(
-        Secret(), "token that agents push with; without one, a token is made and kept in data_dir/push.token"
+        Secret(),
+        "one token that any node pushes with, for small sites (`unidle tokens` gives each its own); without "
+        "one, a token is made and kept in data_dir/push.token",
     )
     read_token: Secret = setting(
         Secret(),
-        "token that readers of the API need; without one, reading is open on a loopback address only",
+        "token that readers of the API need; without one, and without any of `unidle tokens`, reading is "
+        "open on a loopback address only",
     )
     allowed_hosts: tuple[str, ...] = setting(
         ("127.0.0.1", "localhost", "::1"),

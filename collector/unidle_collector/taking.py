@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,6 +26,9 @@ from unidle_collector.window import Arrival, Window
 
 EVENTS_KEPT = 1000
 """Events of GPUs (XIDs and the like) that are held in memory."""
+
+REACHED_KEPT = 8
+"""Batches of a node whose arrival is remembered, to tell how late a finding was."""
 
 
 class BusyError(UnidleError):
@@ -57,8 +60,8 @@ class Push:
     """The node's clock when it sent; None where it did not say."""
     tell: Callable[[list[Push]], None]
     """Called once per group, in the owning thread, with those of its pushes that have their answer."""
-    writes_for: str | None = None
-    """The one node whose rows the sender may write; None: any."""
+    writes_for: Collection[str] | None = None
+    """The nodes whose rows the sender may write; None: any."""
     answer: Ack | UnidleError | None = None
     """The error is a WireError, ForbiddenError, BusyError or StoreFull."""
 
@@ -80,6 +83,8 @@ class NodeBook:
     gpus: tuple[str, ...] = ()
     """Those of the last batch, in its order; `positions` are theirs in the inventory."""
     positions: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, dtype=np.intp))
+    reached: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=REACHED_KEPT))
+    """(Time of the last row, time of receipt) of the last batches, corrected for the node's clock."""
     owners_due: bool = False
     """Facts or GPUs changed since the owners were looked at."""
 
@@ -175,6 +180,14 @@ class Taking:
             _, _, position, owner = heapq.heappop(self._owners_due)
             self.own(position, owner)
 
+    def arrived_ns(self, node: str, time_ns: int) -> int | None:
+        """When the batch of a node came that reaches up to an instant; None when that is not known."""
+        book = self.nodes.get(node)
+        for last_ns, received_ns in book.reached if book else ():
+            if last_ns + SECOND_NS // 2 >= time_ns:  # a row counts to the nearest second
+                return received_ns
+        return None
+
     def _read(self, push: Push) -> Batch | None:
         """The batch of a push; None where it was refused."""
         try:
@@ -183,11 +196,11 @@ class Taking:
             self.counters["batches_malformed"] += 1
             push.answer = error
             return None
-        if push.writes_for is not None and batch.node != push.writes_for:
+        if push.writes_for is not None and batch.node not in push.writes_for:
             self.counters["batches_forbidden"] += 1
             push.answer = ForbiddenError(
-                f"expected rows of node {push.writes_for}, whose credentials these are, "
-                f"came rows of node {batch.node}: nothing is stored; give each node its own token"
+                f"expected rows of {', '.join(sorted(push.writes_for))}, whose token or certificate this is, "
+                f"came rows of {batch.node}: nothing is stored; give each node its own"
             )
             return None
         return batch
@@ -223,6 +236,8 @@ class Taking:
             node.boot, node.facts_id = batch.boot, -1
         node.simulated = batch.simulated
         node.last_push_ns = received_ns
+        if batch.times_ns:
+            node.reached.append((batch.times_ns[-1] + shift_ns, received_ns))
         if batch.facts is not None:
             node.facts = {facts.uuid: facts for facts in batch.facts}
             node.facts_id = batch.facts_id

@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 from unidle_agent.fields import BY_NAME
 from unidle_agent.wire import Batch, GpuFacts, Owner, column, encode
 from unidle_collector.api import create_app
+from unidle_collector.ingest.tokens import Tokens
 from unidle_collector.live import Live
 from unidle_collector.settings import CollectorSettings
 from unidle_collector.store import Store
@@ -78,7 +79,10 @@ class Site:
             CollectorSettings(data_dir=directory, allowed_hosts=("testserver",)), Store(directory), self.clock
         )
         self.live.start()
-        self.http = TestClient(create_app(self.live, self.token, read_token))
+        self.tokens = Tokens(
+            self.live.store.state, self.clock, shared_write=self.token, shared_read=read_token
+        )
+        self.http = TestClient(create_app(self.live, self.tokens))
 
     def push(self, item: Batch | bytes, token: str = token, clock_s: float | None = None) -> tuple[int, dict]:
         data = encode(item) if isinstance(item, Batch) else item

@@ -179,7 +179,7 @@ def test_unidles_own_series_bring_host_owner_and_simulated_and_count_before_the_
 def receiving(folder: Path) -> Iterator[tuple[Site, Receiver, TestClient]]:
     with site(folder) as here:
         receiver = Receiver(here.live, lambda: 0.0)
-        client = TestClient(create_app(here.live, here.token, "", receiver))
+        client = TestClient(create_app(here.live, here.tokens, receiver))
         yield here, receiver, client
 
 

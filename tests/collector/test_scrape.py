@@ -52,7 +52,7 @@ def scraping(folder: Path, **settings: object) -> Iterator[tuple[Site, Scraper, 
         steps = Steps()
         wanted_settings = replace(here.live.settings, **settings)
         scraper = Scraper(wanted_settings, here.live, monotonic=steps, spread=lambda: 0.0)
-        client = TestClient(create_app(here.live, here.token, "", None, scraper))
+        client = TestClient(create_app(here.live, here.tokens, None, scraper))
         try:
             yield here, scraper, steps, client
         finally:

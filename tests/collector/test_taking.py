@@ -33,7 +33,7 @@ def test_a_batch_of_another_node_is_refused_and_its_neighbours_are_taken(tmp_pat
         here.clock.at_s = START_S + 5
         told: list[list[Push]] = []
         own, foreign = (
-            Push(encode(batch(1, 0, 5, BUSY, node=node)), here.clock(), None, told.append, writes_for="n1")
+            Push(encode(batch(1, 0, 5, BUSY, node=node)), here.clock(), None, told.append, writes_for=("n1",))
             for node in ("n1", "n2")
         )
         here.live.ask(lambda: here.live.taking.accept([foreign, own])).result(30)

@@ -17,6 +17,7 @@ from unidle_agent.wire import GpuFacts, Owner
 from unidle_collector import attribution
 from unidle_collector.api import create_app
 from unidle_collector.client import Client
+from unidle_collector.ingest.tokens import Tokens
 from unidle_collector.live import Live
 from unidle_collector.model import JobNow, Queue
 from unidle_collector.scheduler import Grant, Job, Node, SchedulerError, Snapshot
@@ -70,7 +71,8 @@ class ScheduledSite(Site):
         self.look = poller.look
         poller.start = lambda: None  # type: ignore[method-assign]
         self.live.start()
-        self.http = TestClient(create_app(self.live, self.token, ""))
+        self.tokens = Tokens(self.live.store.state, self.clock, shared_write=self.token, shared_read="")
+        self.http = TestClient(create_app(self.live, self.tokens))
 
     def play(self, seq: int, first_s: int, values: Values, owner: Owner | None = None) -> None:
         self.clock.at_s = START_S + first_s + 30

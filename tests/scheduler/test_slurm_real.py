@@ -15,6 +15,7 @@ from tests.scheduler.slurm_cluster import Cluster, cluster, missing
 from unidle_agent.privacy import Pseudonymiser
 from unidle_agent.wire import encode
 from unidle_collector.api import create_app
+from unidle_collector.ingest.tokens import Tokens
 from unidle_collector.live import Live
 from unidle_collector.scheduler import Grant, SchedulerError
 from unidle_collector.scheduler.slurm import Slurm
@@ -91,7 +92,9 @@ def test_a_collector_that_asks_a_real_slurm_knows_whose_its_gpus_are(
     )
     clock = FakeTime(START_S)
     live = Live(settings, Store(tmp_path), clock)
-    http = TestClient(create_app(live, "push-token", ""))
+    http = TestClient(
+        create_app(live, Tokens(live.store.state, clock, shared_write="push-token", shared_read=""))
+    )
     names = tuple(f"GPU-{index}" for index in range(8))
     item = batch(0, 0, 5, {"gpu_util_ratio": 0.5}, node=held, gpus=names)
     clock.at_s += 5

@@ -1,16 +1,19 @@
 """Take the agents' rows, keep them, account every GPU instant and find what is lost.
 
 Listens on 127.0.0.1:9470 unless told otherwise:
-  POST /api/v1/push             batches from agents, with the push token
+  POST /api/v1/push             batches from agents, with a token or a certificate
   POST /api/v1/prometheus/write samples from a Prometheus, with --remote-write
   GET  /api/v1/health | fleet | gpus | nodes | jobs | queue | accounts | findings
        | recommendations | targets | incidents | events | series
                                 JSON; the schema is at /openapi.json
   GET  /metrics                 for Prometheus
 
-Where no push token is set, one is made and kept in DATA_DIR/push.token (mode 600): give the agents
-that file with --push-token-file. Reading needs a read token as soon as the address is not a loopback
-address. Stop with Ctrl-C or SIGTERM; what was acknowledged is on disk at any instant.
+Who pushes: a node with its own token (`unidle tokens`), which writes that node's rows only; a node with
+a client certificate of tls_client_ca_file whose CN or DNS name is the node's; or any node with the one
+push_token. Where that is not set, it is made and kept in DATA_DIR/push.token (mode 600): give the
+agents that file with --push-token-file. Reading needs a read token as soon as one was made or the
+address is not a loopback address. Stop with Ctrl-C or SIGTERM; what was acknowledged is on disk at any
+instant.
 
 Examples:
   unidle collector
@@ -21,23 +24,29 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import asyncio
 import ipaddress
 import os
 import secrets
 import signal
+import ssl
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import uvicorn
 
 from unidle_agent.errors import SettingError
 from unidle_agent.settings import add_flags, load
 from unidle_collector.api import create_app
+from unidle_collector.ingest.protocol import IDLE_S, PushProtocol
+from unidle_collector.ingest.tokens import Tokens
 from unidle_collector.live import Live
 from unidle_collector.prometheus.receiver import Receiver
 from unidle_collector.prometheus.scraper import Scraper, wanted
 from unidle_collector.settings import CollectorSettings
-from unidle_collector.store import Store
+from unidle_collector.store import Store, open_state
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,16 +57,29 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop."""
     settings = load(CollectorSettings, "collector", args)
-    if not _is_loopback(settings.bind) and not settings.read_token:
+    loopback = _is_loopback(settings.bind)
+    if not loopback and not settings.read_token and not _has_read_token(settings.data_dir):
         raise SettingError(
-            "collector.read_token", "a token, because the address is not loopback", "", settings.bind
+            "collector.read_token",
+            "a token, because the address is not loopback (or make one: unidle tokens create --read NAME)",
+            "",
+            settings.bind,
         )
+    tls = _tls(settings)
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
     push_token = settings.push_token.reveal() or _kept_token(settings.data_dir / "push.token")
     store = Store(settings.data_dir, keep_days=settings.keep_days, keep_bytes=int(settings.keep_gb * 1e9))
     live = Live(settings, store)
+    tokens = Tokens(
+        store.state,
+        live.clock_ns,
+        shared_write=push_token,
+        shared_read=settings.read_token.reveal(),
+        may_be_open=loopback,
+    )
     scraper = Scraper(settings, live) if wanted(settings) else None
     live.start()
+    tokens.start()
     receiver = Receiver(live) if settings.remote_write else None
     if receiver is not None:
         receiver.start()
@@ -65,25 +87,79 @@ def run(args: argparse.Namespace) -> int:
         scraper.start()
     # uvicorn raises the signal that stopped it once more: unanswered, it would end us before we have saved.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    scheme = "https" if tls else "http"
     print(
-        f"unidle collector: http://{settings.bind}:{settings.port}, data in {settings.data_dir}", flush=True
+        f"unidle collector: {scheme}://{settings.bind}:{settings.port}, data in {settings.data_dir}",
+        flush=True,
     )
     try:
+        app = create_app(live, tokens, receiver, scraper)
         uvicorn.run(
-            create_app(live, push_token, settings.read_token.reveal(), receiver, scraper),
+            app,
             host=settings.bind,
             port=settings.port,
+            http=cast(type[asyncio.Protocol], partial(PushProtocol, app.door)),
+            loop="uvloop",
             log_level="warning",
             access_log=False,
             server_header=False,
-            timeout_keep_alive=75,
+            date_header=False,
+            timeout_keep_alive=int(IDLE_S),
+            **tls,
         )
     finally:
         for source in (receiver, scraper):
             if source is not None:
                 source.stop()
+        tokens.stop()
         live.stop()
     return 0
+
+
+def _tls(settings: CollectorSettings) -> dict[str, Any]:
+    """What uvicorn is told of TLS; nothing without a certificate. Says which file is wrong."""
+    if not settings.tls_cert_file:
+        if settings.tls_client_ca_file:
+            raise SettingError(
+                "collector.tls_client_ca_file",
+                "tls_cert_file beside it",
+                settings.tls_client_ca_file,
+                "settings",
+            )
+        return {}
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file or None)
+    except (OSError, ssl.SSLError) as error:
+        came = f"{settings.tls_cert_file}, {settings.tls_key_file or 'no key file'}"
+        raise SettingError(
+            "collector.tls_cert_file", f"a certificate and its key ({error})", came, "settings"
+        ) from error
+    found: dict[str, Any] = {
+        "ssl_certfile": settings.tls_cert_file,
+        "ssl_keyfile": settings.tls_key_file or None,
+    }
+    if settings.tls_client_ca_file:
+        try:
+            context.load_verify_locations(settings.tls_client_ca_file)
+        except (OSError, ssl.SSLError) as error:
+            expected = f"a PEM file of authorities ({error})"
+            raise SettingError(
+                "collector.tls_client_ca_file", expected, settings.tls_client_ca_file, "settings"
+            ) from error
+        found |= {"ssl_ca_certs": settings.tls_client_ca_file, "ssl_cert_reqs": ssl.CERT_OPTIONAL}
+    return found
+
+
+def _has_read_token(data_dir: Path) -> bool:
+    path = data_dir / "state.sqlite"
+    if not path.is_file():
+        return False
+    state = open_state(path)
+    try:
+        return any(token.kind == "read" for token in state.tokens())
+    finally:
+        state.close()
 
 
 def _is_loopback(bind: str) -> bool:

@@ -15,7 +15,6 @@ was answered 204 is on disk: in the journal until it is rows of the store.
 
 from __future__ import annotations
 
-import hmac
 import threading
 import time
 from collections import Counter
@@ -26,6 +25,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
+from unidle_collector.ingest.tokens import Tokens
 from unidle_collector.live import Live
 from unidle_collector.prometheus.assembly import SETTLE_S, Assembler
 from unidle_collector.prometheus.feed import Feed
@@ -115,14 +115,14 @@ class Receiver:
                 )
 
 
-def mount(app: FastAPI, receiver: Receiver, push_token: str) -> None:
-    """Give `app` the endpoint; the token is the one that agents push with."""
+def mount(app: FastAPI, receiver: Receiver, tokens: Tokens) -> None:
+    """Give `app` the endpoint, for the shared push token: a Prometheus writes the rows of many nodes."""
 
     @app.post(PATH, include_in_schema=False)
     async def write(request: Request) -> Response:
         receiver.counters["remote_write_requests"] += 1
         said = request.headers.get("authorization", "")
-        if not hmac.compare_digest(said.encode(), f"Bearer {push_token}".encode()):
+        if tokens.may_write(said) is not None:
             receiver.counters["requests_unauthorized"] += 1
             text = "expected the header 'Authorization: Bearer TOKEN' with the collector's push_token"
             return JSONResponse({"detail": text}, 401, {"WWW-Authenticate": "Bearer"})

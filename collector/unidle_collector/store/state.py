@@ -7,10 +7,11 @@ method is one transaction. Any thread may call any method; writers wait for each
 from __future__ import annotations
 
 import json
+import secrets
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from pydantic import TypeAdapter
 from sqlalchemy.dialects.sqlite import insert
 
 from unidle_agent.wire import GpuFacts
+from unidle_collector.ingest.tokens import Token
 from unidle_collector.model import Incident, IncidentEvent
 from unidle_collector.store import tables
 from unidle_collector.store.errors import StoreError, StoreFull
@@ -34,6 +36,7 @@ _PRAGMAS = (
     "PRAGMA synchronous = FULL",
     "PRAGMA busy_timeout = 10000",
 )
+TOKENS_REVISION = "tokens_revision"
 _LARGEST = 2**63 - 1
 """The largest whole number that SQLite holds."""
 
@@ -233,6 +236,33 @@ class State:
     def set_meta(self, key: str, value: str) -> None:
         """Keep one value."""
         self._upsert_all(tables.meta, [{"key": key, "value": value}])
+
+    def tokens(self) -> list[Token]:
+        """Every token that was ever made, oldest first."""
+        rows = self._rows(sa.select(tables.tokens).order_by(tables.tokens.c.created_ns, tables.tokens.c.id))
+        return [Token(**row._mapping) for row in rows]
+
+    def save_tokens(self, tokens: Sequence[Token]) -> None:
+        """Keep tokens, new ones and changed ones, all or none; a running collector takes notice."""
+        if not tokens:
+            return
+        with self._writing() as connection:
+            connection.execute(_upsert(tables.tokens), [asdict(token) for token in tokens])
+            revision = {"key": TOKENS_REVISION, "value": secrets.token_hex(8)}
+            connection.execute(_upsert(tables.meta), revision)
+
+    def tokens_revision(self) -> str:
+        """Another text whenever tokens were made or changed."""
+        return self.meta(TOKENS_REVISION) or ""
+
+    def tokens_used(self, used_ns: Mapping[str, int]) -> None:
+        """Note when tokens were last used, by id."""
+        table = tables.tokens
+        statement = (
+            sa.update(table).where(table.c.id == sa.bindparam("of")).values(used_ns=sa.bindparam("at"))
+        )
+        with self._writing() as connection:
+            connection.execute(statement, [{"of": key, "at": at_ns} for key, at_ns in used_ns.items()])
 
     def forget(self, before_ns: int) -> int:
         """Remove what is older than `before_ns`; returns how many rows.
