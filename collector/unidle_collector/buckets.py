@@ -73,6 +73,11 @@ class Buckets:
         self._packed: dict[int, list[Packed]] = {}
         self._hours: dict[int, Packed] = {}
 
+    @staticmethod
+    def begin(end_ns: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Begins of the spans that instants ending at `end_ns` are booked in."""
+        return (end_ns - 1) // BUCKET_NS * BUCKET_NS
+
     def at(self, end_ns: int, tenures: int) -> Sums:
         """The sums that an instant ending at `end_ns` is booked in, with room for `tenures`."""
         begin = (end_ns - 1) // BUCKET_NS * BUCKET_NS

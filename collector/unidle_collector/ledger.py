@@ -18,13 +18,22 @@ from unidle_collector.buckets import HOUR_NS, Buckets, Sums
 from unidle_collector.detectors import Detector, Verdict
 from unidle_collector.inventory import Inventory, Tenure
 from unidle_collector.model import STATES, Account, Cost, State
-from unidle_collector.pergpu import SECOND_NS, Bools, Floats, PerGpu
-from unidle_collector.signals import View
+from unidle_collector.pergpu import SECOND_NS, Floats, PerGpu
+from unidle_collector.signals import Step, View
 
 KEEP_NS = 8 * 24 * HOUR_NS
 REWRITE_S = 1200.0
 """How far back a state can be corrected: beyond the longest accounting delay and start-up grace."""
 JOULES_PER_KWH = 3.6e6
+
+WHOLE = 32768.0
+"""Loss weights are booked in this part of one: sums of them are exact in whatever order they are added."""
+POWER_STEP_W = 0.125
+UNKNOWN_POWER = 65535
+"""Power is booked in steps of 1/8 W, for the same reason."""
+NOT_BOOKED = -1
+AT_ONCE = 2048
+"""GPUs whose past is booked anew in one go: the memory that this takes."""
 
 FIXED: tuple[tuple[State, str], ...] = (
     ("failed", ""),
@@ -44,6 +53,19 @@ class Code:
     """Position of the state in STATES: the lower counts where several apply."""
 
 
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """Steps of GPUs as they are booked; every array is [entries]."""
+
+    end_ns: NDArray[np.int64]
+    gpu: NDArray[np.intp]
+    code: NDArray[np.int8]
+    loss: NDArray[np.uint16]
+    """In parts of WHOLE."""
+    power: NDArray[np.uint16]
+    """In steps of POWER_STEP_W."""
+
+
 class Ledger:
     """Books steps, corrects them, and adds them up."""
 
@@ -58,20 +80,22 @@ class Ledger:
         self.codes = _codes(detectors)
         self._index = {(code.state, code.cause): number for number, code in enumerate(self.codes)}
         self._rank = np.array([code.rank for code in self.codes])
+        self._kinds = [detector.kind for detector in detectors]
+        self._period_ns = round(period_s * SECOND_NS)
         self._slots = max(4, int(REWRITE_S / period_s) + 1)
-        self._slot_end: NDArray[np.int64] = np.full(self._slots, -1, dtype=np.int64)
-        self._next = 0
         rewrite_ns = int(self._slots * period_s * SECOND_NS)
         self._buckets = Buckets(len(self.codes), rewrite_ns, keep_ns)
         size = inventory.capacity
         self._a = PerGpu(size)
-        self._a.make("code", np.int16, -1, self._slots)
-        self._a.make("loss", np.float32, 0.0, self._slots)
-        self._a.make("power", np.float32, np.nan, self._slots)
-        self._a.make("tenure", np.int32, -1, self._slots)
-        self._a.make("now", np.int16, -1)
+        self._a.make("code", np.int8, NOT_BOOKED, self._slots)
+        self._a.make("loss", np.uint16, 0, self._slots)
+        self._a.make("power", np.uint16, UNKNOWN_POWER, self._slots)
+        self._a.make("tenure", np.int32, -1)
+        self._a.make("tenure_from", np.int64, 0)
+        self._a.make("now", np.int8, NOT_BOOKED)
         self._a.make("now_loss", np.float32, 0.0)
-        self._was_on: dict[str, Bools] = {}
+        self._a.make("on", np.bool_, False, len(self._kinds))
+        self._a.at["last_end_ns"] = 0
 
     def resize(self, size: int) -> None:
         """Grow to `size` GPUs."""
@@ -79,19 +103,37 @@ class Ledger:
 
     def book(self, view: View, verdicts: list[tuple[Detector, Verdict]]) -> None:
         """Book one step of all GPUs and correct what has become known."""
-        count = len(self._inventory)
         code, loss = self._classify(view, verdicts)
-        slot, self._next = self._next, (self._next + 1) % self._slots
         step, a = view.step, self._a
-        self._slot_end[slot] = step.end_ns
-        a["code"][slot], a["loss"][slot] = code, loss
-        a["power"][slot] = step.get("power_w")
-        a["tenure"][slot] = self._inventory.a["tenure"]
+        slot = self._slot(step.end_ns)
+        self._blank_between(step)
+        a["code"][slot] = code
+        a["loss"][slot] = np.rint(loss * WHOLE)
+        a["power"][slot] = _whole_power(step.get("power_w"))
         a["now"][:], a["now_loss"][:] = code, loss
-        self._add(slot, np.arange(count), step.period_ns / SECOND_NS, 1.0)
-        self._add_activity(view, count)
-        for detector, verdict in verdicts:
-            self._correct(detector, verdict, view)
+        self._follow_tenures(step.start_ns)
+        self._add(view)
+        for number, (detector, verdict) in enumerate(verdicts):
+            self._correct(number, detector, verdict, view)
+
+    def _slot(self, end_ns: int) -> int:
+        """Where in the ring the step that ends at `end_ns` lies."""
+        return round(end_ns / self._period_ns) % self._slots
+
+    def _blank_between(self, step: Step) -> None:
+        """Steps that were left out (time jumped) must not be taken for those of a ring ago."""
+        a, last = self._a, self._a.at["last_end_ns"]
+        self._a.at["last_end_ns"] = step.end_ns
+        missing = round((step.start_ns - last) / self._period_ns)
+        for back in range(1, min(missing, self._slots - 1) + 1):
+            a["code"][self._slot(step.end_ns - back * self._period_ns)] = NOT_BOOKED
+
+    def _follow_tenures(self, start_ns: int) -> None:
+        a, tenure = self._a, self._inventory.a["tenure"]
+        changed = a["tenure"] != tenure
+        if changed.any():
+            a["tenure_from"][changed] = start_ns
+            a["tenure"][changed] = tenure[changed]
 
     def now(self, position: int) -> tuple[State, str]:
         """State and cause of a GPU at the last step; unknown before there was one."""
@@ -104,7 +146,7 @@ class Ledger:
 
     def _classify(
         self, view: View, verdicts: list[tuple[Detector, Verdict]]
-    ) -> tuple[NDArray[np.int16], Floats]:
+    ) -> tuple[NDArray[np.int8], Floats]:
         """The one state of each GPU at this step, by the order of accounting.md."""
         index = self._index
         code = np.where(view.allocated, index["productive", ""], index["unallocated", ""])
@@ -120,60 +162,77 @@ class Ledger:
                 mine = index[detector.state, cause]
                 here = verdict.on & (verdict.cause == number) & (self._rank[mine] <= self._rank[code])
                 code[here], loss[here] = mine, verdict.loss[here]
-        return code.astype(np.int16), loss
+        return code.astype(np.int8), loss
 
     def _bucket(self, end_ns: int) -> Sums:
         return self._buckets.at(end_ns, len(self._inventory.tenures))
 
-    def _add(self, slot: int, gpus: NDArray[np.intp], seconds: float, sign: float) -> None:
-        """Book (or, with sign -1, take back) what the ring holds of one step."""
-        a, bucket = self._a, self._bucket(int(self._slot_end[slot]))
-        code, tenure = a["code"][slot, gpus], a["tenure"][slot, gpus]
-        share = self._inventory.a["share"][gpus]
-        lost = a["loss"][slot, gpus] * seconds * share * sign
-        power = a["power"][slot, gpus]
-        bucket.seconds[code, tenure] += seconds * sign
-        bucket.lost_s[code, tenure] += lost
-        bucket.lost_j[code, tenure] += np.nan_to_num(power, nan=0.0) * a["loss"][slot, gpus] * seconds * sign
-
-    def _add_activity(self, view: View, count: int) -> None:
-        bucket = self._bucket(view.step.end_ns)
-        tenure = self._inventory.a["tenure"][:count]
-        seconds = view.step.period_ns / SECOND_NS
+    def _add(self, view: View) -> None:
+        """Book the step that the ring has just taken, and the activity in it."""
+        a, count, step = self._a, len(self._inventory), view.step
+        slot, bucket = self._slot(step.end_ns), self._bucket(step.end_ns)
+        seconds = step.period_ns / SECOND_NS
+        code, tenure = a["code"][slot, :count], self._inventory.a["tenure"][:count]
+        loss = a["loss"][slot, :count] * (seconds / WHOLE)
+        bucket.seconds[code, tenure] += seconds
+        bucket.lost_s[code, tenure] += loss * self._inventory.a["share"][:count]
+        bucket.lost_j[code, tenure] += loss * _watts(a["power"][slot, :count])
         for number, field in enumerate(("gpu_util_ratio", "sm_active_ratio")):
-            values = view.step.get(field)[:count]
+            values = step.get(field)[:count]
             known = ~np.isnan(values)
             bucket.activity[number, 0, tenure] += np.where(known, values, 0.0) * seconds
             bucket.activity[number, 1, tenure] += known * seconds
-        bucket.power_s[tenure] += ~np.isnan(view.step.get("power_w")[:count]) * seconds
+        bucket.power_s[tenure] += (a["power"][slot, :count] != UNKNOWN_POWER) * seconds
 
-    def _correct(self, detector: Detector, verdict: Verdict, view: View) -> None:
+    def _correct(self, number: int, detector: Detector, verdict: Verdict, view: View) -> None:
         """Where a condition has just become known, book its steps since its begin anew."""
         if detector.state is None:
             return
-        before = self._was_on.get(detector.kind)
-        fresh = verdict.on.copy()
-        if before is not None:
-            fresh[: before.size] &= ~before
-        self._was_on[detector.kind] = verdict.on.copy()
-        seconds, period_ns = view.step.period_ns / SECOND_NS, view.step.period_ns
-        tenure_now = self._inventory.a["tenure"]
-        for gpu in np.flatnonzero(fresh):
-            mine = self._index[detector.state, detector.causes[int(verdict.cause[gpu])]]
-            back = self._a["code"][:, gpu]
-            slots = np.flatnonzero(
-                (self._slot_end >= verdict.since[gpu] + period_ns)
-                & (self._slot_end < view.step.end_ns)
-                & (self._a["tenure"][:, gpu] == tenure_now[gpu])
-                & (back >= 0)
-                & (back != self._index["unknown", ""])
-            )
-            for old in slots[self._rank[back[slots]] > self._rank[mine]]:
-                one = np.array([gpu], dtype=np.intp)
-                self._add(int(old), one, seconds, -1.0)
-                self._a["code"][old, gpu] = mine
-                self._a["loss"][old, gpu] = verdict.loss[gpu]
-                self._add(int(old), one, seconds, 1.0)
+        before = self._a["on"][number]
+        fresh = np.flatnonzero(verdict.on & ~before)
+        before[:] = verdict.on
+        for first in range(0, fresh.size, AT_ONCE):
+            self._rebook(detector, verdict, view.step, fresh[first : first + AT_ONCE])
+
+    def _rebook(self, detector: Detector, verdict: Verdict, step: Step, gpus: NDArray[np.intp]) -> None:
+        """Book the steps of `gpus` since the begin of what `verdict` says, where its state comes first."""
+        a, index = self._a, self._index
+        since = np.maximum(verdict.since[gpus], a["tenure_from"][gpus])
+        steps = min(self._slots - 1, max(0, round((step.start_ns - int(since.min())) / self._period_ns)))
+        ends = step.end_ns - step.period_ns * np.arange(1, steps + 1)
+        slots = np.array([self._slot(int(end)) for end in ends], dtype=np.intp)
+        mine = np.array([index[detector.state or "unknown", cause] for cause in detector.causes])
+        mine = mine[verdict.cause[gpus]]
+        old = a["code"][slots[:, None], gpus[None, :]]
+        allowed = self._rank[:, None] > self._rank[mine][None, :]  # [code before, GPU]
+        allowed[index["unknown", ""]] = False
+        wrong = (ends[:, None] - step.period_ns >= since) & (old >= 0)
+        wrong &= allowed[old, np.arange(gpus.size)[None, :]]
+        at, which = np.nonzero(wrong)
+        if not at.size:
+            return
+        slot, gpu = slots[at], gpus[which]
+        before = Entries(ends[at], gpu, old[at, which], a["loss"][slot, gpu], a["power"][slot, gpu])
+        loss = np.rint(verdict.loss[gpu] * WHOLE).astype(np.uint16)
+        after = Entries(before.end_ns, gpu, mine[which].astype(np.int8), loss, before.power)
+        a["code"][slot, gpu], a["loss"][slot, gpu] = after.code, after.loss
+        seconds = step.period_ns / SECOND_NS
+        self._change(before, -seconds)
+        self._change(after, seconds)
+
+    def _change(self, entries: Entries, seconds: float) -> None:
+        """Book `seconds` (taken back where negative) for each entry, on its GPU's present tenure."""
+        tenure = self._a["tenure"][entries.gpu]
+        share = self._inventory.a["share"][entries.gpu]
+        loss = entries.loss * (seconds / WHOLE)
+        spans = self._buckets.begin(entries.end_ns)
+        for begin in np.unique(spans):
+            here = spans == begin
+            bucket = self._bucket(int(begin) + 1)
+            where = (entries.code[here], tenure[here])
+            np.add.at(bucket.seconds, where, seconds)
+            np.add.at(bucket.lost_s, where, (loss * share)[here])
+            np.add.at(bucket.lost_j, where, (loss * _watts(entries.power))[here])
 
     def hours(self, start_ns: int, end_ns: int) -> Iterator[tuple[int, int, dict[str, list[float]]]]:
         """(hour's start, tenure, `state.cause` -> [seconds, lost seconds, lost joules]) of what was booked.
@@ -293,6 +352,17 @@ def _codes(detectors: Iterable[Detector]) -> tuple[Code, ...]:
     pairs = list(FIXED)
     pairs += [(d.state, cause) for d in detectors if d.state is not None for cause in d.causes]
     return tuple(Code(state, cause, STATES.index(state)) for state, cause in pairs)
+
+
+def _whole_power(power_w: Floats) -> NDArray[np.uint16]:
+    known = ~np.isnan(power_w)
+    steps = np.rint(np.where(known, power_w, 0.0) / POWER_STEP_W)
+    return np.where(known, np.clip(steps, 0, UNKNOWN_POWER - 1), UNKNOWN_POWER).astype(np.uint16)
+
+
+def _watts(power: NDArray[np.uint16]) -> Floats:
+    """Unknown power counts as none."""
+    return np.where(power == UNKNOWN_POWER, 0.0, power * POWER_STEP_W)
 
 
 def _ratio(part: float, whole: float) -> float | None:
