@@ -62,7 +62,8 @@ class Live:
         self.store = store
         self.clock_ns = clock_ns
         self.engine = Engine(STEP_S, settings.site, settings.silence)
-        self.window = Window(STEP_S, self.engine.inventory.capacity)
+        budget_bytes = int(settings.window_mb * 2**20)
+        self.window = Window(STEP_S, self.engine.inventory.capacity, budget_bytes)
         self.taking = Taking(settings, store, self.engine, self.window)
         # What is counted and known to be wrong, of batches and of time alike.
         self.nodes, self.events = self.taking.nodes, self.taking.events

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from unidle_agent.errors import UnidleError
-from unidle_agent.fields import BY_NAME
+from unidle_agent.fields import BY_NAME, GPU_FIELDS
 from unidle_collector.buckets import BUCKET_NS
 from unidle_collector.inventory import Tenure
 from unidle_collector.live import Live
@@ -72,14 +72,14 @@ def simulated(live: Live) -> bool:
 def gpus(live: Live) -> list[GpuNow]:
     """Every GPU as it is now."""
     inventory, last = live.engine.inventory, live.engine.last
-    fields = [name for name in (last.columns if last else ()) if BY_NAME[name].scope == "gpu"]
+    now = {field.name: last.get(field.name) for field in GPU_FIELDS} if last is not None else {}
     out = []
     for position, ref in enumerate(inventory.refs):
         state, cause = live.engine.ledger.now(position)
         owner = inventory.owner(position)
         sampled = live.window.last_sample_ns(position)
         fresh = last is not None and sampled is not None and last.end_ns - sampled <= STALE_S * SECOND_NS
-        values = {name: _known(last.columns[name][position]) for name in fields} if fresh and last else {}
+        values = {name: _known(column[position]) for name, column in now.items()} if fresh else {}
         out.append(
             GpuNow(
                 node=ref.node,
@@ -196,7 +196,7 @@ def nodes(live: Live) -> list[NodeNow]:
         members.setdefault(ref.node, []).append(position)
     out = []
     for name, positions in members.items():
-        book, clock = live.nodes.get(name), live.window.nodes.get(name)
+        book = live.nodes.get(name)
         samples = [s for s in (live.window.last_sample_ns(p) for p in positions) if s is not None]
         values = {}
         if last is not None:
@@ -206,7 +206,7 @@ def nodes(live: Live) -> list[NodeNow]:
                 node=name,
                 gpus=len(positions),
                 last_sample_ns=max(samples, default=None),
-                last_push_ns=clock.last_push_ns if clock else None,
+                last_push_ns=live.window.nodes.last_push_ns(name),
                 clock_skew_s=book.clock_skew_s if book else None,
                 rows=book.rows if book else 0,
                 duplicates=book.duplicates if book else 0,

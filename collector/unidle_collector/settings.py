@@ -70,3 +70,9 @@ class CollectorSettings:
     privacy_key: Secret = setting(
         Secret(), "site key of the pseudonyms, that of the agents; empty: one is made in data_dir"
     )
+    window_mb: float = setting(
+        384.0,
+        "memory of the live window, MiB; it holds as many seconds as fit, 64 to 256 behind and 128 ahead",
+        low=16,
+        high=1e6,
+    )

@@ -5,7 +5,6 @@ One step is one sampling period of the whole fleet, [end - period, end], on even
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -157,7 +156,8 @@ class Signals:
             "zero": zero,
             "psi_io_some_ratio": step.get("psi_io_some_s") / seconds,
         }
-        self._means.push(ChainMap(derived, step.columns))
+        columns = step.columns
+        self._means.push({name: columns[name] for name in MEANS if name in columns} | derived)
         self._started.push({"activity": activity})
 
     def _allocation(self, step: Step, activity: Floats) -> tuple[Bools, Bools]:

@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"unidle collector: http://{settings.bind}:{settings.port}, data in {settings.data_dir}", flush=True
     )
+    print(f"unidle collector: {live.window.describe(len(live.engine.inventory))}", flush=True)
     try:
         uvicorn.run(
             create_app(live, push_token, settings.read_token.reveal()),
