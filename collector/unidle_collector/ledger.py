@@ -7,9 +7,8 @@ Time no sample covers is `unknown`: neither lost nor productive.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +16,14 @@ from numpy.typing import NDArray
 from unidle_collector.buckets import HOUR_NS, Buckets, Sums
 from unidle_collector.detectors import Detector, Verdict
 from unidle_collector.inventory import Inventory, Tenure
-from unidle_collector.model import STATES, Account, Cost, State
+from unidle_collector.model import STATES, Account, State
 from unidle_collector.pergpu import SECOND_NS, Floats, PerGpu
 from unidle_collector.signals import Step, View
+from unidle_collector.tally import Members, Tally
 
 KEEP_NS = 8 * 24 * HOUR_NS
 REWRITE_S = 1200.0
 """How far back a state can be corrected: beyond the longest accounting delay and start-up grace."""
-JOULES_PER_KWH = 3.6e6
 
 WHOLE = 32768.0
 """Loss weights are booked in this part of one: sums of them are exact in whatever order they are added."""
@@ -115,6 +114,10 @@ class Ledger:
         self._add(view)
         for number, (detector, verdict) in enumerate(verdicts):
             self._correct(number, detector, verdict, view)
+
+    def took_back(self, tenures: NDArray[np.int32]) -> None:
+        """The memory of the last run is back, whose tenures had other numbers."""
+        self._a["tenure"][:] = tenures
 
     def _slot(self, end_ns: int) -> int:
         """Where in the ring the step that ends at `end_ns` lies."""
@@ -234,38 +237,6 @@ class Ledger:
             np.add.at(bucket.lost_s, where, (loss * share)[here])
             np.add.at(bucket.lost_j, where, (loss * _watts(entries.power))[here])
 
-    def hours(self, start_ns: int, end_ns: int) -> Iterator[tuple[int, int, dict[str, list[float]]]]:
-        """(hour's start, tenure, `state.cause` -> [seconds, lost seconds, lost joules]) of what was booked.
-
-        Also under `power`, `gpu_util` and `sm_active`: known seconds, or integral and known seconds.
-        """
-        for hour in self._buckets.hours(start_ns, end_ns):
-            total = self._buckets.total(hour, hour + HOUR_NS, len(self._inventory.tenures))
-            for tenure in np.flatnonzero(total.seconds.any(axis=0)):
-                document = {
-                    f"{code.state}.{code.cause}": [
-                        float(sums[number, tenure]) for sums in (total.seconds, total.lost_s, total.lost_j)
-                    ]
-                    for number, code in enumerate(self.codes)
-                    if total.seconds[number, tenure]
-                }
-                document["power"] = [float(total.power_s[tenure])]
-                for number, name in enumerate(("gpu_util", "sm_active")):
-                    document[name] = [float(value) for value in total.activity[number, :, tenure]]
-                yield hour, int(tenure), document
-
-    def restore(self, hour_ns: int, tenure: int, document: Mapping[str, list[float]]) -> None:
-        """Put back what `hours` gave, before a restart, of one tenure and hour."""
-        bucket = self._bucket(hour_ns + 1)
-        for (state, cause), number in self._index.items():
-            sums = document.get(f"{state}.{cause}")
-            if sums is not None:
-                for array, value in zip((bucket.seconds, bucket.lost_s, bucket.lost_j), sums, strict=True):
-                    array[number, tenure] += value
-        bucket.power_s[tenure] += document.get("power", [0.0])[0]
-        for number, name in enumerate(("gpu_util", "sm_active")):
-            bucket.activity[number, :, tenure] += document.get(name, [0.0, 0.0])
-
     def durations(self) -> list[tuple[dict[str, float], dict[str, float]]]:
         """Each GPU over all that was booked: (state -> seconds, `state.cause` -> seconds), never weighted."""
         tenures = self._inventory.tenures
@@ -284,68 +255,32 @@ class Ledger:
         return states, causes
 
     def accounts(self, key_of: Callable[[Tenure], str | None], start_ns: int, end_ns: int) -> list[Account]:
-        """Accounts of the tenures by key (None leaves one out), over the buckets that touch the window."""
-        first_ns = self._buckets.first_ns(start_ns, end_ns)
-        if first_ns is None:
-            return []
-        tenures = self._inventory.tenures
-        groups: dict[str, list[int]] = {}
-        for number, tenure in enumerate(tenures):
-            key = key_of(tenure)
-            if key is not None:
-                groups.setdefault(key, []).append(number)
-        total = self._buckets.total(start_ns, end_ns, len(tenures))
-        first = max(start_ns, first_ns)
-        out = []
-        for key, members in groups.items():
-            account = self._account(key, np.array(members), total, first, end_ns)
-            if account is not None:
-                out.append(account)
-        return out
+        """Accounts of the tenures by key (None leaves one out), over the spans that touch the window."""
+        return list(self.tally(key_of, start_ns, end_ns).accounts())
 
-    def _account(
-        self, key: str, members: NDArray[np.intp], total: Sums, start_ns: int, end_ns: int
-    ) -> Account | None:
-        if not total.seconds[:, members].any():
-            return None
-        lost, joules = total.lost_s[:, members], total.lost_j[:, members]
+    def tally(self, key_of: Callable[[Tenure], str | None], start_ns: int, end_ns: int) -> Tally:
+        """The same as columns, from which accounts can be made anywhere and page by page."""
         tenures = self._inventory.tenures
-        gpus = np.array([tenures[m].gpu for m in members])
-        seconds = total.seconds[:, members] * self._inventory.a["share"][gpus]
-        price = self._inventory.a["eur_per_h"][gpus] / 3600
-        by_state: dict[str, float] = dict.fromkeys(STATES, 0.0)
-        measured = bool(total.power_s[members].any())
-        causes: dict[str, Cost] = {}
-        for number, code in enumerate(self.codes):
-            by_state[code.state] += float(seconds[number].sum())
-            if code.state not in ("productive", "unknown") and lost[number].any():
-                name = f"{code.state}.{code.cause}" if code.cause else code.state
-                causes[name] = _cost(lost[number], float(joules[number].sum()), price, measured)
-        free = self._index["unallocated", ""]
-        job_rows = np.array(
-            [n for n, c in enumerate(self.codes) if c.state not in ("productive", "unknown", "unallocated")]
+        groups: dict[str, int] = {}
+        keys = (key_of(tenure) for tenure in tenures)
+        group = np.array(
+            [-1 if key is None else groups.setdefault(key, len(groups)) for key in keys], dtype=np.int64
         )
-        util, sm = (
-            _ratio(total.activity[n, 0, members].sum(), total.activity[n, 1, members].sum()) for n in (0, 1)
+        gpu = np.array([tenure.gpu for tenure in tenures], dtype=np.intp)
+        first_ns = self._buckets.first_ns(start_ns, end_ns)
+        return Tally.of(
+            self._buckets.total(start_ns, end_ns, len(tenures)),
+            Members(group, gpu, self._inventory.a["share"][gpu], self._inventory.a["eur_per_h"][gpu] / 3600),
+            [(code.state, code.cause) for code in self.codes],
+            list(groups),
+            max(start_ns, first_ns if first_ns is not None else start_ns),
+            end_ns,
         )
-        allocated, active, effective = _funnel(by_state, float(lost[job_rows].sum() + lost[free].sum()))
-        return Account(
-            key=key,
-            start_ns=start_ns,
-            end_ns=end_ns,
-            gpus=int(np.unique(gpus).size),
-            seconds=by_state,
-            causes={name: cost.gpu_h * 3600 for name, cost in causes.items()},
-            cause_costs=causes,
-            lost=_cost(lost[job_rows].sum(axis=0), joules[job_rows].sum(), price, measured),
-            unallocated=_cost(lost[free], joules[free].sum(), price, measured),
-            allocated_ratio=allocated,
-            active_ratio=active,
-            effective_ratio=effective,
-            gpu_util_ratio=util,
-            sm_active_ratio=sm,
-            grade=_grade(total.activity[:, 1, members]),
-        )
+
+    @property
+    def buckets(self) -> Buckets:
+        """The sums themselves, for files."""
+        return self._buckets
 
 
 def _codes(detectors: Iterable[Detector]) -> tuple[Code, ...]:
@@ -363,32 +298,3 @@ def _whole_power(power_w: Floats) -> NDArray[np.uint16]:
 def _watts(power: NDArray[np.uint16]) -> Floats:
     """Unknown power counts as none."""
     return np.where(power == UNKNOWN_POWER, 0.0, power * POWER_STEP_W)
-
-
-def _ratio(part: float, whole: float) -> float | None:
-    return float(part / whole) if whole > 0 else None
-
-
-def _cost(lost_s: Floats, joules: float, price_per_s: Floats, measured: bool) -> Cost:
-    """Cost of lost GPU-seconds per tenure; money is unknown where the price of a lost GPU is."""
-    money = lost_s * price_per_s
-    concerned = lost_s > 0
-    eur = None if bool(np.isnan(money[concerned]).any()) else float(money[concerned].sum())
-    return Cost(float(lost_s.sum()) / 3600, eur, float(joules) / JOULES_PER_KWH if measured else None)
-
-
-def _funnel(seconds: dict[str, float], lost_s: float) -> tuple[float | None, float | None, float | None]:
-    """Allocated, active and effective as shares of the known time (accounting.md)."""
-    known = sum(seconds.values()) - seconds["unknown"]
-    service = known - seconds["failed"]
-    allocated = service - seconds["unallocated"]
-    active = allocated - seconds["idle"]
-    effective = service - (lost_s - seconds["failed"])
-    return _ratio(allocated, known), _ratio(active, known), _ratio(effective, service)
-
-
-def _grade(known_seconds: Floats) -> Literal["sm", "util", "mixed", "none"]:
-    util, sm = float(known_seconds[0].sum()), float(known_seconds[1].sum())
-    if sm == 0:
-        return "util" if util else "none"
-    return "sm" if sm >= 0.95 * max(util, sm) else "mixed"

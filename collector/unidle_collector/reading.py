@@ -11,7 +11,6 @@ import numpy as np
 
 from unidle_agent.errors import UnidleError
 from unidle_agent.fields import BY_NAME, GPU_FIELDS
-from unidle_collector.buckets import BUCKET_NS
 from unidle_collector.inventory import Tenure
 from unidle_collector.live import Live
 from unidle_collector.model import (
@@ -32,6 +31,8 @@ from unidle_collector.pergpu import SECOND_NS
 from unidle_collector.recommend import recommend
 
 MOST_POINTS = 1500
+UNKNOWN = "unknown"
+"""Key of the time of which nobody has said to whom it belongs: a row like any other, never left out."""
 STALE_S = 60.0
 """Values older than this are not shown as those of now."""
 
@@ -227,9 +228,10 @@ def accounts(live: Live, by: str, window_s: float) -> list[Account]:
     start_ns = end_ns - int(window_s * SECOND_NS)
     ledger = live.engine.ledger
     if by == "hour":
-        first = start_ns // BUCKET_NS * BUCKET_NS
+        span_ns = ledger.buckets.resolution_ns(start_ns, end_ns)
+        first = start_ns // span_ns * span_ns
         out = []
-        step_ns = max(BUCKET_NS, int(window_s * SECOND_NS / 96) // BUCKET_NS * BUCKET_NS)
+        step_ns = max(span_ns, int(window_s * SECOND_NS / 96) // span_ns * span_ns)
         for begin in range(first, end_ns, step_ns):
             end = min(end_ns, begin + step_ns)
             out += ledger.accounts(lambda _, key=str(begin): key, begin, end)  # type: ignore[misc]
@@ -238,7 +240,8 @@ def accounts(live: Live, by: str, window_s: float) -> list[Account]:
 
 
 def _key(live: Live, by: str) -> Callable[[Tenure], str | None]:
-    refs = live.engine.inventory.refs
+    inventory = live.engine.inventory
+    refs = inventory.refs
     keys: dict[str, Callable[[Tenure], str | None]] = {
         "fleet": lambda _: "fleet",
         "gpu": lambda tenure: f"{refs[tenure.gpu].node}/{refs[tenure.gpu].gpu}",
@@ -246,6 +249,9 @@ def _key(live: Live, by: str) -> Callable[[Tenure], str | None]:
         "model": lambda tenure: refs[tenure.gpu].model or "unknown",
         "job": lambda tenure: tenure.owner.job or None,
         "user": lambda tenure: tenure.owner.user or None,
+        "team": lambda tenure: inventory.job_facts(tenure.owner.job).team or UNKNOWN,
+        "partition": lambda tenure: inventory.job_facts(tenure.owner.job).partition or UNKNOWN,
+        "site": lambda _: live.settings.site,
     }
     if by not in keys:
         raise AskedWrongError(f"by: expected {', '.join((*keys, 'hour'))}, came {by!r}")

@@ -58,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"unidle collector: http://{settings.bind}:{settings.port}, data in {settings.data_dir}", flush=True
     )
+    for note in live.notes:
+        print(f"unidle collector: {note}", file=sys.stderr, flush=True)
     print(f"unidle collector: {live.window.describe(len(live.engine.inventory))}", flush=True)
     try:
         uvicorn.run(
