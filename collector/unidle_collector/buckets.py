@@ -7,7 +7,7 @@ So only the spans that can still change are dense.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +88,18 @@ class Packed:
     def nbytes(self) -> int:
         """Memory that it takes."""
         return sum(getattr(self, field.name).nbytes for field in fields(self))
+
+    def measured(self) -> Packed:
+        """The same without states: activity and known power."""
+        none = slice(0, 0)
+        return replace(
+            self, code=self.code[none], tenure=self.tenure[none], seconds=self.seconds[none],
+            lost_s=self.lost_s[none], lost_j=self.lost_j[none],
+        )  # fmt: skip
+
+    def moved(self, tenures: NDArray[np.int32]) -> Packed:
+        """The same with tenure n as `tenures[n]`."""
+        return replace(self, tenures=tenures[self.tenures], tenure=tenures[self.tenure])
 
     def add_to(self, sums: Sums) -> None:
         """Add it to `sums`, which has room for its tenures."""

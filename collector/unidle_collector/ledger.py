@@ -7,7 +7,7 @@ Time no sample covers is `unknown`: neither lost nor productive.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,6 +137,51 @@ class Ledger:
         if changed.any():
             a["tenure_from"][changed] = start_ns
             a["tenure"][changed] = tenure[changed]
+
+    # -- late rows -------------------------------------------------------------------------------
+
+    def unmeasure(
+        self, gpus: NDArray[np.intp], there: NDArray[np.bool_], values: Mapping[str, Floats], end_ns: int
+    ) -> None:
+        """Take back the activity and known power of one step of `gpus`, as `values` [gpus] said it."""
+        bucket, tenure = self._bucket(end_ns), self._inventory.a["tenure"][gpus]
+        seconds = self._period_ns / SECOND_NS
+        nothing = np.full(gpus.shape, np.nan)
+        for number, field in enumerate(("gpu_util_ratio", "sm_active_ratio")):
+            column = values.get(field, nothing)
+            known = there & ~np.isnan(column)
+            bucket.activity[number, 0, tenure] -= np.where(known, column, 0.0) * seconds
+            bucket.activity[number, 1, tenure] -= known * seconds
+        bucket.power_s[tenure] -= (there & ~np.isnan(values.get("power_w", nothing))) * seconds
+
+    def all_unknown(self, gpus: NDArray[np.intp], first_ns: int, last_ns: int) -> bool:
+        """Are the steps that end within [first_ns, last_ns] booked as unknown for all of `gpus`."""
+        slots = [self._slot(end) for end in range(first_ns, last_ns + 1, self._period_ns)]
+        return bool((self._a["code"][slots][:, gpus] == self._index["unknown", ""]).all())
+
+    def replace(self, gpus: NDArray[np.intp], other: Ledger) -> None:
+        """Book `gpus` as `other` does, which has them in this order, their past and their present owner."""
+        a, theirs, last_ns = self._a, other._a, self._a.at["last_end_ns"]
+        ends = last_ns - self._period_ns * np.arange(self._slots)
+        slots = np.array([self._slot(int(end)) for end in ends], dtype=np.intp)[:, None]
+        columns = np.arange(gpus.size)[None, :]
+        code = theirs["code"][slots, columns]
+        differs = (code != a["code"][slots, gpus]) | (
+            theirs["loss"][slots, columns] != a["loss"][slots, gpus]
+        )
+        differs |= theirs["power"][slots, columns] != a["power"][slots, gpus]
+        at, which = np.nonzero(differs & (code >= 0) & (a["code"][slots, gpus] >= 0))
+        seconds = self._period_ns / SECOND_NS
+        for ring, place, sign in ((a, gpus[which], -1), (theirs, which, 1)):
+            where = (slots[at, 0], place)
+            entries = Entries(
+                ends[at], gpus[which], ring["code"][where], ring["loss"][where], ring["power"][where]
+            )
+            self._change(entries, sign * seconds)
+        present = self._inventory.a["tenure"][gpus]
+        gpu_of = np.array([tenure.gpu for tenure in other._inventory.tenures], dtype=np.intp)
+        for begin, packed in other.buckets.unwritten():
+            self._buckets.amend(begin, packed.measured().moved(present[gpu_of]))
 
     def now(self, position: int) -> tuple[State, str]:
         """State and cause of a GPU at the last step; unknown before there was one."""

@@ -22,6 +22,7 @@ from unidle_collector import keeping, scheduler
 from unidle_collector.attribution import Attribution
 from unidle_collector.engine import Engine
 from unidle_collector.findings import Change
+from unidle_collector.late import LateRows
 from unidle_collector.model import Incident
 from unidle_collector.recommend import recommend
 from unidle_collector.settings import CollectorSettings
@@ -64,6 +65,7 @@ class Live:
         self.engine = Engine(STEP_S, settings.site, settings.silence)
         budget_bytes = int(settings.window_mb * 2**20)
         self.window = Window(STEP_S, self.engine.inventory.capacity, budget_bytes)
+        self.late = LateRows(self.engine, self.window)
         self.taking = Taking(settings, store, self.engine, self.window)
         # What is counted and known to be wrong, of batches and of time alike.
         self.nodes, self.events = self.taking.nodes, self.taking.events
@@ -162,11 +164,16 @@ class Live:
             for _ in range(min(due, STEPS_AT_ONCE)):
                 self.taking.own_due()
                 step = self.window.next(inventory.capacity, inventory.a["node"], inventory.node_names)
+                self.late.before(step)
                 self._unkept += self.engine.step(step)
                 self._keep()
                 self.counters["steps"] += 1
             due -= STEPS_AT_ONCE
             self._answer_waiting()
+        self.late.take(self.window.late)
+        self.window.late.clear()
+        self.late.work()
+        self.counters["silences_filled"] = self.late.corrected
 
     def _answer_waiting(self) -> None:
         """Questions do not wait for a long catch-up; pushes do, which is the back-pressure."""

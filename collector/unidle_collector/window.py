@@ -128,6 +128,8 @@ class Window:
         """Node -> its position in the host columns."""
         self._host_of_gpu: tuple[tuple[int, int, int], NDArray[np.intp]] | None = None
         self.nodes = NodeClocks()
+        self.late: list[Arrival] = []
+        """Batches with rows that came too late, for whoever can use them; emptied by them."""
         self._waiting_since_ns: int | None = None
         self._begun_ns = 0
 
@@ -213,6 +215,8 @@ class Window:
                 batch = arrival.batch
                 self.nodes.note(batch.node, newest[number], arrival.received_ns, batch.period_s)
             out.late = int(late_count[number]) * len(arrival.positions)
+            if late_count[number]:
+                self.late.append(arrival)
             out.future = int(ahead_count[number]) * len(arrival.positions)
         some = late_count + ahead_count < instants
         keep = np.repeat(some, instants)
@@ -336,6 +340,46 @@ class Window:
             places = [self._hosts.get(name, nobody) for name in node_names]
             self._host_of_gpu = key, np.array([*places, nobody], dtype=np.intp)[node_of]
         return self._host_of_gpu[1]
+
+    # -- for late rows ---------------------------------------------------------------------------
+
+    @property
+    def oldest_step(self) -> int:
+        """Number of the oldest step handed out that is still held."""
+        return self.next_step - (self._steps - AHEAD_STEPS) + 1
+
+    def holds(self, step: int) -> bool:
+        """Is this a step that was handed out and is still held."""
+        return self._done is not None and self.oldest_step <= step <= self._done
+
+    def rows_at(self, step: int, gpus: NDArray[np.intp]) -> tuple[NDArray[np.bool_], dict[str, Floats]]:
+        """([gpus] is there a row, columns [gpus] of the GPUs and their host) of a step that is held."""
+        columns = {name: self._gpus.row(name, step)[gpus].astype(np.float64) for name in self._gpus.names}
+        if self._host_of_gpu is not None:
+            hosts = self._host_of_gpu[1][gpus]
+            columns |= {n: self._host.row(n, step)[hosts].astype(np.float64) for n in self._host.names}
+        return self._gpus.sampled[step % self._steps][gpus], columns
+
+    def put_back(self, step: int, gpus: NDArray[np.intp], columns: Mapping[str, Floats]) -> None:
+        """Late rows of a step that is held; host fields are left out."""
+        for name in self._gpus.names:
+            if name in columns:
+                self._gpus.row(name, step)[gpus] = columns[name]
+        self._gpus.sampled[step % self._steps][gpus] = True
+
+    def last_sampled(self, gpus: NDArray[np.intp], before: int) -> int:
+        """Newest step held, earlier than `before`, at which all of `gpus` have a row; -1 when none."""
+        for step in range(min(before, self.next_step) - 1, max(self.oldest_step, 0) - 1, -1):
+            if self._gpus.sampled[step % self._steps][gpus].all():
+                return step
+        return -1
+
+    def note_samples(self, step: int) -> None:
+        """The GPUs and hosts have rows up to `step` elsewhere: later ones speak for the time since."""
+        for ring in (self._gpus, self._host):
+            np.maximum(ring.last_step, step, out=ring.last_step)
+
+    # -- reading ---------------------------------------------------------------------------------
 
     def last_sample_ns(self, gpu: int) -> int | None:
         """Time of a GPU's newest row, None when it has none."""
