@@ -28,15 +28,6 @@ class Tenure:
     owner: Owner
 
 
-@dataclass(frozen=True, slots=True)
-class JobFacts:
-    """What a scheduler says of a job; empty where nobody did."""
-
-    team: str = ""
-    """Account or project."""
-    partition: str = ""
-
-
 class Inventory:
     """The GPUs that were ever seen, in the order in which they appeared."""
 
@@ -61,7 +52,6 @@ class Inventory:
         self._nodes: dict[str, int] = {}
         self._models: dict[str, int] = {}
         self._jobs: dict[str, int] = {"": 0}
-        self._job_facts: dict[str, JobFacts] = {}
 
     def __len__(self) -> int:
         return len(self.refs)
@@ -119,14 +109,6 @@ class Inventory:
         self.a["interactive"][position] = owner.interactive
         self.a["job"][position] = self._jobs.setdefault(owner.job, len(self._jobs))
         return (owner.job, owner.allocated) != (before.job, before.allocated)
-
-    def describe_job(self, job: str, facts: JobFacts) -> None:
-        """What a scheduler says of a job; holds for all of its time, past and to come."""
-        self._job_facts[job] = facts
-
-    def job_facts(self, job: str) -> JobFacts:
-        """What is known of a job."""
-        return self._job_facts.get(job, JobFacts())
 
     def owner(self, position: int) -> Owner:
         """Who holds a GPU now."""

@@ -240,8 +240,7 @@ def accounts(live: Live, by: str, window_s: float) -> list[Account]:
 
 
 def _key(live: Live, by: str) -> Callable[[Tenure], str | None]:
-    inventory = live.engine.inventory
-    refs = inventory.refs
+    refs, dimensions = live.engine.inventory.refs, live.attribution.ownership.dimensions
     keys: dict[str, Callable[[Tenure], str | None]] = {
         "fleet": lambda _: "fleet",
         "gpu": lambda tenure: f"{refs[tenure.gpu].node}/{refs[tenure.gpu].gpu}",
@@ -249,8 +248,8 @@ def _key(live: Live, by: str) -> Callable[[Tenure], str | None]:
         "model": lambda tenure: refs[tenure.gpu].model or "unknown",
         "job": lambda tenure: tenure.owner.job or None,
         "user": lambda tenure: tenure.owner.user or None,
-        "team": lambda tenure: inventory.job_facts(tenure.owner.job).team or UNKNOWN,
-        "partition": lambda tenure: inventory.job_facts(tenure.owner.job).partition or UNKNOWN,
+        "team": lambda tenure: dimensions(tenure.owner.job).team or UNKNOWN,
+        "partition": lambda tenure: dimensions(tenure.owner.job).partition or UNKNOWN,
         "site": lambda _: live.settings.site,
     }
     if by not in keys:
