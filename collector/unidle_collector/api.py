@@ -135,7 +135,7 @@ def _add_reads(app: FastAPI, live: Live, scraper: Scraper | None) -> None:
 
     @app.get("/api/v1/accounts")
     async def accounts(by: str = "job", window_s: float = Window) -> list[Account]:
-        """Where the time went, by fleet, gpu, node, job, user, model or hour."""
+        """Where the time went, by fleet, gpu, node, job, user, team, partition, model, site or hour."""
         return await _wait(live.ask(lambda: reading.accounts(live, by, window_s)))
 
     @app.get("/api/v1/findings")

@@ -9,33 +9,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unidle_agent.fields import UNKNOWN_U8
-from unidle_collector.pergpu import Floats
+from unidle_collector.pergpu import Bools, Floats
 
 Counts = NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
 class Increases:
-    """What some counters did over some instants."""
+    """What some counters did; every array is [R], as the raw values came."""
 
     values: Floats
-    """[instants, counters] in base units; NaN where unknown, at the first value and at a reset."""
+    """In base units; NaN where unknown, at the first value and at a reset."""
     last: Counts
-    """[counters] the last known raw value."""
-    resets: int
+    """The last known raw value up to and with each row."""
+    reset: Bools
+    """Where a counter went back."""
 
 
-def increases(raw: Counts, before: Counts, resolution: Any) -> Increases:
-    """`raw` is [instants, counters], `before` [counters] their last known values; UNKNOWN_U8 is unknown.
+def increases(raw: Counts, before: Counts, begin: NDArray[np.intp], resolution: Any = 1.0) -> Increases:
+    """`raw` is [R], the series of several counters one after the other; UNKNOWN_U8 is unknown.
 
-    An unknown value is bridged: the next known one counts from the last known one.
+    `before` is [R] the last known value of the row's counter before its series, `begin` [R] where its
+    series begins. An unknown value is bridged: the next known one counts from the last known one.
     """
-    whole = np.concatenate((before[None, :], raw))
-    rows = np.arange(whole.shape[0])[:, None]
-    index = np.maximum.accumulate(np.where(whole == UNKNOWN_U8, 0, rows), axis=0)
-    filled = np.take_along_axis(whole, index, axis=0)
-    after, prior = filled[1:], filled[:-1]
+    here = np.arange(raw.size)
+    latest = np.maximum.accumulate(np.where(raw == UNKNOWN_U8, -1, here))
+    prior_at = np.concatenate((np.full(min(1, raw.size), -1), latest[:-1]))
+    prior = np.where(prior_at >= begin, raw[prior_at], before)
     known = (raw != UNKNOWN_U8) & (prior != UNKNOWN_U8)
-    reset = known & (after < prior)
-    values = np.where(known & ~reset, (after - prior).astype(np.float64) * resolution, np.nan)
-    return Increases(values, filled[-1], int(np.count_nonzero(reset)))
+    reset = known & (raw < prior)
+    values = np.where(known & ~reset, (raw - prior).astype(np.float64) * resolution, np.nan)
+    return Increases(values, np.where(latest >= begin, raw[latest], before), reset)

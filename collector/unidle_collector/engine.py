@@ -12,8 +12,10 @@ from unidle_collector import detectors
 from unidle_collector.detectors import Detector
 from unidle_collector.findings import Book, Change
 from unidle_collector.inventory import Inventory
+from unidle_collector.layout import parts
 from unidle_collector.ledger import KEEP_NS, Ledger
 from unidle_collector.model import Finding, GpuRef
+from unidle_collector.pergpu import PerGpu
 from unidle_collector.signals import Signals, Step
 
 
@@ -33,7 +35,7 @@ class Engine:
         self._signals = Signals(self.inventory, period_s)
         self._detectors: list[Detector] = [make(self._size, period_s) for make in detectors.makers()]
         self.ledger = Ledger(self.inventory, self._detectors, period_s, keep_accounts_ns)
-        self._book = Book(self.inventory, self._detectors, site, silence)
+        self.book = Book(self.inventory, self._detectors, site, silence)
         self._last: Step | None = None
 
     def add(self, ref: GpuRef, share: float = 1.0, simulated: bool = False) -> int:
@@ -43,7 +45,7 @@ class Engine:
             self._size = self.inventory.capacity
             self._signals.resize(self._size)
             self.ledger.resize(self._size)
-            self._book.resize(self._size)
+            self.book.resize(self._size)
             for detector in self._detectors:
                 detector.resize(self._size)
         return position
@@ -63,15 +65,25 @@ class Engine:
         verdicts = [(detector, detector.look(view)) for detector in self._detectors]
         self.ledger.book(view, verdicts)
         self._last = step
-        return self._book.update(view, verdicts)
+        return self.book.update(view, verdicts)
 
     def findings(self) -> list[Finding]:
         """Everything open now: told, and still developing (`told_ns` is None)."""
-        return self._book.findings()
+        return self.book.findings()
 
     def remember(self, finding: Finding) -> None:
         """A finding told before a restart."""
-        self._book.remember(finding)
+        self.book.remember(finding)
+
+    def memory(self) -> list[tuple[str, PerGpu]]:
+        """All that is remembered of each GPU, by name."""
+        roots: list[tuple[str, object]] = [
+            ("signals", self._signals),
+            ("ledger", self.ledger),
+            ("book", self.book),
+        ]
+        roots += [(detector.kind, detector) for detector in self._detectors]
+        return [part for name, root in roots for part in parts(root, name)]
 
     @property
     def last(self) -> Step | None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,20 +70,55 @@ class Book:
         self._place: dict[str, dict[int, tuple[str, str]]] = {kind: {} for kind in self._detectors}
         self._known: dict[tuple[str, str, str], Finding] = {}
         self._first_ns: int | None = None
-        self._sums = {kind: PerGpu(inventory.capacity) for kind in self._detectors}
-        for sums in self._sums.values():
-            sums.make("on", np.bool_, False)
-            sums.make("lost", np.float64, 0.0, 3)  # GPU-seconds, EUR, joules
+        self._a = PerGpu(inventory.capacity)
+        for kind in self._detectors:
+            self._a.make(f"{kind}.on", np.bool_, False)
+            self._a.make(f"{kind}.lost", np.float64, 0.0, 3)  # GPU-seconds, EUR, joules
 
     def resize(self, size: int) -> None:
         """Grow to `size` GPUs."""
-        for sums in self._sums.values():
-            sums.resize(size)
+        self._a.resize(size)
 
     def remember(self, finding: Finding) -> None:
         """A finding told before a restart: when it is seen again it keeps its id, since and told time."""
-        if finding.told_ns is not None:
+        if finding.told_ns is None:
+            return
+        entry = self._open.get(finding.kind, {}).get((finding.subject_kind, finding.subject))
+        if entry is None:
             self._known[finding.kind, finding.subject_kind, finding.subject] = finding
+        else:
+            entry.since_ns, entry.told_ns, entry.finding = finding.since_ns, finding.told_ns, finding
+
+    def kept(self) -> list[dict[str, Any]]:
+        """Every open finding as JSON values, for a restart; its sentences are said anew."""
+        return [
+            {
+                "kind": kind,
+                "subject_kind": entry.subject_kind,
+                "subject": entry.subject,
+                "since_ns": entry.since_ns,
+                "told_ns": entry.told_ns,
+                "refreshed_ns": entry.refreshed_ns,
+                "gpus": sorted(entry.gpus),
+                "all_gpus": sorted(entry.all_gpus),
+                "left": [None if math.isnan(value) else value for value in entry.left],
+                "votes": dict(entry.votes),
+            }
+            for kind, group in self._open.items()
+            for entry in group.values()
+        ]
+
+    def take_back(self, kept: Iterable[Mapping[str, Any]]) -> None:
+        """Go on with what `kept` gave, at the same positions of the GPUs."""
+        for item in kept:
+            entry = _Open(item["subject_kind"], item["subject"], item["since_ns"])
+            entry.told_ns, entry.refreshed_ns = item["told_ns"], item["refreshed_ns"]
+            entry.gpus, entry.all_gpus = set(item["gpus"]), set(item["all_gpus"])
+            entry.left = [math.nan if value is None else value for value in item["left"]]
+            entry.votes = Counter(item["votes"])
+            key = (entry.subject_kind, entry.subject)
+            self._open[item["kind"]][key] = entry
+            self._place[item["kind"]].update(dict.fromkeys(entry.gpus, key))
 
     def update(self, view: View, verdicts: Iterable[tuple[Detector, Verdict]]) -> list[Change]:
         """Take one step's verdicts."""
@@ -111,25 +147,22 @@ class Book:
 
     def _members(self, detector: Detector, verdict: Verdict, view: View) -> None:
         """Who joined, who left, and what the step cost those inside."""
-        kind, sums = detector.kind, self._sums[detector.kind]
-        was, lost = sums["on"], sums["lost"]
-        if not verdict.on.any() and not was.any():
+        kind = detector.kind
+        was, lost = self._a[f"{kind}.on"], self._a[f"{kind}.lost"]
+        inside = np.flatnonzero(verdict.on)
+        if not inside.size and not was.any():
             return
         for position in np.flatnonzero(was & ~verdict.on):
             self._leave(kind, int(position))
-        joining = np.flatnonzero(verdict.on & ~was)
-        for position in joining:
+        for position in np.flatnonzero(verdict.on & ~was):
             self._join(detector, verdict, int(position))
-        step_s = view.step.period_ns / SECOND_NS
-        power = np.nan_to_num(view.step.get("power_w"), nan=0.0)
-        price = self._inventory.a["eur_per_h"] / 3600
-        gpu_s = (
-            np.where(verdict.on & view.step.sampled, verdict.loss, 0.0) * self._inventory.a["share"] * step_s
-        )
-        back_s = np.zeros_like(gpu_s)
-        back_s[joining] = (view.step.start_ns - verdict.since[joining]) / SECOND_NS * verdict.loss[joining]
-        gpu_s += np.maximum(back_s, 0.0) * self._inventory.a["share"]
-        lost += np.stack((gpu_s, gpu_s * price, gpu_s * power))
+        power = np.nan_to_num(view.step.get("power_w")[inside], nan=0.0)
+        price = self._inventory.a["eur_per_h"][inside] / 3600
+        seconds = view.step.sampled[inside] * (view.step.period_ns / SECOND_NS)
+        back_s = (view.step.start_ns - verdict.since[inside]) / SECOND_NS
+        seconds = seconds + np.where(was[inside], 0.0, np.maximum(back_s, 0.0))
+        gpu_s = seconds * verdict.loss[inside] * self._inventory.a["share"][inside]
+        lost[:, inside] += np.stack((gpu_s, gpu_s * price, gpu_s * power))
         was[:] = verdict.on
 
     def _join(self, detector: Detector, verdict: Verdict, position: int) -> None:
@@ -148,13 +181,13 @@ class Book:
         entry.all_gpus.add(position)
         entry.refreshed_ns = 0
         self._place[detector.kind][position] = key
-        self._sums[detector.kind]["lost"][:, position] = 0.0
+        self._a[f"{detector.kind}.lost"][:, position] = 0.0
 
     def _leave(self, kind: str, position: int) -> None:
         key = self._place[kind].pop(position)
         entry = self._open[kind][key]
         entry.gpus.discard(position)
-        lost = self._sums[kind]["lost"]
+        lost = self._a[f"{kind}.lost"]
         for number in range(3):
             entry.left[number] += float(lost[number, position])
         lost[:, position] = 0.0
@@ -212,7 +245,7 @@ class Book:
         owners = [inventory.owner(position) for position in members]
         jobs = {owner.job for owner in owners if owner.job}
         users = {owner.user for owner in owners if owner.user}
-        lost = self._sums[detector.kind]["lost"][:, positions].sum(axis=1) + np.array(entry.left)
+        lost = self._a[f"{detector.kind}.lost"][:, positions].sum(axis=1) + np.array(entry.left)
         return Finding(
             id=finding_id(self._site, detector.kind, entry.subject, entry.since_ns),
             kind=detector.kind,

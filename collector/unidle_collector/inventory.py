@@ -84,7 +84,7 @@ class Inventory:
             position = len(self.refs)
             self._by_key[key] = position
             if position == self._capacity:
-                self._capacity *= 2
+                self._capacity += max(64, self._capacity // 8 // 64 * 64)  # arrays of a fleet are large
                 self.a.resize(self._capacity)
             self.refs.append(ref)
             self.simulated.append(simulated)

@@ -1,55 +1,306 @@
-"""Accounts over restarts: by hour, GPU and job, with the event time that they reach."""
+"""Accounts and the engine's memory over restarts.
+
+    accounts/checkpoint      all that is not over yet, with the event time that it reaches
+    accounts/hours/HOUR.parquet  a finished hour: seconds and losses by GPU, owner, state and cause
+
+The checkpoint is replaced three times a minute, atomically; an hour is written once, and again only where
+late rows changed it. The accounts in a checkpoint outlive a change of the detectors; their memory does not,
+because half of an older detector's timers is worse than none.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+import os
+from collections.abc import Callable, Container, Mapping
+from dataclasses import asdict, astuple, dataclass, fields
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from unidle_agent.wire import Owner
-from unidle_collector.buckets import HOUR_NS
+from unidle_collector.buckets import HOUR_NS, Packed
 from unidle_collector.engine import Engine
+from unidle_collector.inventory import Tenure
+from unidle_collector.layout import clocks, copied, layout, put, set_clocks
 from unidle_collector.ledger import KEEP_NS
 from unidle_collector.model import GpuRef
-from unidle_collector.store import Hour, State
+from unidle_collector.pergpu import SECOND_NS, Array
+from unidle_collector.store import StoreFull
 
-REACHED = "accounted_ns"
+VERSION = 1
+CHECKPOINT = "checkpoint"
+"""Arrays in NumPy's own format, one after the other; the first is a JSON document that names the others."""
+MEASURED = ("power_w", "gpu_util_ratio", "sm_active_ratio")
+"""Rows of an hour that are not of a state: seconds for which the field is known, and its integral."""
 
 
-def save_accounts(engine: Engine, state: State, reached_ns: int) -> None:
-    """Keep what was booked up to `reached_ns`: the hours that can still have changed."""
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Copies of what has to be kept: taken between two steps, written at leisure."""
+
+    header: dict[str, Any]
+    arrays: dict[str, Array]
+    refs: list[tuple[GpuRef, float, bool]]
+    tenures: list[Tenure]
+    hours: list[tuple[int, pa.Table]]
+    """Finished ones that no file holds as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a start found."""
+
+    reached_ns: int | None
+    """Event time that the accounts reach; None when there are none."""
+    note: str = ""
+    """What could not be taken up, for people."""
+
+
+def snapshot(engine: Engine, reached_ns: int) -> Snapshot:
+    """All that `restore` needs, as of `reached_ns`; for the thread that owns the engine."""
+    inventory, count = engine.inventory, len(engine.inventory)
+    memory, buckets = engine.memory(), engine.ledger.buckets
+    hours = [(hour, _table(engine, buckets.hour(hour))) for hour in buckets.finished()]
+    for hour, _ in hours:
+        buckets.wrote(hour)
+    spans = buckets.unwritten()
+    arrays = {f"memory/{name}": array for name, array in copied(memory, slice(0, count)).items()}
+    held = inventory.a["tenure"][:count]
+    needed = np.unique(np.concatenate([held, *(span.tenures for _, span in spans)])).astype(np.int64)
+    for number, (_, span) in enumerate(spans):
+        for part in fields(Packed):
+            arrays[f"span{number}/{part.name}"] = getattr(span, part.name)
+    arrays["needed"], arrays["held"] = needed, held.copy()
+    header = {
+        "version": VERSION,
+        "reached_ns": reached_ns,
+        "layout": [list(item) for item in layout(memory)],
+        "clocks": clocks(memory),
+        "codes": [f"{code.state}.{code.cause}" for code in engine.ledger.codes],
+        "spans": [begin for begin, _ in spans],
+        "findings": engine.book.kept(),
+    }
+    simulated, share = inventory.simulated, inventory.a["share"]
+    refs = [(ref, float(share[n]), simulated[n]) for n, ref in enumerate(inventory.refs)]
+    return Snapshot(header, arrays, refs, [inventory.tenures[n] for n in needed.tolist()], hours)
+
+
+def write(kept: Snapshot, directory: Path) -> None:
+    """Put a snapshot on disk, hours first; raises StoreFull when that fails, and the last one stays."""
+    header = kept.header | {
+        "refs": [[*astuple(ref), share, simulated] for ref, share, simulated in kept.refs],
+        "tenures": [[tenure.gpu, asdict(tenure.owner)] for tenure in kept.tenures],
+    }
+    try:
+        (directory / "hours").mkdir(parents=True, exist_ok=True)
+        for hour, table in kept.hours:
+            _replace(_hour_file(directory, hour), partial(pq.write_table, table))
+        _replace(directory / CHECKPOINT, lambda file: write_arrays(file, header, kept.arrays))
+        for path in (directory / "hours").glob("*.parquet"):
+            if _hour_of(path) < kept.header["reached_ns"] - KEEP_NS:
+                path.unlink()
+    except OSError as error:
+        raise StoreFull(
+            f"{directory}: expected to write the accounts, came {error}: free space there or check the disk"
+        ) from error
+
+
+def restore(engine: Engine, directory: Path) -> Restored:
+    """Put back what `write` kept into an engine that is still empty."""
+    path = directory / CHECKPOINT
+    try:
+        with path.open("rb") as file:
+            header, arrays = read_arrays(file)
+        known = header["version"] == VERSION
+    except FileNotFoundError:
+        return Restored(None)
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        return Restored(None, f"{path}: expected a checkpoint, came {error}: accounts and timers start anew")
+    if not known:
+        what = f"expected a checkpoint of version {VERSION}, came {header['version']}"
+        return Restored(None, f"{path}: {what}: accounts and timers start anew")
+    for node, gpu, index, model, share, simulated in header["refs"]:
+        engine.add(GpuRef(node, gpu, index, model), share, simulated)
+    hours = {_hour_of(hour): hour for hour in sorted((directory / "hours").glob("*.parquet"))}
+    note = _restore_accounts(engine, header, arrays, hours)
+    note += _restore_memory(engine, header, arrays)
+    for begin, hour in hours.items():
+        try:
+            engine.ledger.buckets.restore_hour(begin, _packed(engine, pq.read_table(hour)))
+        except (OSError, pa.ArrowException, KeyError) as error:
+            note += f"{hour}: expected the accounts of an hour, came {error}: that hour is left out. "
+    return Restored(int(header["reached_ns"]), note.strip())
+
+
+def _restore_accounts(
+    engine: Engine, header: Mapping[str, Any], arrays: Mapping[str, Array], hours: Container[int]
+) -> str:
+    """Spans whose hour has a file are in there: the crash came between the file and the checkpoint."""
     inventory = engine.inventory
-    merged: dict[tuple[int, str, str, str], dict[str, Any]] = {}
-    for hour, number, sums in engine.ledger.hours((reached_ns // HOUR_NS - 1) * HOUR_NS, reached_ns + 1):
-        tenure = inventory.tenures[number]
-        ref, owner = inventory.refs[tenure.gpu], tenure.owner
-        document = merged.setdefault(
-            (hour, ref.node, ref.gpu, owner.job),
-            {
-                "user": owner.user,
-                "allocated": owner.allocated,
-                "model": ref.model,
-                "index": ref.index,
-                "share": float(inventory.a["share"][tenure.gpu]),
-                "simulated": inventory.simulated[tenure.gpu],
-                "sums": {},
-            },
-        )
-        for name, values in sums.items():
-            before = document["sums"].get(name, [0.0] * len(values))
-            document["sums"][name] = [a + b for a, b in zip(before, values, strict=True)]
-    hours = [Hour(*key, document) for key, document in merged.items()]
-    state.save_hours(hours, {REACHED: str(reached_ns)})
+    owners = [(gpu, Owner(**owner)) for gpu, owner in header["tenures"]]
+    tenures = np.array([inventory.tenure(gpu, owner) for gpu, owner in owners], dtype=np.int32)
+    needed = arrays["needed"]
+    for (gpu, owner), number in zip(owners, needed.tolist(), strict=True):
+        if arrays["held"][gpu] == number:
+            inventory.own(gpu, owner)
+    codes, gone = _codes(engine, header["codes"])
+    for number, begin in enumerate(header["spans"]):
+        if begin // HOUR_NS * HOUR_NS in hours:
+            continue
+        span = Packed(**{part.name: arrays[f"span{number}/{part.name}"] for part in fields(Packed)})
+        engine.ledger.buckets.amend(begin, _moved(span, needed, tenures, codes))
+    return (
+        f"time was booked under {', '.join(gone)}, which are not there any more: unknown now. "
+        if gone
+        else ""
+    )
 
 
-def restore_accounts(engine: Engine, state: State) -> int | None:
-    """Put back what `save_accounts` kept; returns the event time that it reaches, None when there is none."""
-    reached = state.meta(REACHED)
-    if reached is None:
-        return None
-    for hour in state.hours(int(reached) - KEEP_NS, int(reached) + 1):
-        document = hour.document
-        ref = GpuRef(hour.node, hour.gpu, document["index"], document["model"])
-        position = engine.add(ref, document["share"], document["simulated"])
-        owner = Owner(document["allocated"], hour.job, document["user"])
-        tenure = engine.inventory.tenure(position, owner)
-        engine.ledger.restore(hour.hour_start_ns, tenure, document["sums"])
-    return int(reached)
+def _restore_memory(engine: Engine, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> str:
+    memory = engine.memory()
+    same = [list(item) for item in layout(memory)] == [[n, d, tuple(lead)] for n, d, lead in header["layout"]]
+    codes = [f"{code.state}.{code.cause}" for code in engine.ledger.codes]
+    if not same or codes != header["codes"]:
+        return "the detectors are not those of the last run: their timers start anew. "
+    count = len(engine.inventory)
+    put(memory, slice(0, count), {name: arrays[f"memory/{name}"] for name, _, _ in layout(memory)})
+    set_clocks(memory, header["clocks"])
+    engine.ledger.took_back(engine.inventory.a["tenure"])
+    engine.book.take_back(header["findings"])
+    return ""
+
+
+def _codes(engine: Engine, names: list[str]) -> tuple[Array, list[str]]:
+    """Number of each of these codes in this engine; and those that it does not have (they are unknown)."""
+    own = {f"{code.state}.{code.cause}": number for number, code in enumerate(engine.ledger.codes)}
+    gone = [name for name in names if name not in own]
+    return np.array([own.get(name, own["unknown."]) for name in names], dtype=np.int8), gone
+
+
+def _moved(span: Packed, numbers: Array, tenures: Array, codes: Array) -> Packed:
+    """A span of one engine in the tenures and codes of another: `tenures` are those of `numbers`."""
+    return Packed(
+        tenures[np.searchsorted(numbers, span.tenures)], span.power_s, span.activity,
+        codes[span.code], tenures[np.searchsorted(numbers, span.tenure)],
+        span.seconds, span.lost_s, span.lost_j,
+    )  # fmt: skip
+
+
+def write_arrays(file: BinaryIO, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    """A JSON document and named arrays; without a checksum, which would cost more than the writing."""
+    text = json.dumps({**header, "arrays": list(arrays)}).encode()
+    np.save(file, np.frombuffer(text, dtype=np.uint8), allow_pickle=False)
+    for array in arrays.values():
+        np.save(file, array, allow_pickle=False)
+
+
+def read_arrays(file: BinaryIO) -> tuple[dict[str, Any], dict[str, Array]]:
+    """What `write_arrays` wrote; raises ValueError or EOFError where it is not whole."""
+    header: dict[str, Any] = json.loads(np.load(file, allow_pickle=False).tobytes())
+    return header, {name: np.load(file, allow_pickle=False) for name in header["arrays"]}
+
+
+# -- hours -------------------------------------------------------------------------------------------
+
+
+def _table(engine: Engine, packed: Packed) -> pa.Table:
+    """One row per GPU, owner and state with its cause (or field, for what was measured)."""
+    inventory = engine.inventory
+    names = np.array([*(f"{code.state}.{code.cause}" for code in engine.ledger.codes), *MEASURED])
+    first, count = len(engine.ledger.codes), packed.tenures.size
+    nothing = np.full(packed.tenure.size, np.nan, dtype=np.float32)
+    blank = np.zeros(count * len(MEASURED), dtype=np.float32)
+    tenure = np.concatenate([packed.tenure, *[packed.tenures] * len(MEASURED)])
+    what = np.concatenate([packed.code, np.repeat(np.arange(first, first + len(MEASURED)), count)])
+    distinct, place = np.unique(tenure, return_inverse=True)
+    held = [inventory.tenures[number] for number in distinct.tolist()]
+    refs = [inventory.refs[one.gpu] for one in held]
+
+    def column(values: list[Any], kind: Any) -> pa.DictionaryArray:
+        encoded = pa.array(values, kind).dictionary_encode()
+        return encoded.take(pa.array(place))
+
+    return pa.table(
+        {
+            "node": column([ref.node for ref in refs], pa.string()),
+            "gpu": column([ref.gpu for ref in refs], pa.string()),
+            "index": column([ref.index for ref in refs], pa.int32()),
+            "model": column([ref.model for ref in refs], pa.string()),
+            "share": column([float(inventory.a["share"][one.gpu]) for one in held], pa.float64()),
+            "simulated": pa.array([inventory.simulated[one.gpu] for one in held]).take(pa.array(place)),
+            "owner": column([json.dumps(asdict(one.owner)) for one in held], pa.string()),
+            "what": pa.DictionaryArray.from_arrays(pa.array(what.astype(np.int32)), pa.array(names.tolist())),
+            "seconds": np.concatenate(
+                [packed.seconds, packed.power_s, packed.activity[0, 1], packed.activity[1, 1]]
+            ),
+            "lost_s": np.concatenate([packed.lost_s, blank]),
+            "lost_j": np.concatenate([packed.lost_j, blank]),
+            "integral": np.concatenate(
+                [nothing, np.full(count, np.nan, np.float32), packed.activity[0, 0], packed.activity[1, 0]]
+            ),
+        }
+    )
+
+
+def _packed(engine: Engine, table: pa.Table) -> Packed:
+    """The sums of a table of `_table`, whose GPUs and owners become known to the engine."""
+    keys = ["node", "gpu", "index", "model", "share", "simulated", "owner"]
+    distinct = table.select(keys).group_by(keys, use_threads=False).aggregate([]).to_pylist()
+    numbers = {}
+    for row in distinct:
+        ref = GpuRef(row["node"], row["gpu"], row["index"], row["model"])
+        position = engine.inventory.find(ref.node, ref.gpu)
+        if position is None:
+            position = engine.add(ref, row["share"], row["simulated"])
+        number = engine.inventory.tenure(position, Owner(**json.loads(row["owner"])))
+        numbers[row["node"], row["gpu"], row["owner"]] = number
+    columns = [table[name].to_pylist() for name in ("node", "gpu", "owner")]
+    tenure = np.array([numbers[key] for key in zip(*columns, strict=True)], dtype=np.int32)
+    what = np.array(table["what"].to_pylist())
+    values = {
+        name: table[name].to_numpy().astype(np.float32)
+        for name in ("seconds", "lost_s", "lost_j", "integral")
+    }
+    measured = {name: np.flatnonzero(what == name) for name in MEASURED}
+    tenures = tenure[measured["power_w"]]
+    activity = np.array(
+        [[values["integral"][measured[name]], values["seconds"][measured[name]]] for name in MEASURED[1:]]
+    )
+    names = sorted(set(what.tolist()) - set(MEASURED))
+    codes, _ = _codes(engine, names)
+    entry = np.flatnonzero(~np.isin(what, MEASURED))
+    return Packed(
+        tenures, values["seconds"][measured["power_w"]], activity,
+        codes[np.searchsorted(np.array(names), what[entry])], tenure[entry],
+        values["seconds"][entry], values["lost_s"][entry], values["lost_j"][entry],
+    )  # fmt: skip
+
+
+def _hour_file(directory: Path, hour_ns: int) -> Path:
+    return directory / "hours" / f"{datetime.fromtimestamp(hour_ns // SECOND_NS, UTC):%Y-%m-%dT%H}.parquet"
+
+
+def _hour_of(path: Path) -> int:
+    at = datetime.strptime(path.stem, "%Y-%m-%dT%H").replace(tzinfo=UTC)
+    return int(at.timestamp()) * SECOND_NS // HOUR_NS * HOUR_NS
+
+
+def _replace(path: Path, fill: Callable[[BinaryIO], None]) -> None:
+    """Write a file whole or not at all."""
+    draft = path.with_suffix(".draft")
+    with draft.open("wb") as file:
+        fill(file)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

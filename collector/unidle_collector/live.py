@@ -2,11 +2,12 @@
 
 Flow of a batch: see `unidle_collector.taking`.
 Flow of time: steps that every pushing node has reached go through the engine; what changes becomes
-incidents; accounts are saved three times a minute together with the event time that they reach.
+incidents; accounts and timers are saved three times a minute with the event time that they reach.
 """
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -17,11 +18,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from unidle_agent.errors import UnidleError
-from unidle_collector import scheduler
+from unidle_collector import keeping, scheduler
 from unidle_collector.attribution import Attribution
 from unidle_collector.engine import Engine
 from unidle_collector.findings import Change
-from unidle_collector.keeping import restore_accounts, save_accounts
+from unidle_collector.late import LateRows
 from unidle_collector.model import Incident
 from unidle_collector.recommend import recommend
 from unidle_collector.settings import CollectorSettings
@@ -84,7 +85,9 @@ class Live:
         self.store = store
         self.clock_ns = clock_ns
         self.engine = Engine(STEP_S, settings.site, settings.silence)
-        self.window = Window(STEP_S, self.engine.inventory.capacity)
+        budget_bytes = int(settings.window_mb * 2**20)
+        self.window = Window(STEP_S, self.engine.inventory.capacity, budget_bytes)
+        self.late = LateRows(self.engine, self.window)
         self.taking = Taking(settings, store, self.engine, self.window)
         # What is counted and known to be wrong, of batches and of time alike.
         self.nodes, self.events = self.taking.nodes, self.taking.events
@@ -96,6 +99,9 @@ class Live:
         )
         self.taking.own = self.attribution.hear
         self.tick_s, self.finding_delay_s = Timings(), Timings()
+        self.accounts_directory = store.directory / "accounts"
+        self.notes: list[str] = []
+        """What the start has to say, for people."""
         self.started_ns = clock_ns()
         self._queue: queue.SimpleQueue[Push | _Question | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
@@ -151,7 +157,7 @@ class Live:
             if pushes:
                 self.taking.accept(pushes)
             self._advance(self.clock_ns())
-        self._save()
+        self._save_at_end()
         self._answer_waiting()
 
     def _collect(self) -> list[Push]:
@@ -186,12 +192,17 @@ class Live:
                 self.taking.own_due()
                 step = self.window.next(inventory.capacity, inventory.a["node"], inventory.node_names)
                 began_s = time.perf_counter()
+                self.late.before(step)
                 self._unkept += self.engine.step(step)
                 self.tick_s.add(time.perf_counter() - began_s)
                 self._keep()
                 self.counters["steps"] += 1
             due -= STEPS_AT_ONCE
             self._answer_waiting()
+        self.late.take(self.window.late)
+        self.window.late.clear()
+        self.late.work()
+        self.counters["silences_filled"] = self.late.corrected
 
     def _answer_waiting(self) -> None:
         """Questions do not wait for a long catch-up; pushes do, which is the back-pressure."""
@@ -229,6 +240,8 @@ class Live:
     def _keep_one(self, change: Change) -> None:
         finding, now = change.finding, change.finding.updated_ns
         before = self.store.state.incident(finding.id)
+        if before is not None and before.finding.updated_ns >= now:
+            return  # known from before a restart, whose rows are gone through again
         over = change.what == "ended"
         incident = Incident(
             id=finding.id,
@@ -243,22 +256,35 @@ class Live:
 
     # -- keeping ---------------------------------------------------------------------------------
 
-    def _save(self) -> None:
+    def _save_at_end(self) -> None:
+        with contextlib.suppress(UnidleError):  # it is in `problems`; the log still holds the rows
+            self._write(self._snapshot())
+
+    def _snapshot(self) -> keeping.Snapshot | None:
         reached = self.window.time_ns
-        if reached is None:
+        return None if reached is None else keeping.snapshot(self.engine, reached)
+
+    def _write(self, kept: keeping.Snapshot | None) -> None:
+        if kept is None:
             return
         try:
-            save_accounts(self.engine, self.store.state, reached)
+            keeping.write(kept, self.accounts_directory)
+            self.problems.pop("accounts", None)
         except UnidleError as error:
-            self.problems["state"] = str(error)
+            for hour, _ in kept.hours:
+                self.ask(lambda hour=hour: self.engine.ledger.buckets.lost(hour))  # type: ignore[misc]
+            self.problems["accounts"] = str(error)
+            raise
 
     def _restore(self) -> None:
-        """Open findings, accounts and the rows still in the log, as the last run left them."""
+        """Accounts, timers, open findings and the rows still in the log, as the last run left them."""
+        restored = keeping.restore(self.engine, self.accounts_directory)
+        if restored.note:
+            self.notes.append(restored.note)
         for incident in self.store.state.open_incidents():
             self.engine.remember(incident.finding)
-        reached = restore_accounts(self.engine, self.store.state)
-        if reached is not None:
-            self.window.start_at(reached)
+        if restored.reached_ns is not None:
+            self.window.start_at(restored.reached_ns)
             self.window.resize(self.engine.inventory.capacity)
             for name in self.engine.inventory.node_names:
                 self.window.expect(name, self.clock_ns())
@@ -270,7 +296,7 @@ class Live:
         while not self._stop.wait(UPKEEP_EACH_S):
             try:
                 # Rows of a log that becomes a segment are not replayed: their accounts are saved first.
-                self.ask(self._save).result(timeout=10)
+                self._write(self.ask(self._snapshot).result(timeout=10))
                 self.store.upkeep(self.clock_ns())
                 self.problems.pop("upkeep", None)
             except (UnidleError, TimeoutError) as error:

@@ -5,6 +5,7 @@ Everything here works on a whole fleet at once: the last axis of every array is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,17 @@ NEVER = -(2**62)
 
 
 class PerGpu:
-    """Named arrays that grow together along their last axis when GPUs appear."""
+    """Named arrays that grow together along their last axis when GPUs appear.
+
+    Whatever a restart has to keep lies in one of these (`unidle_collector.layout` finds them all).
+    """
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._arrays: dict[str, Array] = {}
         self._fills: dict[str, Any] = {}
+        self.at: dict[str, int] = {}
+        """Where in the arrays, or in time, the owner of this is: whole numbers that a restart keeps too."""
 
     def make(self, name: str, dtype: Any, fill: Any, *lead: int) -> None:
         """Add the array `name` of shape [*lead, GPUs], filled with `fill`."""
@@ -35,6 +41,16 @@ class PerGpu:
 
     def __getitem__(self, name: str) -> Array:
         return self._arrays[name]
+
+    @property
+    def arrays(self) -> Mapping[str, Array]:
+        """Every array by name."""
+        return self._arrays
+
+    @property
+    def size(self) -> int:
+        """Length of the last axis."""
+        return self._size
 
     def resize(self, size: int) -> None:
         """Grow to `size` GPUs; what is new holds the fill value."""
@@ -61,54 +77,52 @@ class RunningMean:
         self._slots = max(1, round(self.window_s / period_s))
         self._need = max(1.0, coverage * self._slots)
         self._row = {name: row for row, name in enumerate(names)}
-        self._next = 0
-        self._means: Floats | None = None
-        """All means, worked out at most once per step."""
+        self._means: dict[str, Floats] = {}
+        """Means that were asked for at this step."""
         self._a = PerGpu(size)
+        self._a.at["next"] = 0
         self._a.make("ring", np.float32, np.nan, len(names), self._slots)
         self._a.make("sum", np.float64, 0.0, len(names))
         self._a.make("count", np.int32, 0, len(names))
 
-    def push(self, values: dict[str, Floats]) -> None:
+    def push(self, values: Mapping[str, Floats]) -> None:
         """Take one step; a quantity that is missing from `values` is unknown."""
         ring, total, count = self._a["ring"], self._a["sum"], self._a["count"]
-        slot, self._next, self._means = self._next, (self._next + 1) % self._slots, None
+        slot, self._means = self._a.at["next"], {}
+        self._a.at["next"] = (slot + 1) % self._slots
         for name, row in self._row.items():
-            leaving = ring[row, slot]
-            known = ~np.isnan(leaving)
-            if known.any():
-                total[row] -= np.where(known, leaving, 0.0)
-                count[row] -= known
+            place = ring[row, slot]
+            known = ~np.isnan(place)
+            np.subtract(total[row], place, out=total[row], where=known)
+            count[row] -= known
             fresh = values.get(name)
-            if fresh is None:
-                ring[row, slot] = np.nan
-                continue
-            ring[row, slot] = fresh
-            leaving = ring[row, slot]
-            known = ~np.isnan(leaving)
-            total[row] += np.where(known, leaving, 0.0)
+            place[:] = np.nan if fresh is None else fresh
+            known = ~np.isnan(place)
+            np.add(total[row], place, out=total[row], where=known)
             count[row] += known
 
     def mean(self, name: str) -> Floats:
         """[GPUs] mean over the window, NaN where too little is known."""
-        if self._means is None:
-            count = self._a["count"]
-            with np.errstate(invalid="ignore", divide="ignore"):
-                self._means = np.where(count >= self._need, self._a["sum"] / count, np.nan)
-        out: Floats = self._means[self._row[name]]
-        return out
+        found = self._means.get(name)
+        if found is None:
+            row = self._row[name]
+            count = self._a["count"][row]
+            found = np.full(count.shape, np.nan)
+            np.divide(self._a["sum"][row], count, out=found, where=count >= self._need)
+            self._means[name] = found
+        return found
 
     def forget(self, gpus: Bools) -> None:
         """Start the windows of `gpus` anew: another job is a different signal."""
         self._a["ring"][..., gpus] = np.nan
         self._a["sum"][..., gpus] = 0.0
         self._a["count"][..., gpus] = 0
-        self._means = None
+        self._means = {}
 
     def resize(self, size: int) -> None:
         """Grow to `size` GPUs."""
         self._a.resize(size)
-        self._means = None
+        self._means = {}
 
 
 class Hold:

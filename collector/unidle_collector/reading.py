@@ -10,8 +10,7 @@ from typing import Literal
 import numpy as np
 
 from unidle_agent.errors import UnidleError
-from unidle_agent.fields import BY_NAME
-from unidle_collector.buckets import BUCKET_NS
+from unidle_agent.fields import BY_NAME, GPU_FIELDS
 from unidle_collector.inventory import Tenure
 from unidle_collector.live import Live
 from unidle_collector.model import (
@@ -32,6 +31,8 @@ from unidle_collector.pergpu import SECOND_NS
 from unidle_collector.recommend import recommend
 
 MOST_POINTS = 1500
+UNKNOWN = "unknown"
+"""Key of the time of which nobody has said to whom it belongs: a row like any other, never left out."""
 STALE_S = 60.0
 """Values older than this are not shown as those of now."""
 
@@ -72,14 +73,14 @@ def simulated(live: Live) -> bool:
 def gpus(live: Live) -> list[GpuNow]:
     """Every GPU as it is now."""
     inventory, last = live.engine.inventory, live.engine.last
-    fields = [name for name in (last.columns if last else ()) if BY_NAME[name].scope == "gpu"]
+    now = {field.name: last.get(field.name) for field in GPU_FIELDS} if last is not None else {}
     out = []
     for position, ref in enumerate(inventory.refs):
         state, cause = live.engine.ledger.now(position)
         owner = inventory.owner(position)
         sampled = live.window.last_sample_ns(position)
         fresh = last is not None and sampled is not None and last.end_ns - sampled <= STALE_S * SECOND_NS
-        values = {name: _known(last.columns[name][position]) for name in fields} if fresh and last else {}
+        values = {name: _known(column[position]) for name, column in now.items()} if fresh else {}
         out.append(
             GpuNow(
                 node=ref.node,
@@ -196,7 +197,7 @@ def nodes(live: Live) -> list[NodeNow]:
         members.setdefault(ref.node, []).append(position)
     out = []
     for name, positions in members.items():
-        book, clock = live.nodes.get(name), live.window.nodes.get(name)
+        book = live.nodes.get(name)
         samples = [s for s in (live.window.last_sample_ns(p) for p in positions) if s is not None]
         values = {}
         if last is not None:
@@ -206,7 +207,7 @@ def nodes(live: Live) -> list[NodeNow]:
                 node=name,
                 gpus=len(positions),
                 last_sample_ns=max(samples, default=None),
-                last_push_ns=clock.last_push_ns if clock else None,
+                last_push_ns=live.window.nodes.last_push_ns(name),
                 clock_skew_s=book.clock_skew_s if book else None,
                 rows=book.rows if book else 0,
                 duplicates=book.duplicates if book else 0,
@@ -227,9 +228,10 @@ def accounts(live: Live, by: str, window_s: float) -> list[Account]:
     start_ns = end_ns - int(window_s * SECOND_NS)
     ledger = live.engine.ledger
     if by == "hour":
-        first = start_ns // BUCKET_NS * BUCKET_NS
+        span_ns = ledger.buckets.resolution_ns(start_ns, end_ns)
+        first = start_ns // span_ns * span_ns
         out = []
-        step_ns = max(BUCKET_NS, int(window_s * SECOND_NS / 96) // BUCKET_NS * BUCKET_NS)
+        step_ns = max(span_ns, int(window_s * SECOND_NS / 96) // span_ns * span_ns)
         for begin in range(first, end_ns, step_ns):
             end = min(end_ns, begin + step_ns)
             out += ledger.accounts(lambda _, key=str(begin): key, begin, end)  # type: ignore[misc]
@@ -238,7 +240,7 @@ def accounts(live: Live, by: str, window_s: float) -> list[Account]:
 
 
 def _key(live: Live, by: str) -> Callable[[Tenure], str | None]:
-    refs = live.engine.inventory.refs
+    refs, dimensions = live.engine.inventory.refs, live.attribution.ownership.dimensions
     keys: dict[str, Callable[[Tenure], str | None]] = {
         "fleet": lambda _: "fleet",
         "gpu": lambda tenure: f"{refs[tenure.gpu].node}/{refs[tenure.gpu].gpu}",
@@ -246,6 +248,9 @@ def _key(live: Live, by: str) -> Callable[[Tenure], str | None]:
         "model": lambda tenure: refs[tenure.gpu].model or "unknown",
         "job": lambda tenure: tenure.owner.job or None,
         "user": lambda tenure: tenure.owner.user or None,
+        "team": lambda tenure: dimensions(tenure.owner.job).team or UNKNOWN,
+        "partition": lambda tenure: dimensions(tenure.owner.job).partition or UNKNOWN,
+        "site": lambda _: live.settings.site,
     }
     if by not in keys:
         raise AskedWrongError(f"by: expected {', '.join((*keys, 'hour'))}, came {by!r}")

@@ -25,8 +25,8 @@ class Reference:
     def __init__(self, size: int) -> None:
         self._defaults = catalogue().reference
         self.tensor = self._defaults.tensor
-        self._minute = 0
         self._a = PerGpu(size)
+        self._a.at["minute"] = 0
         self._a.make("histogram", np.int32, 0, BINS)
         self._a.make("own", np.float64, np.nan)
 
@@ -40,9 +40,9 @@ class Reference:
     def learn(self, view: View, productive: Bools) -> None:
         """Once a minute, count the minute's mean where it was productive."""
         minute = view.step.end_ns // MINUTE_NS
-        if minute == self._minute:
+        if minute == self._a.at["minute"]:
             return
-        self._minute = minute
+        self._a.at["minute"] = minute
         chosen = np.flatnonzero(productive & ~np.isnan(view.useful))
         if not chosen.size:
             return

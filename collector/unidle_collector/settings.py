@@ -95,3 +95,9 @@ class CollectorSettings:
     scrape_interval_s: float = setting(15.0, "seconds between two scrapes of a target", low=1, high=300)
     scrape_token: Secret = setting(Secret(), "bearer token that targets and scrape_http_sd are asked with")
     scrape_ca_file: str = setting("", "https targets: file of the authority that signed their certificates")
+    window_mb: float = setting(
+        384.0,
+        "memory of the live window, MiB; it holds as many seconds as fit, 64 to 256 behind and 128 ahead",
+        low=16,
+        high=1e6,
+    )

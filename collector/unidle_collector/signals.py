@@ -5,6 +5,7 @@ One step is one sampling period of the whole fleet, [end - period, end], on even
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +55,7 @@ class Step:
 
     end_ns: int
     period_ns: int
-    columns: dict[str, Floats]
+    columns: Mapping[str, Floats]
     sampled: Bools
 
     @property
@@ -155,7 +156,8 @@ class Signals:
             "zero": zero,
             "psi_io_some_ratio": step.get("psi_io_some_s") / seconds,
         }
-        self._means.push({**step.columns, **derived})
+        columns = step.columns
+        self._means.push({name: columns[name] for name in MEANS if name in columns} | derived)
         self._started.push({"activity": activity})
 
     def _allocation(self, step: Step, activity: Floats) -> tuple[Bools, Bools]:

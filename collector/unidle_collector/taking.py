@@ -273,7 +273,10 @@ class Taking:
         facts = node.facts.get(uuid) or GpuFacts(uuid)
         ref = GpuRef(batch.node, uuid, facts.index, facts.model)
         known = self._engine.inventory.find(batch.node, uuid)
-        if known is None or self._engine.inventory.refs[known] != ref:
+        told = (
+            uuid in node.facts
+        )  # of a GPU from before a restart more is known than a batch without facts says
+        if known is None or (told and self._engine.inventory.refs[known] != ref):
             known = self._engine.add(ref, facts.share, batch.simulated)
             self._window.resize(self._engine.inventory.capacity)
         return known

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from unidle_collector.clocks import ReferenceClock
 from unidle_collector.detectors import Verdict, mean_of, percent
-from unidle_collector.model import Evidence
+from unidle_collector.model import Evidence, State
 from unidle_collector.pergpu import SECOND_NS, Bools, Floats, Hold, PerGpu
 from unidle_collector.signals import NOTHING_RAN, View
 
@@ -45,6 +46,12 @@ def grew(view: View, field: str, settings: Settings) -> tuple[Bools, Bools]:
 
 class Throttling:
     """Condition, clock loss and timers, vectorised."""
+
+    state: ClassVar[State | None] = "throttled"
+    groups_by: ClassVar[Literal["job", "node"]] = "node"
+    finding_delay_s: ClassVar[float] = 5.0
+    accounting_delay_s: ClassVar[float] = 5.0
+    grace: ClassVar[str] = "none"
 
     def __init__(self, size: int, period_s: float, settings: Settings) -> None:
         self.settings = settings

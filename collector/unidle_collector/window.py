@@ -1,28 +1,31 @@
 """The live window: batches of many nodes become steps of the whole fleet, in the order of event time.
 
-A ring of columns holds the last and the next three minutes. A row speaks for the time since the node's
-row before it, up to three of its periods, so that a node that samples every 30 s fills every step.
-Memory: WINDOW_STEPS x (bytes of all fields) per GPU, about 70 kB.
+Rings of columns hold the next two minutes and as much of the past as the budget of memory allows. A row
+speaks for the time since the node's row before it, up to three of its periods, so that a node that
+samples every 30 s fills every step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unidle_agent.fields import BY_NAME, GPU_FIELDS, HOST_FIELDS, UNKNOWN_U8, Field
+from unidle_agent.fields import BY_NAME, GPU_FIELDS, HOST_FIELDS
 from unidle_agent.wire import Batch
-from unidle_collector.counters import increases
-from unidle_collector.pergpu import SECOND_NS, Bools, Floats, PerGpu
+from unidle_collector.pergpu import SECOND_NS, Floats, PerGpu
+from unidle_collector.ring import Block, Numbers, Ring
 from unidle_collector.signals import Step
 
-WINDOW_STEPS = 384
-AHEAD_STEPS = WINDOW_STEPS // 2
-"""How far beyond the last step handed out rows may lie; as much of the past can be read back."""
+AHEAD_STEPS = 128
+"""How far beyond the last step handed out rows may lie: the longest batch and the longest patience."""
+LEAST_BEHIND, MOST_BEHIND = 64, 256
+"""Steps handed out that can be read back: at least what the store has not taken yet."""
+USUAL_FIELD_BYTES = 40 * 4
+"""Per GPU and step; a fleet of which less is known yet is taken for one like this."""
+BUDGET_BYTES = 384 * 2**20
 COVER_PERIODS = 3
 SILENT_AFTER_NS = 12 * SECOND_NS
 """A node that has pushed nothing for this long (receiver's clock), ..."""
@@ -36,27 +39,6 @@ FUTURE_NS = 60 * SECOND_NS
 """Rows from further beyond the receiver's clock than this come from a broken clock."""
 LONGEST_WAIT_STEPS = 3600
 """A hole in the time of the whole fleet longer than this is jumped over."""
-MOST_RATIO = 1.5
-"""A ratio above this is nonsense (MIG shows a little over 1) and becomes unknown."""
-
-Numbers = NDArray[np.int64]
-
-
-@dataclass(slots=True)
-class NodeClock:
-    """What the window knows of one node."""
-
-    last_step: int
-    last_push_ns: int
-    """Receiver's clock."""
-    gap_ns: int = 0
-    """Time between its last two pushes, or its sampling period where that is longer."""
-    behind: bool = False
-    """It lagged for too long and is not waited for until it has caught up."""
-
-    def silent_at_ns(self) -> int:
-        """When it is not waited for any more, unless it pushes."""
-        return self.last_push_ns + min(MOST_PATIENCE_NS, max(SILENT_AFTER_NS, PATIENCE * self.gap_ns))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,43 +65,109 @@ class Taken:
     """Infinite, negative or impossible values: they become unknown."""
 
 
-@dataclass(slots=True)
-class _Host:
-    """Position of a node in the host columns, and its last raw counters."""
+class NodeClocks:
+    """What the window knows of the time of each node, in columns."""
 
-    position: int
-    last_step: int
-    raw: dict[str, int] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._number: dict[str, int] = {}
+        self.a = PerGpu(64)  # one entry per node
+        self.a.make("last_step", np.int64, -1)
+        self.a.make("last_push_ns", np.int64, 0)  # receiver's clock
+        self.a.make("gap_ns", np.int64, 0)  # between the last two pushes, or the sampling period if longer
+        self.a.make("behind", np.bool_, False)  # lagged for too long: not waited for until it has caught up
+
+    def __len__(self) -> int:
+        return len(self._number)
+
+    def column(self, name: str) -> NDArray[np.int64]:
+        """[nodes] one of the columns; a view."""
+        out: NDArray[np.int64] = self.a[name][: len(self)]
+        return out
+
+    def last_push_ns(self, node: str) -> int | None:
+        """When a node pushed last, by the receiver's clock; None when it never did."""
+        number = self._number.get(node)
+        return None if number is None else int(self.a["last_push_ns"][number])
+
+    def silent_at_ns(self) -> NDArray[np.int64]:
+        """[nodes] When each is not waited for any more, unless it pushes."""
+        patience = np.maximum(SILENT_AFTER_NS, PATIENCE * self.column("gap_ns"))
+        out: NDArray[np.int64] = self.column("last_push_ns") + np.minimum(MOST_PATIENCE_NS, patience)
+        return out
+
+    def note(self, node: str, last_step: int, received_ns: int, period_s: float) -> None:
+        """A node has pushed rows up to `last_step`."""
+        period_ns = int(period_s * SECOND_NS)
+        number = self._number.get(node)
+        if number is None:
+            number = self._number[node] = len(self._number)
+            if number == self.a.size:
+                self.a.resize(2 * number)
+            gap_ns = period_ns
+        else:
+            gap_ns = max(received_ns - int(self.a["last_push_ns"][number]), period_ns)
+            last_step = max(last_step, int(self.a["last_step"][number]))
+        self.a["last_step"][number] = last_step
+        self.a["gap_ns"][number] = gap_ns
+        self.a["last_push_ns"][number] = received_ns
 
 
 class Window:
     """Rows in, steps out."""
 
-    def __init__(self, step_s: float, size: int) -> None:
+    def __init__(self, step_s: float, size: int, budget_bytes: int = BUDGET_BYTES) -> None:
         self._step_ns = int(step_s * SECOND_NS)
+        self._budget_bytes = budget_bytes
+        self._size = size
+        self._steps = AHEAD_STEPS + MOST_BEHIND
         self._done: int | None = None
         """Last step handed out; None before the first row."""
-        self._a = PerGpu(size)
-        for spec in GPU_FIELDS:
-            self._a.make(spec.name, _dtype(spec), np.nan, WINDOW_STEPS)
-        self._a.make("sampled", np.bool_, False, WINDOW_STEPS)
-        self._a.make("last_step", np.int64, -1)
-        self._raw = PerGpu(size)
-        for spec in GPU_FIELDS:
-            if spec.kind == "counter":
-                self._raw.make(spec.name, np.uint64, UNKNOWN_U8)
-        self._hosts: dict[str, _Host] = {}
-        self._host = PerGpu(64)
-        for spec in HOST_FIELDS:
-            self._host.make(spec.name, _dtype(spec), np.nan, WINDOW_STEPS)
-        self.nodes: dict[str, NodeClock] = {}
+        self._gpus = Ring(GPU_FIELDS, size, self._steps)
+        self._host = Ring(HOST_FIELDS, 64, self._steps)
+        self._hosts: dict[str, int] = {}
+        """Node -> its position in the host columns."""
+        self._host_of_gpu: tuple[tuple[int, int, int], NDArray[np.intp]] | None = None
+        self.nodes = NodeClocks()
+        self.late: list[Arrival] = []
+        """Batches with rows that came too late, for whoever can use them; emptied by them."""
         self._waiting_since_ns: int | None = None
         self._begun_ns = 0
 
+    # -- memory ----------------------------------------------------------------------------------
+
     def resize(self, size: int) -> None:
         """Grow to `size` GPUs."""
-        self._a.resize(size)
-        self._raw.resize(size)
+        if size != self._size:
+            self._size = size
+            self._fit()
+            self._gpus.resize(size)
+
+    def _fit(self) -> None:
+        """Hold as many steps as the budget allows; never more again than once had to do."""
+        per_gpu = max(self._gpus.bytes_per_step // self._gpus.size, USUAL_FIELD_BYTES)
+        behind = self._budget_bytes // (per_gpu * self._size + self._host.bytes_per_step) - AHEAD_STEPS
+        steps = AHEAD_STEPS + min(MOST_BEHIND, max(LEAST_BEHIND, behind))
+        if steps < self._steps:
+            newest = (self._done or 0) + AHEAD_STEPS
+            for ring in (self._gpus, self._host):
+                ring.shorten(steps, max(0, newest - steps + 1), newest)
+            self._steps = steps
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the rings take."""
+        return self._steps * (self._gpus.bytes_per_step + self._host.bytes_per_step)
+
+    def describe(self, gpus: int) -> str:
+        """How large it is, for people."""
+        if not self._gpus.names:
+            return f"live window: at most {self._steps} s, within {self._budget_bytes / 2**20:,.0f} MiB"
+        return (
+            f"live window: {gpus:,} GPUs x {len(self._gpus.names)} fields x {self._steps} s "
+            f"= {self.bytes / 2**20:,.0f} MiB"
+        )
+
+    # -- rows in ---------------------------------------------------------------------------------
 
     def start_at(self, time_ns: int) -> None:
         """Everything up to `time_ns` was handed out before a restart: rows of then are late now."""
@@ -141,269 +189,261 @@ class Window:
 
     def take_all(self, arrivals: Sequence[Arrival]) -> list[Taken]:
         """Put the rows of a group of batches where they belong; what became of each."""
-        return [self.take(a.batch, a.positions, a.received_ns, a.shift_ns) for a in arrivals]
+        taken = [Taken(rows=len(a.batch.times_ns) * len(a.positions)) for a in arrivals]
+        for numbers in _alike(arrivals):
+            group = [arrivals[n] for n in numbers]
+            instants = np.array([len(a.batch.times_ns) for a in group])
+            times = np.array([t for a in group for t in a.batch.times_ns], dtype=np.int64)
+            times += np.repeat(np.array([a.shift_ns for a in group], dtype=np.int64), instants)
+            steps = (times + self._step_ns // 2) // self._step_ns
+            if self._done is None:
+                self._done = int(steps.min()) - 1
+                self._begun_ns = group[0].received_ns
+            self._sort_out(group, [taken[n] for n in numbers], instants, steps)
+        return taken
 
-    def take(self, batch: Batch, positions: NDArray[np.intp], received_ns: int, shift_ns: int = 0) -> Taken:
-        """Put a batch's rows where they belong; `positions` are its GPUs', `shift_ns` corrects its clock."""
-        out = Taken(rows=len(batch.times_ns) * len(positions))
-        times = np.asarray(batch.times_ns, dtype=np.int64) + shift_ns
-        if not times.size:
-            return out
-        steps = (times + self._step_ns // 2) // self._step_ns
-        if self._done is None:
-            self._done = int(steps.min()) - 1
-            self._begun_ns = received_ns
+    def _sort_out(self, group: list[Arrival], taken: list[Taken], instants: Numbers, steps: Numbers) -> None:
+        """Count what comes too late or too early, and place the rest. `instants` [B], `steps` [sum B]."""
+        assert self._done is not None
         ahead = steps > self._done + AHEAD_STEPS
-        if not ahead.all():
-            self._note_node(batch.node, int(steps[~ahead].max()), received_ns, batch.period_s)
         late = steps <= self._done
-        out.future = int(ahead.sum()) * len(positions)
-        out.late = int(late.sum()) * len(positions)
-        use = np.flatnonzero(~ahead & ~late)
-        if not use.size:
-            return out
-        fields = {name: raw for name, raw in batch.columns.items() if name in BY_NAME}  # no statistics
-        columns = {
-            name: _gpu_values(name, raw, len(times), len(positions), out)
-            for name, raw in fields.items()
-            if BY_NAME[name].kind != "counter"
-        }
-        columns |= self._increases(fields, positions, len(times), out)
-        cover = max(1, round(batch.period_s * SECOND_NS / self._step_ns * COVER_PERIODS))
-        self._place(steps, use, cover, columns, positions)
-        self._place_host(batch, steps, use, cover)
-        return out
+        begins = np.cumsum(instants) - instants
+        newest = np.maximum.reduceat(np.where(ahead, -1, steps), begins).tolist()
+        late_count, ahead_count = np.add.reduceat(late, begins), np.add.reduceat(ahead, begins)
+        for number, (arrival, out) in enumerate(zip(group, taken, strict=True)):
+            if newest[number] >= 0:
+                batch = arrival.batch
+                self.nodes.note(batch.node, newest[number], arrival.received_ns, batch.period_s)
+            out.late = int(late_count[number]) * len(arrival.positions)
+            if late_count[number]:
+                self.late.append(arrival)
+            out.future = int(ahead_count[number]) * len(arrival.positions)
+        some = late_count + ahead_count < instants
+        keep = np.repeat(some, instants)
+        group = [arrival for arrival, yes in zip(group, some, strict=True) if yes]
+        taken = [out for out, yes in zip(taken, some, strict=True) if yes]
+        if group:
+            self._place(group, taken, instants[some], steps[keep], ~(late | ahead)[keep])
+
+    def _place(
+        self,
+        group: list[Arrival],
+        taken: list[Taken],
+        instants: Numbers,
+        steps: Numbers,
+        use: NDArray[np.bool_],
+    ) -> None:
+        assert self._done is not None
+        periods = np.array([a.batch.period_s for a in group])
+        cover = np.maximum(1, np.rint(periods * SECOND_NS / self._step_ns * COVER_PERIODS)).astype(np.int64)
+        widths = np.array([len(a.positions) for a in group])
+        if widths.all():  # a node without GPUs has its host's rows only
+            places = np.concatenate([a.positions for a in group])
+            block = Block(instants, widths, places, steps, use, cover)
+            refused = self._gpus.place(block, [a.batch.columns for a in group], self._done)
+            for out, values, resets in zip(taken, refused.values, refused.resets, strict=True):
+                out.values_refused, out.counter_resets = int(values), int(resets)
+        hosts = np.array([self._host_place(a.batch.node) for a in group], dtype=np.intp)
+        block = Block(instants, np.ones_like(instants), hosts, steps, use, cover)
+        self._host.place(block, [a.batch.host for a in group], self._done)
+        self._fit()
+
+    def _host_place(self, node: str) -> int:
+        found = self._hosts.setdefault(node, len(self._hosts))
+        if found == self._host.size:
+            self._host.resize(2 * found)
+        return found
 
     def has_room(self, batch: Batch, received_ns: int, shift_ns: int = 0) -> bool:
         """Can the batch's rows be taken now, or has time to advance first?
 
-        Rows from beyond the receiver's own clock never fit; they are for `take` to refuse.
+        Rows from beyond the receiver's own clock never fit; they are for `take_all` to refuse.
         """
         if self._done is None or not len(batch.times_ns):
             return True
         first, last = ((t + shift_ns) // self._step_ns for t in (batch.times_ns[0], batch.times_ns[-1]))
         if last < self._done + AHEAD_STEPS or last * self._step_ns > received_ns + FUTURE_NS:
             return True
-        self._note_node(batch.node, int(first) - 1, received_ns, batch.period_s)
+        self.nodes.note(batch.node, int(first) - 1, received_ns, batch.period_s)
         return False
+
+    # -- time ------------------------------------------------------------------------------------
 
     def due(self, now_ns: int) -> int:
         """How many steps can be handed out: up to where every node that still pushes has come.
 
-        A node that lags is waited for SILENT_AFTER_S, then its rows are late until it has caught up.
+        A node that lags is waited for SILENT_AFTER_NS, then its rows are late until it has caught up.
         """
-        if self._done is None or now_ns - self._begun_ns < SETTLE_NS:
+        if self._done is None or now_ns - self._begun_ns < SETTLE_NS or not len(self.nodes):
             return 0
-        live = [clock for clock in self.nodes.values() if now_ns < clock.silent_at_ns()]
-        if not live:
-            return self._due_in_silence(now_ns)
-        for clock in live:
-            clock.behind = clock.behind and clock.last_step < self._done
-        waited_for = [clock.last_step for clock in live if not clock.behind]
-        frontier = max(clock.last_step for clock in live)
-        due = min(waited_for, default=frontier) - self._done
+        last_step, behind = self.nodes.column("last_step"), self.nodes.column("behind")
+        silent_at_ns = self.nodes.silent_at_ns()
+        live = now_ns < silent_at_ns
+        if not live.any():
+            return self._due_in_silence(now_ns, int(silent_at_ns.max()), int(last_step.max()))
+        behind[live & (last_step >= self._done)] = False
+        frontier = int(last_step[live].max())
+        waited_for = last_step[live & ~behind.astype(np.bool_)]
+        due = (int(waited_for.min()) if waited_for.size else frontier) - self._done
         if due > 0 or frontier <= self._done:
             self._waiting_since_ns = None
             return max(0, due)
         if self._waiting_since_ns is None:
             self._waiting_since_ns = now_ns
         if now_ns - self._waiting_since_ns >= SILENT_AFTER_NS:
-            for clock in live:
-                clock.behind = clock.last_step <= self._done
+            behind[live] = last_step[live] <= self._done
         return 0
 
-    def _due_in_silence(self, now_ns: int) -> int:
+    def _due_in_silence(self, now_ns: int, silent_at_ns: int, last_step: int) -> int:
         """Nobody pushes: time goes on by the receiver's clock, as unknown time."""
-        if not self.nodes:
-            return 0
-        silent_ns = now_ns - max(clock.silent_at_ns() for clock in self.nodes.values())
-        frontier = max(clock.last_step for clock in self.nodes.values()) + max(0, silent_ns) // self._step_ns
+        frontier = last_step + max(0, now_ns - silent_at_ns) // self._step_ns
         return max(0, frontier - (self._done or 0))
 
     def expect(self, node: str, now_ns: int) -> None:
         """Wait for a node that is known from before a restart."""
-        self._note_node(node, self._done or 0, now_ns, 0.0)
+        self.nodes.note(node, self._done or 0, now_ns, 0.0)
 
     def skip_hole(self, due: int) -> int:
         """Jump over a long hole in everybody's time; returns the steps that are still to be handed out."""
         if due <= LONGEST_WAIT_STEPS or self._done is None:
             return due
-        for slot in range(WINDOW_STEPS):  # of the rows beyond the hole only those that come next are lost
+        for slot in range(self._steps):  # of the rows beyond the hole only those that come next are lost
             self._clear(slot)
         self._done += due - 1
         return 1
 
-    def _clear(self, slot: int) -> None:
-        for spec in GPU_FIELDS:
-            self._a[spec.name][slot] = np.nan
-        for spec in HOST_FIELDS:
-            self._host[spec.name][slot] = np.nan
-        self._a["sampled"][slot] = False
+    def _clear(self, step: int) -> None:
+        self._gpus.clear(step)
+        self._host.clear(step)
+
+    # -- steps out -------------------------------------------------------------------------------
+
+    def next(self, size: int, node_of: NDArray[np.int32], node_names: list[str]) -> Step:
+        """Hand out the next step; columns have `size` entries and are read while it is the last one."""
+        assert self._done is not None
+        self._done += 1
+        self._clear(self._done + AHEAD_STEPS)
+        hosts = self._places_of_hosts(size, node_of, node_names)
+        columns = _StepColumns(self._gpus, self._host, hosts, self._done)
+        sampled = self._gpus.sampled[self._done % self._steps].copy()
+        return Step(self._done * self._step_ns, self._step_ns, columns, sampled)
+
+    def _places_of_hosts(
+        self, size: int, node_of: NDArray[np.int32], node_names: list[str]
+    ) -> NDArray[np.intp]:
+        """[size] Position of each GPU's host; of one without, a position that nobody has."""
+        key = (size, len(self._hosts), int(np.count_nonzero(node_of >= 0)))
+        if self._host_of_gpu is None or self._host_of_gpu[0] != key:
+            nobody = len(self._hosts)
+            if nobody == self._host.size:
+                self._host.resize(2 * nobody)
+            places = [self._hosts.get(name, nobody) for name in node_names]
+            self._host_of_gpu = key, np.array([*places, nobody], dtype=np.intp)[node_of]
+        return self._host_of_gpu[1]
+
+    # -- for late rows ---------------------------------------------------------------------------
+
+    @property
+    def oldest_step(self) -> int:
+        """Number of the oldest step handed out that is still held."""
+        return self.next_step - (self._steps - AHEAD_STEPS) + 1
+
+    def holds(self, step: int) -> bool:
+        """Is this a step that was handed out and is still held."""
+        return self._done is not None and self.oldest_step <= step <= self._done
+
+    def rows_at(self, step: int, gpus: NDArray[np.intp]) -> tuple[NDArray[np.bool_], dict[str, Floats]]:
+        """([gpus] is there a row, columns [gpus] of the GPUs and their host) of a step that is held."""
+        columns = {name: self._gpus.row(name, step)[gpus].astype(np.float64) for name in self._gpus.names}
+        if self._host_of_gpu is not None:
+            hosts = self._host_of_gpu[1][gpus]
+            columns |= {n: self._host.row(n, step)[hosts].astype(np.float64) for n in self._host.names}
+        return self._gpus.sampled[step % self._steps][gpus], columns
+
+    def put_back(self, step: int, gpus: NDArray[np.intp], columns: Mapping[str, Floats]) -> None:
+        """Late rows of a step that is held; host fields are left out."""
+        for name in self._gpus.names:
+            if name in columns:
+                self._gpus.row(name, step)[gpus] = columns[name]
+        self._gpus.sampled[step % self._steps][gpus] = True
+
+    def last_sampled(self, gpus: NDArray[np.intp], before: int) -> int:
+        """Newest step held, earlier than `before`, at which all of `gpus` have a row; -1 when none."""
+        for step in range(min(before, self.next_step) - 1, max(self.oldest_step, 0) - 1, -1):
+            if self._gpus.sampled[step % self._steps][gpus].all():
+                return step
+        return -1
+
+    def note_samples(self, step: int) -> None:
+        """The GPUs and hosts have rows up to `step` elsewhere: later ones speak for the time since."""
+        for ring in (self._gpus, self._host):
+            np.maximum(ring.last_step, step, out=ring.last_step)
+
+    # -- reading ---------------------------------------------------------------------------------
 
     def last_sample_ns(self, gpu: int) -> int | None:
         """Time of a GPU's newest row, None when it has none."""
-        step = int(self._a["last_step"][gpu])
+        step = int(self._gpus.last_step[gpu])
         return None if step < 0 else step * self._step_ns
 
     def host_values(self, node: str) -> dict[str, float | None]:
         """Host fields of a node at the last step; a counter is its increase per second."""
-        host = self._hosts.get(node)
-        if host is None or self._done is None:
+        place = self._hosts.get(node)
+        if place is None or self._done is None:
             return {}
         out: dict[str, float | None] = {}
         for spec in HOST_FIELDS:
-            value = float(self._host[spec.name][self._done % WINDOW_STEPS, host.position])
+            value = float(self._host.history(spec.name, np.array([self._done]), place)[0])
             per_step = self._step_ns / SECOND_NS if spec.kind == "counter" else 1.0
             out[spec.name] = None if np.isnan(value) else value / per_step
         return out
 
     def recent(self, name: str, gpu: int | None, node: str) -> tuple[list[int], list[float]]:
         """(times in ns, values) of one field over the steps handed out that the ring still holds."""
-        if self._done is None:
+        place = gpu if gpu is not None else self._hosts.get(node)
+        if self._done is None or place is None:
             return [], []
-        steps = range(max(1, self._done - AHEAD_STEPS + 2), self._done + 1)
-        slots = np.array([step % WINDOW_STEPS for step in steps], dtype=np.intp)
-        if gpu is not None:
-            values = self._a[name][slots, gpu]
-        elif node in self._hosts:
-            values = self._host[name][slots, self._hosts[node].position]
-        else:
-            return [], []
-        return [step * self._step_ns for step in steps], [float(value) for value in values]
+        steps = np.arange(max(1, self._done - (self._steps - AHEAD_STEPS) + 2), self._done + 1)
+        ring = self._gpus if gpu is not None else self._host
+        return (steps * self._step_ns).tolist(), ring.history(name, steps, place).tolist()
 
-    def next(self, size: int, node_of: NDArray[np.int32], node_names: list[str]) -> Step:
-        """Hand out the next step; columns have `size` entries."""
-        assert self._done is not None
-        self._done += 1
-        slot = self._done % WINDOW_STEPS
-        columns = {}
-        self._clear((self._done + AHEAD_STEPS) % WINDOW_STEPS)
-        for spec in GPU_FIELDS:
-            columns[spec.name] = self._a[spec.name][slot].astype(np.float64)
-        sampled: Bools = self._a["sampled"][slot].copy()
-        rows = [self._hosts[name].position if name in self._hosts else -1 for name in node_names]
-        of_gpu = np.where(node_of >= 0, np.array([*rows, -1])[node_of], -1)
-        for spec in HOST_FIELDS:
-            padded = np.append(self._host[spec.name][slot].astype(np.float64), np.nan)
-            columns[spec.name] = padded[of_gpu]
-        return Step(self._done * self._step_ns, self._step_ns, columns, sampled[:size])
 
-    # -- placing ---------------------------------------------------------------------------------
+class _StepColumns(Mapping[str, Floats]):
+    """Columns of one step, [GPUs], made when they are asked for; those of the host as its GPUs see them."""
 
-    def _note_node(self, node: str, last_step: int, received_ns: int, period_s: float) -> None:
-        clock = self.nodes.get(node)
-        if clock is None:
-            self.nodes[node] = NodeClock(last_step, received_ns, int(period_s * SECOND_NS))
-        else:
-            clock.last_step = max(clock.last_step, last_step)
-            clock.gap_ns = max(received_ns - clock.last_push_ns, int(period_s * SECOND_NS))
-            clock.last_push_ns = received_ns
+    def __init__(self, gpus: Ring, host: Ring, hosts: NDArray[np.intp], step: int) -> None:
+        self._gpus, self._host, self._hosts, self._step = gpus, host, hosts, step
+        self._made: dict[str, Floats] = {}
+        self._names = frozenset((*gpus.names, *host.names))
 
-    def _place(
-        self,
-        steps: Numbers,
-        use: NDArray[np.intp],
-        cover: int,
-        columns: Mapping[str, Floats],
-        positions: NDArray[np.intp],
-    ) -> None:
-        assert self._done is not None
-        last = int(self._a["last_step"][positions].max()) if positions.size else -1
-        targets, rows, spans = _spread(steps, use, cover, max(last, 0), self._done)
-        slots = targets % WINDOW_STEPS
-        known = np.zeros((len(steps), len(positions)), dtype=np.bool_)
-        for name, values in columns.items():
-            known |= ~np.isnan(values)
-            if BY_NAME[name].kind == "counter":
-                values = values / spans[:, None]
-            ring = self._a[name]
-            ring[slots[:, None], positions[None, :]] = values[rows]
-        self._a["sampled"][slots[:, None], positions[None, :]] |= known[rows]
-        self._a["last_step"][positions] = int(steps[use].max())
-
-    def _place_host(self, batch: Batch, steps: Numbers, use: NDArray[np.intp], cover: int) -> None:
-        assert self._done is not None
-        host = self._hosts.get(batch.node)
-        if host is None:
-            host = self._hosts[batch.node] = _Host(len(self._hosts), int(steps[use].min()) - 1)
-            if host.position >= self._host["load_1m"].shape[-1]:
-                self._host.resize(2 * self._host["load_1m"].shape[-1])
-        targets, rows, spans = _spread(steps, use, cover, host.last_step, self._done)
-        host.last_step = int(steps[use].max())
-        for name, raw in batch.host.items():
-            spec = BY_NAME[name]
-            if spec.kind == "counter":
-                counts = np.frombuffer(raw, dtype=np.uint64)[:, None]
-                before = np.array([host.raw.get(name, UNKNOWN_U8)], dtype=np.uint64)
-                result = increases(counts, before, spec.resolution)
-                host.raw[name] = int(result.last[0])
-                values = result.values[:, 0] / spans
+    def __getitem__(self, name: str) -> Floats:
+        found = self._made.get(name)
+        if found is None:
+            if name not in self._names:
+                raise KeyError(name)
+            if BY_NAME[name].scope == "gpu":
+                found = self._gpus.row(name, self._step).astype(np.float64)
             else:
-                read = np.frombuffer(raw, dtype=_wire_dtype(spec)).astype(np.float64)
-                values = _checked(name, read, Taken())
-            self._host[name][targets % WINDOW_STEPS, host.position] = values[rows]
-
-    def _increases(
-        self, raw_columns: Mapping[str, Any], positions: NDArray[np.intp], instants: int, out: Taken
-    ) -> dict[str, Floats]:
-        """Counters as increases in base units against the last value of each GPU."""
-        found = {}
-        for name, raw in raw_columns.items():
-            spec = BY_NAME[name]
-            if spec.kind != "counter":
-                continue
-            counts = np.frombuffer(raw, dtype=np.uint64).reshape(instants, len(positions))
-            result = increases(counts, self._raw[name][positions], spec.resolution)
-            self._raw[name][positions] = result.last
-            out.counter_resets += result.resets
-            found[name] = result.values
+                found = self._host.row(name, self._step).astype(np.float64)[self._hosts]
+            self._made[name] = found
         return found
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._names))
 
-def _spread(
-    steps: Numbers, use: NDArray[np.intp], cover: int, last: int, done: int
-) -> tuple[Numbers, NDArray[np.intp], Floats]:
-    """Which steps each used row fills: (target steps, row of each, [all rows] how many steps it fills)."""
-    targets: list[int] = []
-    rows: list[int] = []
-    spans = np.ones(len(steps))
-    for row in use:
-        here = int(steps[row])
-        first = max(last + 1, here - cover + 1, done + 1) if last >= 0 else here
-        first = min(first, here)
-        spans[row] = here - first + 1
-        targets.extend(range(first, here + 1))
-        rows.extend([int(row)] * (here - first + 1))
-        last = here
-    return np.array(targets, dtype=np.int64), np.array(rows, dtype=np.intp), spans
+    def __len__(self) -> int:
+        return len(self._names)
 
 
-def _gpu_values(name: str, raw: Any, instants: int, gpus: int, out: Taken) -> Floats:
-    spec = BY_NAME[name]
-    values = np.frombuffer(raw, dtype=_wire_dtype(spec)).reshape(instants, gpus)
-    if spec.dtype == "u8":
-        return np.where(values == UNKNOWN_U8, np.nan, values.astype(np.float64))
-    return _checked(name, values.astype(np.float64), out)
-
-
-def _checked(name: str, values: Floats, out: Taken) -> Floats:
-    """Impossible values become unknown, and are counted."""
-    spec = BY_NAME[name]
-    bad = np.isinf(values)
-    if name.endswith("_ratio"):
-        bad |= (values < 0) | (values > MOST_RATIO)
-    elif spec.unit != "Cel":
-        bad |= values < 0
-    if bad.any():
-        out.values_refused += int(bad.sum())
-        values = np.where(bad, np.nan, values)
-    return values
-
-
-def _dtype(spec: Field) -> type[np.floating[Any]]:
-    """Ring storage: float32 where the field's own precision is that, else float64."""
-    return np.float32 if spec.dtype == "f4" or spec.kind == "counter" else np.float64
-
-
-def _wire_dtype(spec: Field) -> str:
-    return {"f4": "<f4", "f8": "<f8", "u8": "<u8"}[spec.dtype]
+def _alike(arrivals: Sequence[Arrival]) -> Iterator[list[int]]:
+    """Groups of batches (by number) with the same columns, each node once in a group, in order of arrival."""
+    turns: dict[str, int] = {}
+    groups: dict[tuple[int, bool, tuple[str, ...], tuple[str, ...]], list[int]] = {}
+    for number, arrival in enumerate(arrivals):
+        batch = arrival.batch
+        if not len(batch.times_ns):
+            continue
+        turn = turns[batch.node] = turns.get(batch.node, -1) + 1
+        key = (turn, len(arrival.positions) > 0, tuple(batch.columns), tuple(batch.host))
+        groups.setdefault(key, []).append(number)
+    yield from (groups[key] for key in sorted(groups, key=lambda key: key[0]))

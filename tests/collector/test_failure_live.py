@@ -18,9 +18,10 @@ from tests.collector.pushing import START_S, Site, Values, batch, site
 from tests.e2e.processes import answers, free_port, roles, wait_for
 
 from unidle_agent.wire import CLOCK_HEADER, encode
+from unidle_collector.engine import Engine
+from unidle_collector.keeping import restore
 from unidle_collector.live import MOST_WAITING
 from unidle_collector.replay import replay
-from unidle_collector.store import open_state
 
 BUSY: Values = {"gpu_util_ratio": 0.9, "sm_active_ratio": 0.8, "power_w": 600.0, "memory_used_bytes": 3e10}
 
@@ -137,12 +138,12 @@ def test_a_stopped_collector_saves_its_accounts_first(tmp_path: Path) -> None:
         wait_for(lambda: event_time_ns(url) >= last_ns, "the rows to be accounted")
         role.process.send_signal(signal.SIGTERM)
         assert role.process.wait(60) == 0
-    state = open_state(data / "state.sqlite")
-    try:
-        assert int(state.meta("accounted_ns") or 0) >= last_ns
-        assert {hour.gpu for hour in state.hours(0, time.time_ns())} == {"GPU-a", "GPU-b"}
-    finally:
-        state.close()
+    engine = Engine(1.0)
+    restored = restore(engine, data / "accounts")
+    assert restored.reached_ns is not None
+    assert restored.reached_ns >= last_ns
+    (account,) = engine.ledger.accounts(lambda _: "all", 0, time.time_ns())
+    assert (account.gpus, account.seconds["productive"]) == (2, 10.0)
 
 
 def event_time_ns(url: str) -> int:

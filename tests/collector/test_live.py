@@ -167,3 +167,11 @@ def test_statistics_and_events_of_a_batch_cost_nothing_that_came_before_them(tmp
         (gpu, *_) = here.get("gpus")
         assert gpu["values"]["sm_active_ratio"] == pytest.approx(0.9)
         assert name not in gpu["values"]
+
+
+def test_accounts_by_team_partition_and_site_leave_no_second_out(tmp_path: Path) -> None:
+    with site(tmp_path) as here:
+        play(here, 0, 60, COOL, job="4711")
+        for by, key in (("team", "unknown"), ("partition", "unknown"), ("site", "local")):
+            (account,) = here.get("accounts", by=by)
+            assert (account["key"], sum(account["seconds"].values())) == (key, 120.0)

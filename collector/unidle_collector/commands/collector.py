@@ -92,6 +92,9 @@ def run(args: argparse.Namespace) -> int:
         f"unidle collector: {scheme}://{settings.bind}:{settings.port}, data in {settings.data_dir}",
         flush=True,
     )
+    for note in live.notes:
+        print(f"unidle collector: {note}", file=sys.stderr, flush=True)
+    print(f"unidle collector: {live.window.describe(len(live.engine.inventory))}", flush=True)
     try:
         app = create_app(live, tokens, receiver, scraper)
         uvicorn.run(

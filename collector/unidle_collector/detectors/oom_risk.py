@@ -66,8 +66,8 @@ class OomRisk:
 
     def __init__(self, size: int, settings: Settings) -> None:
         self._settings = settings
-        self._minute = NEVER
         self._a = PerGpu(size)
+        self._a.at["minute"] = NEVER
         self._a.make("peak", np.float64, 0.0)  # of this minute
         self._a.make("total", np.float64, np.nan)
         self._a.make("high", np.float64, 0.0)  # of the job
@@ -87,8 +87,8 @@ class OomRisk:
         if freed.any():
             self.reset(freed)
         minute = step.end_ns // MINUTE_NS
-        if minute != self._minute:
-            self._minute = minute
+        if minute != self._a.at["minute"]:
+            self._a.at["minute"] = minute
             self._judge(step.end_ns)
         return Verdict(a["level"] > 0, a["since"], a["zero"], np.zeros(a["level"].shape))
 

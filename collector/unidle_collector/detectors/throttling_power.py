@@ -24,12 +24,11 @@ How to silence it
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
 from unidle_collector.detectors import About, Verdict, duration, plural
-from unidle_collector.model import State
 from unidle_collector.signals import View
 from unidle_collector.throttle import (
     HW_SLOWDOWN,
@@ -50,12 +49,7 @@ class ThrottlingPower(Throttling):
     """The condition, vectorised."""
 
     kind: ClassVar[str] = "throttling_power"
-    state: ClassVar[State | None] = "throttled"
     causes: ClassVar[tuple[str, ...]] = CAUSES
-    groups_by: ClassVar[Literal["job", "node"]] = "node"
-    finding_delay_s: ClassVar[float] = 5.0
-    accounting_delay_s: ClassVar[float] = 5.0
-    grace: ClassVar[str] = "none"
 
     def look(self, view: View) -> Verdict:
         """See the module's docstring."""

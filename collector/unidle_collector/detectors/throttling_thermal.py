@@ -25,12 +25,11 @@ How to silence it
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
 from unidle_collector.detectors import About, Verdict, duration, plural
-from unidle_collector.model import State
 from unidle_collector.pergpu import Bools, Floats
 from unidle_collector.signals import View
 from unidle_collector.throttle import HW_THERMAL, THERMAL, Settings, Throttling, bits, grew
@@ -42,12 +41,7 @@ class ThrottlingThermal(Throttling):
     """The condition, vectorised."""
 
     kind: ClassVar[str] = "throttling_thermal"
-    state: ClassVar[State | None] = "throttled"
     causes: ClassVar[tuple[str, ...]] = CAUSES
-    groups_by: ClassVar[Literal["job", "node"]] = "node"
-    finding_delay_s: ClassVar[float] = 5.0
-    accounting_delay_s: ClassVar[float] = 5.0
-    grace: ClassVar[str] = "none"
 
     def look(self, view: View) -> Verdict:
         """See the module's docstring."""

@@ -1,0 +1,87 @@
+"""The live window: batches in, steps out, within a budget of memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.collector.pushing import START_S, batch
+
+from unidle_agent.fields import BY_NAME
+from unidle_agent.wire import Batch, column
+from unidle_collector.window import LEAST_BEHIND, Arrival, Window
+
+SIZE = 64
+
+
+def noisy_batch(random: np.random.Generator, node: int, first_s: int, seconds: int, period_s: float) -> Batch:
+    """Of two GPUs, with gaps, a counter, and a column that only some nodes send."""
+    rows = 2 * seconds
+    values = random.random(rows).astype(np.float32)
+    values[random.random(rows) < 0.2] = np.nan
+    counts = [None if random.random() < 0.2 else int(n) for n in random.integers(0, 10**6, rows)]
+    columns = {
+        "sm_active_ratio": column(BY_NAME["sm_active_ratio"], values.tolist()),
+        "energy_j": column(BY_NAME["energy_j"], counts),
+    }
+    if node % 2:
+        columns["power_w"] = column(BY_NAME["power_w"], (600 * values).tolist())
+    plain = batch(0, first_s, seconds, {}, node=f"n{node}", facts=False)
+    times = [time + int(random.integers(0, 3)) * 10**9 for time in plain.times_ns]
+    load = column(BY_NAME["load_1m"], [float(first_s)] * seconds)
+    return replace(plain, columns=columns, times_ns=sorted(times), period_s=period_s, host={"load_1m": load})
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 7), st.sampled_from([1.0, 3.0]))
+def test_batches_give_the_same_steps_in_one_group_or_one_by_one(
+    seed: int, together: int, period_s: float
+) -> None:
+    random = np.random.default_rng(seed)
+    arrivals = []
+    for first_s in range(0, 40, 5):
+        for node in range(3):
+            item = noisy_batch(random, node, first_s, 5, period_s)
+            arrivals.append(Arrival(item, np.array([2 * node, 2 * node + 1]), (START_S + first_s) * 10**9))
+    single, grouped = Window(1.0, SIZE), Window(1.0, SIZE)
+    one_by_one = single.take_all(arrivals[:3])  # where time begins is for the first group to say
+    in_groups = grouped.take_all(arrivals[:3])
+    for arrival in arrivals[3:]:
+        one_by_one += single.take_all([arrival])
+    for first in range(3, len(arrivals), together):
+        in_groups += grouped.take_all(arrivals[first : first + together])
+    assert in_groups == one_by_one
+    node_of = np.full(SIZE, -1, dtype=np.int32)
+    node_of[:6] = np.arange(6) // 2
+    names = ["n0", "n1", "n2"]
+    for _ in range(40):
+        a, b = single.next(SIZE, node_of, names), grouped.next(SIZE, node_of, names)
+        assert list(a.columns) == list(b.columns)
+        np.testing.assert_array_equal(a.sampled, b.sampled)
+        for name in a.columns:
+            np.testing.assert_array_equal(a.columns[name], b.columns[name], err_msg=name)
+
+
+def test_a_budget_shortens_the_past_and_loses_nothing_of_what_is_kept() -> None:
+    window = Window(1.0, SIZE, budget_bytes=2**20)
+    busy = {"sm_active_ratio": 0.5}
+    positions = np.array([0, 1])
+    node_of = np.full(SIZE, -1, dtype=np.int32)
+    node_of[:2] = 0
+    for first_s in range(0, 150, 10):
+        window.take_all([Arrival(batch(first_s, first_s, 10, busy), positions, START_S * 10**9)])
+        for _ in range(10):
+            window.next(SIZE, node_of, ["n1"])
+    window.take_all([Arrival(batch(999, 150, 5, busy), positions, START_S * 10**9)])
+    window.resize(8 * SIZE)
+    times, values = window.recent("sm_active_ratio", 0, "n1")
+    assert len(times) == LEAST_BEHIND - 1
+    assert set(values) == {0.5}
+    node_of = np.pad(node_of, (0, 7 * SIZE), constant_values=-1)
+    for _ in range(5):  # what lay ahead is still there
+        assert window.next(8 * SIZE, node_of, ["n1"]).columns["sm_active_ratio"][1] == pytest.approx(0.5)
+    assert np.isnan(window.next(8 * SIZE, node_of, ["n1"]).columns["sm_active_ratio"][1])
+    assert window.describe(2).startswith("live window: 2 GPUs x 1 fields x 192 s = ")
