@@ -148,7 +148,7 @@ def test_a_full_disk_answers_503_and_recovers_by_itself(here: Site, monkeypatch:
     assert not [text for text in health["problems"] if "full" in text]
 
 
-def _full(data: bytes, received_ns: int, clock_ns: int | None) -> int:
+def _full(*_: object) -> int:
     raise StoreFull("the disk is full: free some space")
 
 

@@ -37,7 +37,7 @@ from unidle_collector.live import Live
 from unidle_collector.prometheus.receiver import Receiver
 from unidle_collector.prometheus.scraper import Scraper, wanted
 from unidle_collector.settings import CollectorSettings
-from unidle_collector.store import Store
+from unidle_collector.store.opening import open_store
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         )
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
     push_token = settings.push_token.reveal() or _kept_token(settings.data_dir / "push.token")
-    store = Store(settings.data_dir, keep_days=settings.keep_days, keep_bytes=int(settings.keep_gb * 1e9))
+    store = open_store(settings)
     live = Live(settings, store)
     scraper = Scraper(settings, live) if wanted(settings) else None
     live.start()
