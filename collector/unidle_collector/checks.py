@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+from pathlib import Path
 
 from unidle_agent.checks import CheckResult
 from unidle_agent.errors import UnidleError
@@ -35,7 +36,7 @@ def store() -> CheckResult:
     free = shutil.disk_usage(directory).free
     size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
     found = f"{directory}: {size / 1e9:.2f} GB, {free / 1e9:.1f} GB free on its disk"
-    problem = _state_problem(str(directory / "state.sqlite"))
+    problem = state_problem(directory / "state.sqlite")
     if problem:
         return CheckResult(name, "fail", f"{found}; {problem}", "stop the collector and restore state.sqlite")
     if free < LEAST_FREE_BYTES:
@@ -45,12 +46,12 @@ def store() -> CheckResult:
     return CheckResult(name, "ok", found)
 
 
-def _state_problem(path: str) -> str:
+def state_problem(path: Path) -> str:
     """What SQLite says of the state database, empty when it is whole or not there yet."""
-    if not os.path.exists(path):  # noqa: PTH110  # a plain text for SQLite's own URI
+    if not path.exists():
         return ""
     try:
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=2) as database:
+        with sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=2) as database:
             row = database.execute("PRAGMA quick_check(1)").fetchone()
     except sqlite3.Error as error:
         return f"state.sqlite: {error}"

@@ -43,6 +43,14 @@ class CollectorSettings:
     silence: tuple[str, ...] = setting((), "findings that nobody is told: kind:subject, e.g. idle:4711")
     keep_days: float = setting(30.0, "days that raw rows are kept", low=0.01, high=3650)
     keep_gb: float = setting(100.0, "most disk that raw rows take, GB", low=0.01, high=1e6)
+    keep_10s_days: float = setting(30.0, "days that roll-ups of 10 s are kept", low=0.01, high=3650)
+    keep_1m_days: float = setting(400.0, "days that roll-ups of 1 min are kept", low=0.01, high=3650)
+    keep_1h_days: float = setting(
+        1500.0, "days that roll-ups of 1 h and the histograms of jobs are kept", low=0.01, high=36500
+    )
+    keep_rollups_gb: float = setting(
+        100.0, "most disk that all roll-ups take, GB; over it the finest go first", low=0.01, high=1e6
+    )
     clock_skew_s: float = setting(
         60.0, "a node's clock that is off by more than this is corrected and reported, s", low=1, high=3600
     )

@@ -127,7 +127,7 @@ class Taking:
             elif self._has_room(push, batch):
                 group.add(key)
                 try:
-                    self._store.append(push.data, push.received_ns, push.clock_ns)
+                    self._store.append(push.data, push.received_ns, push.clock_ns, batch)
                     taken.append((push, batch))
                 except StoreFull as error:
                     self._full(push, error)

@@ -13,6 +13,7 @@ from unidle_agent.wire import Batch, Owner, encode
 from unidle_collector.store import Store, StoreError, StoreFull
 from unidle_collector.store.compaction import HOUR_NS
 from unidle_collector.store.log import log_files
+from unidle_collector.store.segments import Segment
 
 
 def take(store: Store, *batches: Batch, received_ns: int = NOON) -> None:
@@ -22,6 +23,11 @@ def take(store: Store, *batches: Batch, received_ns: int = NOON) -> None:
         store.append(encode(item), received_ns)
     store.sync()
     store.state.remember([(item.node, item.boot, item.seq) for item in batches])
+
+
+def of_rows(store: Store) -> list[Segment]:
+    """The segments of rows, without roll-ups."""
+    return [segment for segment in store.segments.counting() if segment.level == "raw"]
 
 
 def instants(directory: Path) -> list[int]:
@@ -138,11 +144,11 @@ def test_hours_that_are_over_are_merged_and_old_ones_removed(tmp_path: Path) -> 
         received_ns = NOON + number * 100 * SECOND
         take(store, batch(seq=number, times=[received_ns]), received_ns=received_ns)
         store.upkeep(received_ns + 60 * SECOND)
-    assert len(store.segments.counting()) == 3
+    assert len(of_rows(store)) == 3
     store.upkeep(NOON + HOUR_NS)
-    assert len(store.segments.counting()) == 1
+    assert len(of_rows(store)) == 1
     assert len(instants(tmp_path)) == 3
-    assert store.counters()["segments_merged"] == 3
+    assert store.counters()["segments_merged"] == 12  # rows, roll-ups of 10 s and 1 min, the fleet's
     store.upkeep(NOON + 24 * HOUR_NS + 300 * SECOND)
     assert instants(tmp_path) == []
     assert store.counters()["segments_removed"] == 1
@@ -160,13 +166,13 @@ def test_what_cannot_become_a_segment_stays_in_the_log_and_is_not_merged_over(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr("unidle_collector.store.conversion.write_segment", full)
+        broken.setattr("unidle_collector.store.conversion.Sheet", full)
         with pytest.raises(StoreFull, match="the rows stay in the log"):
             store.upkeep(NOON + 2 * HOUR_NS)
     assert len(log_files(tmp_path / "log")) == 3
     store.upkeep(NOON + 2 * HOUR_NS)
     assert instants(tmp_path) == [NOON, NOON + 1, NOON + 2]
-    assert len(store.segments.counting()) == 1
+    assert len(of_rows(store)) == 1
     store.close()
 
 
@@ -212,7 +218,7 @@ for number in range(3):
     store.append(encode(batch(seq=number, host={"load_1m": [1]})), NOON + number * 10 * SECOND)
     store.sync()
 store.upkeep(NOON + 7200 * SECOND)
-assert store.counters()["segments_merged"] == 6
+assert store.counters()["segments_merged"] == 21
 assert "pandas" not in sys.modules, "50 MB for nothing"
 """
     done = subprocess.run([sys.executable, "-c", script, tmp_path], env=environment(), stderr=subprocess.PIPE)

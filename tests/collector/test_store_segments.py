@@ -22,7 +22,7 @@ from unidle_collector.store.conversion import convert
 from unidle_collector.store.errors import StoreError
 from unidle_collector.store.log import Log
 from unidle_collector.store.reader import MOST_POINTS, Reader
-from unidle_collector.store.segments import Segments, problem
+from unidle_collector.store.segments import Segment, Segments, problem
 
 
 def nothing_known(_: object) -> None:
@@ -42,8 +42,13 @@ def store(segments: Segments, *batches: Batch, received_ns: int = NOON) -> None:
     segments.publish(convert(log, segments.directory, nothing_known).files, [log])
 
 
+def of_rows(segments: Segments) -> list[Segment]:
+    """The segments of rows, without roll-ups."""
+    return [segment for segment in segments.counting() if segment.level == "raw"]
+
+
 def rows(segments: Segments, kind: str = "gpu") -> list[dict[str, object]]:
-    files = [segment for segment in segments.counting() if segment.kind == kind]
+    files = [segment for segment in of_rows(segments) if segment.kind == kind]
     return [row for segment in files for row in pq.read_table(segment.path).to_pylist()]
 
 
@@ -89,7 +94,7 @@ def test_any_tool_reads_base_units(segments: Segments) -> None:
         segments,
         batch(columns={"energy_j": [1_234_567], "sm_clock_hz": [1.98e9], "sm_active_ratio": [0.1234]}),
     )
-    (path,) = [str(segment.path) for segment in segments.counting()]
+    (path,) = [str(segment.path) for segment in of_rows(segments)]
     sql = f"SELECT energy_j::VARCHAR, sm_clock_hz, sm_active_ratio::VARCHAR FROM '{path}'"
     assert duckdb.sql(sql).fetchall() == [("1234.567", 1.98e9, "0.1234")]
     assert pq.read_schema(path).field("energy_j").metadata == {b"unit": b"J", b"kind": b"counter"}
@@ -194,14 +199,14 @@ def test_compaction_merges_an_hour_without_losing_or_doubling_a_row(
     before, hosts = sorted(rows(segments), key=key), sorted(rows(segments, "host"), key=key)
     assert compact(segments, NOON) == 0  # this hour is not over
     between: list[int] = []
-    assert compact(segments, NOON + HOUR_NS, lambda: between.append(1)) == 11
-    (gpu,) = [segment for segment in segments.counting() if segment.kind == "gpu"]
+    assert compact(segments, NOON + HOUR_NS, lambda: between.append(1)) == 11 + 11 + 11 + 6
+    (gpu,) = [segment for segment in of_rows(segments) if segment.kind == "gpu"]
     assert pq.read_metadata(gpu.path).num_row_groups > 1
     assert between
     filled = [{"last_xid": None, "power_w": None} | row for row in before]
     assert rows(segments) == filled  # in order without sorting
     assert rows(segments, "host") == hosts
-    assert len(list(segments.directory.iterdir())) == 2
+    assert len(list(segments.directory.glob("*.parquet"))) == 2 + 2 + 2 + 1 + 3  # and three of 1 h
     assert compact(segments, NOON + HOUR_NS) == 0
 
 
@@ -209,7 +214,7 @@ def test_nodes_without_gpus_have_host_rows_and_nothing_else(segments: Segments) 
     for number in range(2):
         bare = batch(seq=number, times=[NOON + number], gpus=(), columns={}, host={"load_1m": [number]})
         store(segments, bare, received_ns=NOON + number)
-    assert compact(segments, NOON + HOUR_NS) == 4
+    assert compact(segments, NOON + HOUR_NS) == 14
     assert rows(segments) == []
     assert [row["load_1m"] for row in rows(segments, "host")] == [0, 1]
 
@@ -224,21 +229,21 @@ def test_a_crash_between_merging_and_removing_doubles_nothing(segments: Segments
     (segments.directory / "gpu-half.parquet.tmp").write_bytes(b"PAR1")
     assert len(rows(segments)) == expected
     segments.clean()
-    assert len(list(segments.directory.iterdir())) == 2
+    assert len(list(segments.directory.glob("*.parquet"))) == 10
     assert len(rows(segments)) == expected
 
 
 @pytest.mark.parametrize("where", ["the footer", "a page"])
 def test_a_damaged_segment_does_not_keep_the_others_from_being_merged(segments: Segments, where: str) -> None:
     hour_of(segments, 3)
-    bad = next(segment for segment in segments.counting() if segment.kind == "gpu")
+    bad = next(segment for segment in of_rows(segments) if segment.kind == "gpu")
     content = bad.path.read_bytes()
     place = len(content) - 8 if where == "the footer" else 4
     bad.path.write_bytes(content[:place] + b"\xff" * 8 + content[place + 8 :])
     for _ in range(2):
         compact(segments, NOON + HOUR_NS)
     assert segments.damaged == 1
-    assert [segment.kind for segment in segments.counting()] == ["gpu", "host"]
+    assert [segment.kind for segment in of_rows(segments)] == ["gpu", "host"]
     assert len(rows(segments)) == 6
 
 
@@ -246,7 +251,7 @@ def test_segments_of_another_version_are_merged_with_ours(
     segments: Segments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store(segments, batch(columns={"power_w": [1.234]}))
-    (old,) = segments.counting()
+    (old,) = of_rows(segments)
     table = pq.read_table(old.path)
     power = table.column("power_w").cast(pa.decimal64(18, 1), safe=False)
     table = table.set_column(table.schema.get_field_index("power_w"), "power_w", power)
@@ -262,12 +267,12 @@ def test_segments_of_another_version_are_merged_with_ours(
 def test_retention_removes_the_oldest_first_and_counts(segments: Segments) -> None:
     for hour in range(4):
         store(segments, batch(seq=hour), received_ns=NOON + hour * HOUR_NS)
-    sizes = [segment.size_bytes for segment in segments.counting()]
+    sizes = [segment.size_bytes for segment in of_rows(segments)]
     removed = segments.retain(NOON + 1, 10**9)
     assert (removed.files, removed.size_bytes) == (1, sizes[0])
     removed = segments.retain(0, sizes[3] + sizes[2] - 1)
     assert (removed.files, removed.size_bytes) == (2, sizes[1] + sizes[2])
-    assert [segment.first for segment in segments.counting()] == [NOON + 3 * HOUR_NS]
+    assert [segment.first for segment in of_rows(segments)] == [NOON + 3 * HOUR_NS]
 
 
 def series(segments: Segments, *args: object) -> list[float | None]:
@@ -330,7 +335,7 @@ def test_a_state_is_its_last_value_and_a_host_field_needs_no_gpu(segments: Segme
 def test_a_series_has_at_most_1500_points(segments: Segments) -> None:
     reader = Reader(segments)
     times, values = reader.series("n", "g", "power_w", NOON, NOON + 24 * HOUR_NS, 0.001)
-    assert len(times) == len(values) == MOST_POINTS
+    assert len(times) == len(values) == 24 * 60 <= MOST_POINTS  # whole minutes rather than 57.6 s
     with pytest.raises(StoreError, match="a field of"):
         reader.series("n", "g", "power_w; DROP TABLE x", NOON, NOON + 1, 1)
     with pytest.raises(StoreError, match="longer than 0 s"):
@@ -340,7 +345,7 @@ def test_a_series_has_at_most_1500_points(segments: Segments) -> None:
 def test_only_files_whose_name_overlaps_the_window_are_opened(segments: Segments) -> None:
     store(segments, minute([1.0], "power_w"))
     store(segments, batch(seq=1, times=[NOON + HOUR_NS]), received_ns=NOON + 1)
-    late = segments.counting()[-1]
+    late = of_rows(segments)[-1]
     late.path.write_bytes(b"not Parquet")
     assert series(segments, "node-1", "GPU-a", "power_w", NOON, NOON + SECOND, 1) == [1.0]
     assert segments.damaged == 0
@@ -349,11 +354,11 @@ def test_only_files_whose_name_overlaps_the_window_are_opened(segments: Segments
 def test_a_damaged_segment_is_set_aside_and_the_rest_is_read(segments: Segments) -> None:
     store(segments, minute([1.0], "power_w"))
     store(segments, batch(seq=1, times=[NOON + SECOND]), received_ns=NOON + 1)
-    late = segments.counting()[-1]
+    late = of_rows(segments)[-1]
     late.path.write_bytes(b"not Parquet")
     assert "expected a Parquet file" in problem(late)
-    assert series(segments, "node-1", "GPU-a", "power_w", NOON, NOON + 2 * SECOND, 1) == [1.0, None]
-    assert segments.damaged == 1
+    assert series(segments, "node-1", "GPU-a", "power_w", NOON, NOON + 2 * SECOND, 1) == [1.0, 101.0]
+    assert segments.damaged == 1  # its rows' roll-up of 10 s is what is left of it
     assert len(list(segments.directory.glob("*.damaged"))) == 1
 
 
@@ -372,7 +377,7 @@ def test_files_that_were_merged_during_a_query_are_found_again(
 
 def test_a_damaged_host_segment_costs_an_export_only_its_columns(segments: Segments, tmp_path: Path) -> None:
     store(segments, batch(host={"load_1m": [2]}))
-    (host,) = [segment for segment in segments.counting() if segment.kind == "host"]
+    (host,) = [segment for segment in of_rows(segments) if segment.kind == "host"]
     host.path.write_bytes(b"not Parquet")
     assert Reader(segments).export(tmp_path / "out.csv", NOON, NOON + 1) == 1
     assert segments.damaged == 1

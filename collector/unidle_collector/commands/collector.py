@@ -46,7 +46,8 @@ from unidle_collector.live import Live
 from unidle_collector.prometheus.receiver import Receiver
 from unidle_collector.prometheus.scraper import Scraper, wanted
 from unidle_collector.settings import CollectorSettings
-from unidle_collector.store import Store, open_state
+from unidle_collector.store import open_state
+from unidle_collector.store.opening import open_store
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     tls = _tls(settings)
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
     push_token = settings.push_token.reveal() or _kept_token(settings.data_dir / "push.token")
-    store = Store(settings.data_dir, keep_days=settings.keep_days, keep_bytes=int(settings.keep_gb * 1e9))
+    store = open_store(settings)
     live = Live(settings, store)
     tokens = Tokens(
         store.state,

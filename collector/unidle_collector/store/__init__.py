@@ -2,22 +2,27 @@
 
     store = Store(directory)
     for received_ns, clock_ns, batch in store.replay(): ...   # what the last run left, into the live window
-    store.append(data, received_ns, clock_ns)       # each accepted batch, from any thread
+    store.append(data, received_ns, clock_ns, batch)   # each accepted batch, from any thread
     store.sync()                                    # then it may be acknowledged; StoreFull: answer 503
     store.state.remember([(node, boot, seq)])       # and is known when it comes again
     store.upkeep(now_ns)                            # every few seconds, from a background thread
     store.series(node, gpu, field, start_ns, end_ns, step_s)
+    store.fleet(field, start_ns, end_ns, step_s)
+    store.job_quantile(job, field, 0.95)
 
-Rows are in exactly one place: the log, then a segment. Queries see segments only; what is still in the
+Rows are in exactly one place: the log, then a segment, with roll-ups of 10 s, 1 min and 1 h and histograms
+by job beside it. Queries see segments only; what is still in the
 log (the newest one or two minutes) is for the collector's live window to answer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,25 +30,49 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from unidle_agent.errors import WireError
+from unidle_agent.fields import BY_NAME
 from unidle_agent.wire import Batch, decode
-from unidle_collector.store.compaction import HOUR_NS, compact
+from unidle_collector.store.compaction import DAY_NS, HOUR_NS, compact
 from unidle_collector.store.conversion import convert
 from unidle_collector.store.errors import StoreError, StoreFull
+from unidle_collector.store.histograms import Histograms, Quantile, quantile
 from unidle_collector.store.log import Disk, Log, LogFile, log_files, log_id
 from unidle_collector.store.reader import Reader
-from unidle_collector.store.segments import Segments, problem
+from unidle_collector.store.segments import TEMPORARY, Segments, problem, segment_name
 from unidle_collector.store.state import Hour, State, open_state
+from unidle_collector.store.steps import Steps
 
-__all__ = ["Hour", "State", "Store", "StoreError", "StoreFull", "open_state"]
+__all__ = [
+    "Hour",
+    "KeepRollups",
+    "Quantile",
+    "State",
+    "Steps",
+    "Store",
+    "StoreError",
+    "StoreFull",
+    "open_state",
+]
 
-DAY_NS = 24 * HOUR_NS
+
+@dataclass(frozen=True, slots=True)
+class KeepRollups:
+    """How long roll-ups are kept; a coarser one never for less time than a finer one."""
+
+    days_10s: float = 30.0
+    days_1m: float = 400.0
+    days_1h: float = 1500.0
+    """The same for the histograms by job."""
+    most_bytes: int = 100 * 1024**3
+    """Of all of them together; over it, the oldest of 10 s go first, then of 1 min, then of 1 h."""
 
 
 class Store:
     """Everything the collector keeps, in `directory`, which belongs to one collector at a time.
 
-    A log file is closed at `roll_bytes` or `roll_age_s`. Segments are kept for `keep_days` and up to
-    `keep_bytes`, the oldest go first; accounts and resolved incidents for `keep_state_days`.
+    A log file is closed at `roll_bytes` or `roll_age_s`. Rows are kept for `keep_days` and up to
+    `keep_bytes`, the oldest go first; roll-ups as `keep_rollups` says; accounts and resolved incidents
+    for `keep_state_days`.
     Raises StoreError when another collector holds the directory or it cannot be used.
     """
 
@@ -55,11 +84,13 @@ class Store:
         roll_age_s: float = 60.0,
         keep_days: float = 30.0,
         keep_bytes: int = 100 * 1024**3,
+        keep_rollups: KeepRollups | None = None,
         keep_state_days: float = 400.0,
         disk: Disk | None = None,
     ) -> None:
         self.directory = directory
-        self._keep_ns, self._keep_bytes = int(keep_days * DAY_NS), keep_bytes
+        self._keep_days, self._keep_bytes = keep_days, keep_bytes
+        self._keep_rollups = keep_rollups or KeepRollups()
         self._keep_state_ns = int(keep_state_days * DAY_NS)
         self._upkeep_lock = threading.Lock()
         self._forgot_hour = -1
@@ -93,6 +124,8 @@ class Store:
                 disk=disk,
             )
             self._reader = Reader(self.segments)
+            self._histograms: Histograms | None = None
+            """None: what the newest segments of rows hold has to be counted first."""
         except BaseException:
             os.close(self._held)
             raise
@@ -112,9 +145,14 @@ class Store:
                 self.state.remember([(batch.node, batch.boot, batch.seq)])
                 yield record.received_ns, record.clock_ns, batch
 
-    def append(self, data: bytes, received_ns: int, clock_ns: int | None = None) -> int:
-        """Take the bytes of an accepted batch for the next sync; returns its position; see Log.append."""
-        return self._log.append(data, received_ns, clock_ns)
+    def append(
+        self, data: bytes, received_ns: int, clock_ns: int | None = None, batch: Batch | None = None
+    ) -> int:
+        """Take the bytes of an accepted batch for the next sync; returns its position; see Log.append.
+
+        With what they decode to, nothing is decoded again when the log becomes a segment.
+        """
+        return self._log.append(data, received_ns, clock_ns, batch)
 
     def sync(self) -> int:
         """Make all that was appended durable, with one fdatasync; returns the last position.
@@ -134,6 +172,8 @@ class Store:
             try:
                 self._log.roll(now_ns)
                 self._convert_closed()
+                if self._counted().last // HOUR_NS < now_ns // HOUR_NS:
+                    self._publish_histograms()
                 self._count(segments_merged=compact(self.segments, now_ns, self._convert_closed))
             except OSError as error:
                 raise StoreFull(
@@ -142,6 +182,11 @@ class Store:
                 ) from error
             except pa.ArrowException as error:
                 raise StoreError(f"{self.directory}: expected to write segments, came {error}") from error
+
+    def convert_all(self, now_ns: int) -> None:
+        """As `upkeep`, the log file that is written included: for who ends and wants all of it queryable."""
+        self._log.roll(now_ns, due=True)
+        self.upkeep(now_ns)
 
     def roll(self, now_ns: int) -> bool:
         """Close the log file that is written, if it is due; True when it was."""
@@ -153,15 +198,35 @@ class Store:
         """One field over time from the segments, at most 1,500 points; see Reader.series."""
         return self._reader.series(node, gpu, field, start_ns, end_ns, step_s)
 
+    def steps(self, node: str, gpu: str, field: str, start_ns: int, end_ns: int, step_s: float) -> Steps:
+        """As `series`, with extremes and numbers of rows; see Reader.steps."""
+        return self._reader.steps(node, gpu, field, start_ns, end_ns, step_s)
+
+    def fleet(
+        self, field: str, start_ns: int, end_ns: int, step_s: float, *, simulated: bool = False
+    ) -> Steps:
+        """One field of all GPUs together, by a minute or more; see Reader.fleet."""
+        return self._reader.fleet(field, start_ns, end_ns, step_s, simulated=simulated)
+
+    def job_quantile(self, job: str, field: str, share: float) -> Quantile | None:
+        """A quantile of a gauge over a job's life, up to the newest segment; see Reader.job_quantile."""
+        with self._upkeep_lock:  # what was counted in memory goes to a segment under it
+            counts = self._reader.job_counts(job, field)
+            for number, count in self._counted().cells(job, field):
+                counts[number] = counts.get(number, 0) + count
+        return quantile(BY_NAME[field], counts, share)
+
     def export(self, path: Path, start_ns: int, end_ns: int) -> int:
         """Write rows to a .parquet or .csv file for `unidle diagnose`; how many; see Reader.export."""
         return self._reader.export(path, start_ns, end_ns)
 
     def sizes(self) -> dict[str, int]:
-        """Bytes on disk by what they hold: `log`, `segments`, `state`."""
+        """Bytes on disk by what they hold: `log`, `segments` (rows), `rollups` (histograms too), `state`."""
+        present = self.segments.counting()
         return {
             "log": _size(self._log_directory, "*"),
-            "segments": _size(self.segments.directory, "*"),
+            "segments": sum(s.size_bytes for s in present if s.level == "raw"),
+            "rollups": sum(s.size_bytes for s in present if s.level != "raw"),
             "state": _size(self.directory, "state.sqlite*"),
         }
 
@@ -188,6 +253,8 @@ class Store:
             self._log.close()
         finally:
             with self._upkeep_lock:
+                with contextlib.suppress(OSError, pa.ArrowException):  # else the next run counts again
+                    self._publish_histograms()
                 self._reader.close()
                 self.state.close()
                 os.close(self._held)
@@ -199,17 +266,75 @@ class Store:
         to lie between the ids of a merged segment, which would count as holding it.
         """
         for path in self._log.closed():
-            draft = convert(path, self.segments.directory, self.state.facts)
-            self.state.acknowledge(draft.sequences, log_id(path))
-            self.state.save_facts(draft.facts, log_id(path))
+            number = log_id(path)
+            counted = self._counted_until(number)
+            fresh = Histograms()
+            draft = convert(
+                path, self.segments.directory, self.state.facts, held=self._log.held(path), histograms=fresh
+            )
+            self.state.acknowledge(draft.sequences, number)
+            self.state.save_facts(draft.facts, number)
             self.segments.publish(draft.files, [path])
+            self._log.let_go(path)
+            counted.add(fresh)
+            counted.covered(number)
             self._count(
                 log_torn_bytes=draft.torn_bytes, log_records_damaged=draft.damaged, rows_stored=draft.rows
             )
 
+    def _counted_until(self, number: int) -> Histograms:
+        """The histograms that log `number` goes into; those of an hour before are published first."""
+        counted = self._counted()
+        if counted.last and counted.last // HOUR_NS < number // HOUR_NS:
+            self._publish_histograms()
+            self._histograms = counted = Histograms()
+        return counted
+
+    def _counted(self) -> Histograms:
+        if self._histograms is None:
+            self._histograms = self._count_again()
+        return self._histograms
+
+    def _count_again(self) -> Histograms:
+        """The histograms of the rows that no segment of kind `jobs` counts: those of the last run."""
+        present = self.segments.counting()
+        counted = max((s.last for s in present if s.kind == "jobs"), default=0)
+        histograms = Histograms()
+        for segment in present:
+            if segment.kind == "gpu" and segment.first > counted:
+                try:
+                    histograms.count_segment(segment.path)
+                except (pa.ArrowException, OSError):
+                    if not self.segments.set_aside_damaged([segment], thorough=True):
+                        raise
+                histograms.covered(segment.first)
+                histograms.covered(segment.last)
+        return histograms
+
+    def _publish_histograms(self) -> None:
+        """Write what was counted as a segment and begin anew."""
+        counted = self._histograms
+        if counted is None or not counted.last:
+            return
+        name = segment_name("jobs", counted.first, counted.last, counted.first, counted.last)
+        temporary = self.segments.directory / (name + TEMPORARY)
+        self.segments.publish([(counted.write(temporary), name)])
+        self._histograms = Histograms()
+
     def _retain(self, now_ns: int) -> None:
-        removed = self.segments.retain(now_ns - self._keep_ns, self._keep_bytes)
-        self._count(segments_removed=removed.files, segments_removed_bytes=removed.size_bytes)
+        keep = self._keep_rollups
+        days = self._keep_days
+        removed = [self.segments.retain(now_ns - int(days * DAY_NS), self._keep_bytes)]
+        for levels, of_level in (
+            (("10s",), keep.days_10s), (("1m",), keep.days_1m), (("1h", "jobs"), keep.days_1h)
+        ):  # fmt: skip
+            days = max(days, of_level)
+            removed.append(self.segments.retain(now_ns - int(days * DAY_NS), 2**63, levels))
+        removed.append(self.segments.retain(0, keep.most_bytes, ("10s", "1m", "1h", "jobs")))
+        self._count(
+            segments_removed=sum(one.files for one in removed),
+            segments_removed_bytes=sum(one.size_bytes for one in removed),
+        )
         if now_ns // HOUR_NS != self._forgot_hour:
             self._count(state_rows_removed=self.state.forget(now_ns - self._keep_state_ns))
             self._forgot_hour = now_ns // HOUR_NS

@@ -37,8 +37,13 @@ KEYS: dict[str, Any] = {
     "gpu": NAME,
     "job": NAME,
     "simulated": pa.bool_(),
+    "first_ns": pa.int64(),
+    "last_ns": pa.int64(),
+    "rows": pa.int64(),
+    "span_ns": pa.int64(),
 }
-"""The columns before the fields; a host segment has no `gpu` and no `job`.
+"""The columns before the fields; a host segment has no `gpu` and no `job`, and rows at 1 s end with
+`simulated`. `rollup.Rolled` says what those after it are.
 
 `job` is null where nobody says who holds the GPU, and empty where nobody holds it.
 """
@@ -58,21 +63,60 @@ def arrow_type(spec: Field) -> Any:
 
 
 def to_arrow(spec: Field, values: NDArray[Any]) -> Any:
-    """A column for Parquet from one of the wire: in `spec`'s dtype, counters in steps of its resolution."""
+    """A column for Parquet from one of the wire: in `spec`'s dtype, counters in steps of its resolution.
+
+    A column without anything unknown, which is most of them, is gone over as few times as can be.
+    """
     if spec.dtype == "u8":
         known = values != UNKNOWN_U8
         if spec.resolution >= 1:
             return arrow(pa.uint64(), values, known)
         _, step = decimal_step(spec)
         known &= values < 10**PRECISION // step
-        return arrow(arrow_type(spec), np.where(known, values, 0).astype(np.int64) * step, known)
+        whole = values if known.all() else np.where(known, values, 0)
+        return arrow(arrow_type(spec), whole.astype(np.int64) * step, known)
     known = np.isfinite(values)
+    complete = bool(known.all())
     if spec.resolution >= 1:
-        return arrow(FLOATS[spec.dtype], values, known)
+        return arrow(FLOATS[spec.dtype], values.astype(DTYPES[spec.dtype], copy=False), known)
     digits, step = decimal_step(spec)
-    scaled = np.where(known, values, 0).astype(np.float64) * (10**digits / step)
-    known &= np.abs(scaled) < 10**PRECISION // step
-    return arrow(arrow_type(spec), np.rint(np.where(known, scaled, 0)).astype(np.int64) * step, known)
+    scaled = np.multiply(values if complete else np.where(known, values, 0), 10**digits / step, dtype="f8")
+    np.rint(scaled, out=scaled)
+    limit = 10**PRECISION // step
+    if scaled.size and max(scaled.max(), -scaled.min()) >= limit:
+        known &= np.abs(scaled) < limit
+        scaled = np.where(known, scaled, 0)
+    whole = scaled.astype(np.int64)
+    return arrow(arrow_type(spec), whole if step == 1 else whole * step, known)
+
+
+def to_numpy(spec: Field, column: Any) -> NDArray[Any]:
+    """What `to_arrow` was given: in `spec`'s dtype, counters in steps of its resolution, unknown as such."""
+    parts = [_one_to_numpy(spec, part.cast(arrow_type(spec), safe=False)) for part in column.chunks]
+    return np.concatenate(parts) if parts else np.empty(0, DTYPES[spec.dtype])
+
+
+def _one_to_numpy(spec: Field, array: Any) -> NDArray[Any]:
+    valid, data = array.buffers()
+    if data is None:
+        data = bytes(8 * (array.offset + len(array)))
+    if spec.dtype != "u8" and spec.resolution >= 1:
+        values = _window(data, DTYPES[spec.dtype], array).copy()
+    elif spec.dtype == "u8":
+        values = _window(data, "<u8", array)
+        values = values.copy() if spec.resolution >= 1 else values // np.uint64(decimal_step(spec)[1])
+    else:
+        scale = 10 ** decimal_step(spec)[0]
+        values = (_window(data, "<i8", array) / scale).astype(DTYPES[spec.dtype])
+    if array.null_count:
+        bits = np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")
+        unknown = bits[array.offset : array.offset + len(array)] == 0
+        values[unknown] = UNKNOWN_U8 if spec.dtype == "u8" else np.nan
+    return values
+
+
+def _window(data: Any, dtype: str, array: Any) -> NDArray[Any]:
+    return np.frombuffer(data, dtype, len(array), array.offset * np.dtype(dtype).itemsize)
 
 
 def arrow(kind: Any, values: NDArray[Any], known: NDArray[np.bool_] | None = None) -> Any:
@@ -127,7 +171,7 @@ def write_options(table_schema: Any) -> dict[str, Any]:
         "compression_level": COMPRESSION_LEVEL,
         "use_dictionary": texts,
         "column_encoding": encodings,
-        "write_statistics": [name for name in ("time_ns", "node", "gpu") if name in names],
+        "write_statistics": [name for name in ("time_ns", "node", "gpu", "job") if name in names],
         "store_decimal_as_integer": True,
     }
 

@@ -1,59 +1,37 @@
-"""Turn a closed log file into segments: decode its batches, sort by node, GPU and time, write Parquet.
+"""Turn a closed log file into segments: sort its batches by node, GPU and time, write rows and roll-ups.
 
-The result is a draft: files under temporary names, synced. The caller makes the batches' sequence
-numbers and facts durable, publishes the draft, and only then deletes the log file.
+The batches come from memory, where the process that accepted them still runs, or are decoded from the log.
+The result is a draft: files under temporary names, synced. The caller makes the batches' sequence numbers
+and facts durable, publishes the draft, and only then deletes the log file.
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
-import os
-import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from unidle_agent.errors import WireError
-from unidle_agent.fields import GPU_FIELDS, HOST_FIELDS, UNKNOWN_U8, Field
+from unidle_agent.fields import GPU_FIELDS, HOST_FIELDS, Field
 from unidle_agent.wire import Batch, GpuFacts, Owner, decode
-from unidle_collector.store.columns import (
-    DTYPES,
-    KEYS,
-    arrow,
-    flags,
-    names,
-    ordered,
-    schema,
-    to_arrow,
-    write_options,
-)
+from unidle_collector.store.columns import schema
+from unidle_collector.store.gather import FactsKey, Jobs, Scope, facts_key, gather, rows_in
+from unidle_collector.store.histograms import Histograms
 from unidle_collector.store.log import LogFile, log_id
+from unidle_collector.store.rollup import WIDTHS_NS, Rolled, across, as_parts, combine
 from unidle_collector.store.segments import TEMPORARY, SegmentKind, segment_name
+from unidle_collector.store.sheets import FLEET_KEYS, HOST_KEYS, RAW_KEYS, Sheet, rolled_schema, to_table
 
 SLICE_ROWS = 65_536
 """Rows that are a table at once, and in a row group: keeps memory flat and lets readers skip."""
 
-FactsKey = tuple[str, str, int]
-"""Node, boot and facts_id of a batch."""
-
 FactsOf = Callable[[FactsKey], Sequence[GpuFacts] | None]
 """The facts that an earlier log file brought under a key; None when they are not known."""
 
-_UNKNOWN = {
-    "f4": struct.pack("<f", math.nan),
-    "f8": struct.pack("<d", math.nan),
-    "u8": struct.pack("<Q", UNKNOWN_U8),
-}
-# Statistics (`power_instant_w.max`) are left to the log: the segments hold the mean of each row.
-_SPECS: dict[SegmentKind, tuple[Field, ...]] = {"gpu": GPU_FIELDS, "host": HOST_FIELDS}
-_KEYS: dict[SegmentKind, tuple[str, ...]] = {"gpu": tuple(KEYS), "host": ("time_ns", "node", "simulated")}
+_SPECS: dict[Scope, tuple[Field, ...]] = {"gpu": GPU_FIELDS, "host": HOST_FIELDS}
+_KEYS: dict[Scope, tuple[str, ...]] = {"gpu": RAW_KEYS, "host": HOST_KEYS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,28 +51,42 @@ class Draft:
     """Records that could not be read: a wrong checksum, or bytes that are no batch."""
 
 
-def convert(log: Path, directory: Path, facts_of: FactsOf) -> Draft:
-    """Write the segments of `log` into `directory` under temporary names; raises OSError when it cannot."""
+def convert(
+    log: Path,
+    directory: Path,
+    facts_of: FactsOf,
+    *,
+    held: Sequence[Batch] | None = None,
+    histograms: Histograms | None = None,
+) -> Draft:
+    """Write the segments of `log` into `directory` under temporary names; raises OSError when it cannot.
+
+    `held` are all batches of the log, in order, where they are still in memory. The rows are counted into
+    `histograms`, if given, which belong to the draft: they are of use once it is published.
+    """
     file = LogFile(log)
-    batches: dict[tuple[str, str, int], Batch] = {}
     undecodable = 0
-    for record in file:
-        try:
-            batch = decode(record.data)
-        except WireError:
-            undecodable += 1
-        else:
+    batches: dict[tuple[str, str, int], Batch] = {}
+    if held is None:
+        for record in file:
+            try:
+                batch = decode(record.data)
+            except WireError:
+                undecodable += 1
+            else:
+                batches.setdefault((batch.node, batch.boot, batch.seq), batch)
+    else:
+        for batch in held:
             batches.setdefault((batch.node, batch.boot, batch.seq), batch)
-    facts = {_facts_key(b): b.facts for b in batches.values() if b.facts is not None}
-    filled = sorted((b for b in batches.values() if len(b.times_ns)), key=lambda b: b.node)
+    facts = {facts_key(b): b.facts for b in batches.values() if b.facts is not None}
+    filled = [b for b in batches.values() if len(b.times_ns)]
+    filled.sort(key=lambda b: (b.node, b.times_ns[0]))
     files: list[tuple[Path, str]] = []
     if filled:
         jobs = _jobs(filled, facts, facts_of)
-        start_ns, end_ns = min(min(b.times_ns) for b in filled), max(max(b.times_ns) for b in filled)
-        for kind in ("host", "gpu"):  # the gpu segment, though it be empty, completes the conversion
-            if kind == "gpu" or any(b.host for b in filled):
-                name = segment_name(kind, start_ns, end_ns, log_id(log), log_id(log))
-                files.append((_write(directory / (name + TEMPORARY), kind, filled, jobs), name))
+        for scope in ("host", "gpu"):  # the gpu segment, though it be empty, completes the conversion
+            if scope == "gpu" or any(b.host for b in filled):
+                files += _Scope(scope, filled, jobs, directory, log_id(log)).write(histograms)
     return Draft(
         files=tuple(files),
         sequences=tuple(batches),
@@ -105,22 +97,53 @@ def convert(log: Path, directory: Path, facts_of: FactsOf) -> Draft:
     )
 
 
-def write_segment(path: Path, table_schema: Any, tables: Iterable[Any]) -> None:
-    """Write `tables`, a row group each, and sync; leaves nothing behind when that fails."""
-    try:
-        with pq.ParquetWriter(path, table_schema, **write_options(table_schema)) as writer:
-            for table in tables:
-                writer.write_table(table, row_group_size=max(1, table.num_rows))
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    except BaseException:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-        raise
+class _Scope:
+    """The segments of one log file for GPUs or for hosts: rows, and parts of buckets of 10 s and 1 min."""
 
+    def __init__(
+        self, scope: Scope, batches: Sequence[Batch], jobs: Jobs, directory: Path, number: int
+    ) -> None:
+        self._scope, self._batches, self._jobs = scope, batches, jobs
+        self._directory, self._number = directory, number
+        self._window = min(min(b.times_ns) for b in batches), max(max(b.times_ns) for b in batches)
+        brought = {name for b in batches for name in (b.columns if scope == "gpu" else b.host)}
+        self._specs = [spec for spec in _SPECS[scope] if spec.name in brought]
 
-def _facts_key(batch: Batch) -> FactsKey:
-    return (batch.node, batch.boot, batch.facts_id)
+    def write(self, histograms: Histograms | None) -> list[tuple[Path, str]]:
+        """(temporary file, name), the one that completes the conversion last."""
+        keys, specs = _KEYS[self._scope], self._specs
+        of_tens: SegmentKind = "gpu_10s" if self._scope == "gpu" else "host_10s"
+        of_minutes: SegmentKind = "gpu_1m" if self._scope == "gpu" else "host_1m"
+        rolled = rolled_schema(keys, specs)
+        raw = schema(keys, specs)
+        per_minute: list[Rolled] = []
+        with ExitStack() as opened:
+            tens = opened.enter_context(Sheet(self._path(of_tens), rolled))
+            minutes = opened.enter_context(Sheet(self._path(of_minutes), rolled))
+            rows = opened.enter_context(Sheet(self._path(self._scope), raw, group_rows=1))
+            for part in _slices(self._scope, self._batches):
+                gathered = gather(self._scope, specs, part, self._jobs)
+                rows.write(to_table(gathered, raw, specs))
+                if histograms is not None and self._scope == "gpu":
+                    histograms.count(gathered, specs)
+                ten = combine(as_parts(gathered, specs), specs, WIDTHS_NS["10s"])
+                tens.write(to_table(ten, rolled, specs))
+                minute = combine(ten, specs, WIDTHS_NS["1m"])
+                minutes.write(to_table(minute, rolled, specs))
+                per_minute.append(across(minute, specs, WIDTHS_NS["1m"]))
+        kinds: list[SegmentKind] = [of_tens, of_minutes, self._scope]
+        if self._scope == "gpu":
+            with Sheet(self._path("fleet_1m"), rolled_schema(FLEET_KEYS, specs)) as fleet:
+                for one in per_minute:
+                    fleet.write(to_table(one, rolled_schema(FLEET_KEYS, specs), specs))
+            kinds.insert(0, "fleet_1m")
+        return [(self._path(kind), self._name(kind)) for kind in kinds]
+
+    def _name(self, kind: SegmentKind) -> str:
+        return segment_name(kind, *self._window, self._number, self._number)
+
+    def _path(self, kind: SegmentKind) -> Path:
+        return self._directory / (self._name(kind) + TEMPORARY)
 
 
 def _jobs(
@@ -128,7 +151,7 @@ def _jobs(
 ) -> dict[FactsKey, dict[str, str | None]]:
     """For every facts_id in use: GPU -> job."""
     found: dict[FactsKey, dict[str, str | None]] = {}
-    for key in {_facts_key(batch) for batch in batches}:
+    for key in {facts_key(batch) for batch in batches}:
         known = facts.get(key) or facts_of(key) or ()
         found[key] = {gpu.uuid: _job(gpu.owner) for gpu in known}
     return found
@@ -139,71 +162,16 @@ def _job(owner: Owner) -> str | None:
     return owner.job or ("" if owner.allocated is False else None)
 
 
-def _write(
-    path: Path, kind: SegmentKind, batches: Sequence[Batch], jobs: dict[FactsKey, dict[str, str | None]]
-) -> Path:
-    brought = {name for b in batches for name in (b.columns if kind == "gpu" else b.host)}
-    specs = [spec for spec in _SPECS[kind] if spec.name in brought]
-    table_schema = schema(_KEYS[kind], specs)
-    tables = (ordered(_table(table_schema, kind, specs, part, jobs)) for part in _slices(kind, batches))
-    write_segment(path, table_schema, tables)
-    return path
-
-
-def _slices(kind: SegmentKind, batches: Sequence[Batch]) -> Iterator[list[Batch]]:
+def _slices(scope: Scope, batches: Sequence[Batch]) -> Iterator[list[Batch]]:
     """Batches of whole nodes, about SLICE_ROWS rows at a time; those without rows are left out."""
     part: list[Batch] = []
     rows = 0
     for _, group in groupby(batches, key=lambda b: b.node):
-        of_node = [b for b in group if _rows(kind, b)]
+        of_node = [b for b in group if rows_in(scope, b)]
         part += of_node
-        rows += sum(_rows(kind, b) for b in of_node)
+        rows += sum(rows_in(scope, b) for b in of_node)
         if rows >= SLICE_ROWS:
             yield part
             part, rows = [], 0
     if part:
         yield part
-
-
-def _rows(kind: SegmentKind, batch: Batch) -> int:
-    if kind == "gpu":
-        return len(batch.times_ns) * len(batch.gpus)
-    return len(batch.times_ns) if batch.host else 0
-
-
-def _table(
-    table_schema: Any,
-    kind: SegmentKind,
-    specs: Sequence[Field],
-    batches: Sequence[Batch],
-    jobs: dict[FactsKey, dict[str, str | None]],
-) -> Any:
-    """The rows of some batches, unsorted."""
-    counts = [_rows(kind, b) for b in batches]
-    times = [np.repeat(b.times_ns, len(b.gpus) if kind == "gpu" else 1) for b in batches]
-    arrays = [arrow(pa.int64(), np.concatenate(times)), _names([[b.node] for b in batches], counts)]
-    if kind == "gpu":
-        owners = [jobs[_facts_key(b)] for b in batches]
-        arrays.append(_names([b.gpus for b in batches], counts))
-        arrays.append(
-            _names([[of.get(gpu) for gpu in b.gpus] for b, of in zip(batches, owners, strict=True)], counts)
-        )
-    arrays.append(flags(np.repeat([b.simulated for b in batches], counts)))
-    for spec in specs:
-        parts = [
-            (b.columns if kind == "gpu" else b.host).get(spec.name) or _UNKNOWN[spec.dtype] * count
-            for b, count in zip(batches, counts, strict=True)
-        ]
-        arrays.append(to_arrow(spec, np.frombuffer(b"".join(parts), DTYPES[spec.dtype])))
-    return pa.Table.from_arrays(arrays, schema=table_schema)
-
-
-def _names(texts: Sequence[Sequence[str | None]], counts: Sequence[int]) -> Any:
-    """A dictionary column: each batch's texts, over and over until they fill its rows; None is null."""
-    codes: dict[str | None, int] = {None: -1}
-    parts = []
-    for of_batch, count in zip(texts, counts, strict=True):
-        part = [codes.setdefault(text, len(codes) - 1) for text in of_batch]
-        parts.append(np.tile(np.asarray(part, np.int32), count // len(part)))
-    del codes[None]
-    return names(np.concatenate(parts), [text for text in codes if text is not None])

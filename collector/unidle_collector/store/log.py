@@ -5,6 +5,9 @@ clock at that time, bytes. Files of before (OLD_MAGIC) know no sender's clock; t
 `append` only remembers; `sync` writes everything appended since, in one write and one fdatasync (group
 commit), and only then may a batch be acknowledged. A sync that fails leaves nothing behind: its records
 are cut off the file again, so that a batch which was refused and is sent again is not stored twice.
+
+What was decoded already may be handed along: it is held in memory, up to a bound, until its file has become
+a segment, so that nothing is decoded twice. After a restart the file itself is decoded.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from unidle_agent.wire import Batch
 from unidle_collector.store.errors import StoreError, StoreFull
 
 MAGIC = b"unidlog2"
@@ -112,13 +116,19 @@ class Log:
         after_id: int = 0,
         roll_bytes: int = 64 * 1024 * 1024,
         roll_age_s: float = 60.0,
+        hold_bytes: int = 512 * 1024 * 1024,
         disk: Disk | None = None,
     ) -> None:
         self._directory = directory
+        self._hold_bytes = hold_bytes
+        self._held: dict[int, list[Batch] | None] = {}
+        """Id of a file -> its batches; None once one of them is missing or there were too many."""
+        self._held_bytes: dict[int, int] = {}
         self._roll_bytes = roll_bytes
         self._roll_age_ns = int(roll_age_s * 1e9)
         self._disk = disk or OsDisk()
         self._pending: list[bytes] = []
+        self._pending_batches: list[Batch | None] = []
         self._newest_ns = 0
         self._appended = 0
         self._pending_lock = threading.Lock()
@@ -131,10 +141,13 @@ class Log:
         """False while bytes of a failed sync may still be at the end of the file."""
         self._last_id = max([after_id, *(log_id(path) for path in log_files(directory))])
 
-    def append(self, data: bytes, received_ns: int, clock_ns: int | None = None) -> int:
+    def append(
+        self, data: bytes, received_ns: int, clock_ns: int | None = None, batch: Batch | None = None
+    ) -> int:
         """Take one batch for the next sync; returns its position, counted from 1 in this process.
 
-        `clock_ns` is what the sender's clock showed when it sent, None where it did not say.
+        `clock_ns` is what the sender's clock showed when it sent, None where it did not say; `batch` is
+        what `data` decodes to, where somebody has it.
         """
         if not data:
             raise StoreError("expected the bytes of a batch, came none")
@@ -143,6 +156,7 @@ class Log:
         header = HEADER.pack(len(data), checksum, *times_ns)
         with self._pending_lock:
             self._pending += (header, data)
+            self._pending_batches.append(batch)
             self._newest_ns = max(self._newest_ns, received_ns)
             self._appended += 1
             return self._appended
@@ -156,6 +170,7 @@ class Log:
         with self._commit_lock:
             with self._pending_lock:
                 data, self._pending = b"".join(self._pending), []
+                batches, self._pending_batches = self._pending_batches, []
                 last, newest_ns = self._appended, self._newest_ns
             if data:
                 try:
@@ -163,13 +178,25 @@ class Log:
                 except OSError as error:
                     self._undo()
                     raise _full(self._directory, error) from error
+                self._hold(batches)
             return last
 
-    def roll(self, now_ns: int) -> bool:
-        """Close the file that is written if it is due at `now_ns`; True when it was."""
+    def held(self, path: Path) -> list[Batch] | None:
+        """All batches of a closed file, in order; None when not all of them are in memory."""
+        with self._commit_lock:
+            return self._held.get(log_id(path))
+
+    def let_go(self, path: Path) -> None:
+        """Hold the batches of a file no longer."""
+        with self._commit_lock:
+            self._held.pop(log_id(path), None)
+            self._held_bytes.pop(log_id(path), None)
+
+    def roll(self, now_ns: int, *, due: bool = False) -> bool:
+        """Close the file that is written if it is `due`, be it by `now_ns`; True when it was."""
         with self._commit_lock:
             try:
-                return self._roll_if_due(now_ns)
+                return self._roll_if_due(now_ns, due=due)
             except OSError as error:
                 raise _full(self._directory, error) from error
 
@@ -185,6 +212,21 @@ class Log:
         finally:
             with self._commit_lock:
                 self._release()
+
+    def _hold(self, batches: list[Batch | None]) -> None:
+        held = self._held.setdefault(self._last_id, [])
+        if held is None:
+            return
+        size = sum(_memory(batch) for batch in batches if batch is not None)
+        if (
+            any(batch is None for batch in batches)
+            or sum(self._held_bytes.values()) + size > self._hold_bytes
+        ):
+            self._held[self._last_id] = None
+            self._held_bytes.pop(self._last_id, None)
+            return
+        held += [batch for batch in batches if batch is not None]
+        self._held_bytes[self._last_id] = self._held_bytes.get(self._last_id, 0) + size
 
     def _commit(self, data: bytes, newest_ns: int) -> None:
         self._roll_if_due(newest_ns)
@@ -227,9 +269,9 @@ class Log:
         self._disk.truncate(self._fd, self._size)
         self._cut = True
 
-    def _roll_if_due(self, now_ns: int) -> bool:
+    def _roll_if_due(self, now_ns: int, *, due: bool = False) -> bool:
         age_ns = abs(now_ns - self._first_ns)  # a clock that was set back must not keep the file open
-        due = self._size >= self._roll_bytes or age_ns >= self._roll_age_ns
+        due = due or self._size >= self._roll_bytes or age_ns >= self._roll_age_ns
         if self._fd < 0 or not due:
             return False
         if not self._cut:
@@ -251,6 +293,12 @@ def log_files(directory: Path) -> list[Path]:
 def log_id(path: Path) -> int:
     """The id in the name of a log file."""
     return int(path.stem)
+
+
+def _memory(batch: Batch) -> int:
+    """About how many bytes a decoded batch takes."""
+    columns = (*batch.columns.values(), *batch.host.values())
+    return 2048 + sum(memoryview(column).nbytes + 96 for column in columns)
 
 
 def sync_directory(directory: Path) -> None:

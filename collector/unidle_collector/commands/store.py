@@ -1,0 +1,149 @@
+"""Look after the collector's store: what it holds, whether it is whole, take rows out, put rows in.
+
+  sizes     bytes and time ranges by level: rows (raw), roll-ups of 10 s, 1 min and 1 h, histograms of jobs
+  verify    read every row, every record of the log and the state database; exit code 1 when anything is wrong
+  export    rows as one .parquet or .csv file, which `unidle diagnose` reads, and `unidle store backfill`
+  backfill  rows of such a file into the store and its roll-ups; the same file twice stores nothing twice
+
+The first three only read and may be used while the collector runs. For `backfill` stop it first. Times are
+ISO 8601 (UTC unless they say otherwise), or how long ago: 90m, 24h, 7d.
+
+Examples:
+  unidle store sizes
+  unidle store verify --data-dir /var/lib/unidle
+  unidle store export week.parquet --from 7d
+  unidle store export gpu.csv --from 2026-03-01T08:00 --to 2026-03-01T10:00 --gpu GPU-4f1c --field power_w
+  unidle store backfill week.parquet --data-dir /var/lib/unidle-new
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from unidle_agent.settings import load
+from unidle_collector.settings import CollectorSettings
+from unidle_collector.store.backfill import backfill, batches_of_export
+from unidle_collector.store.errors import StoreError
+from unidle_collector.store.looking import Level, levels_of, problems_of, segments_of
+from unidle_collector.store.opening import open_store
+from unidle_collector.store.reader import Reader
+
+_AGO = re.compile(r"(\d+(?:\.\d+)?)(m|h|d)")
+_SECONDS = {"m": 60, "h": 3600, "d": 86_400}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("what", choices=["sizes", "verify", "export", "backfill"])
+    parser.add_argument("file", nargs="?", type=Path, help="of export and backfill: a .parquet or .csv file")
+    parser.add_argument("--config", metavar="FILE", help="TOML file with the settings of the collector")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the store (default: the collector's)")
+    parser.add_argument(
+        "--from", dest="start", default="24h", metavar="TIME", help="export: from (default: 24h)"
+    )
+    parser.add_argument("--to", dest="end", default="0m", metavar="TIME", help="export: until (default: now)")
+    parser.add_argument("--node", action="append", default=[], help="export: only this node; may be repeated")
+    parser.add_argument("--gpu", action="append", default=[], help="export: only this GPU; may be repeated")
+    parser.add_argument(
+        "--field", action="append", default=[], help="export: only this field; may be repeated"
+    )
+    parser.add_argument("--json", action="store_true", help="sizes and verify: for machines")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what was asked; 1 when `verify` finds something wrong."""
+    settings = load(CollectorSettings, "collector", args)
+    if args.what in ("export", "backfill") and args.file is None:
+        raise StoreError(f"expected a file: unidle store {args.what} FILE.parquet")
+    if args.what == "sizes":
+        return _sizes(levels_of(settings.data_dir), as_json=args.json)
+    if args.what == "verify":
+        return _verify(settings.data_dir, as_json=args.json)
+    if args.what == "export":
+        return _export(settings.data_dir, args)
+    store = open_store(settings)
+    try:
+        done = backfill(store, batches_of_export(args.file), progress=_say_rows)
+    finally:
+        store.close()
+    _say("")
+    print(f"{done.rows} rows stored; {done.known} batches were in the store already")
+    return 0
+
+
+def _sizes(levels: list[Level], *, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps([asdict(level) for level in levels], indent=2))
+        return 0
+    table = Table("level", "files", "MB", "from", "to", box=None)
+    for level in levels:
+        size = f"{level.size_bytes / 1e6:.1f}"
+        table.add_row(level.name, str(level.files), size, _time(level.start_ns), _time(level.end_ns))
+    Console(highlight=False).print(table)
+    return 0
+
+
+def _verify(directory: Path, *, as_json: bool) -> int:
+    problems = problems_of(directory, lambda done, of: _say(f"verify: {done} of {of} files"))
+    _say("")
+    if as_json:
+        print(json.dumps({"ok": not problems, "problems": problems}, indent=2))
+    else:
+        print("\n".join(problems) or f"{directory}: nothing wrong")
+    return 1 if problems else 0
+
+
+def _export(directory: Path, args: argparse.Namespace) -> int:
+    now_ns = time.time_ns()
+    reader = Reader(segments_of(directory))
+    try:
+        rows = reader.export(
+            args.file,
+            _instant(args.start, now_ns),
+            _instant(args.end, now_ns),
+            nodes=args.node,
+            gpus=args.gpu,
+            fields=args.field,
+        )
+    finally:
+        reader.close()
+    print(f"{rows} rows written to {args.file}; the newest minutes, still in the log, are not among them")
+    return 0
+
+
+def _instant(text: str, now_ns: int) -> int:
+    """A time of a flag in ns."""
+    ago = _AGO.fullmatch(text)
+    if ago:
+        return now_ns - int(float(ago[1]) * _SECONDS[ago[2]] * 1e9)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise StoreError(f"expected a time such as 2026-03-01T08:00 or 24h, came {text!r}") from error
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()) * 1_000_000_000
+
+
+def _time(time_ns: int | None) -> str:
+    if time_ns is None:
+        return "-"
+    return datetime.fromtimestamp(time_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _say_rows(rows: int) -> None:
+    _say(f"backfill: {rows} rows")
+
+
+def _say(text: str) -> None:
+    """One line on the terminal that is written over; nothing where nobody looks."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,21 @@
+"""Open the store as the settings of the collector say."""
+
+from __future__ import annotations
+
+from unidle_collector.settings import CollectorSettings
+from unidle_collector.store import KeepRollups, Store
+
+
+def open_store(settings: CollectorSettings) -> Store:
+    """The store of `settings.data_dir`, for this process alone; raises StoreError."""
+    return Store(
+        settings.data_dir,
+        keep_days=settings.keep_days,
+        keep_bytes=int(settings.keep_gb * 1e9),
+        keep_rollups=KeepRollups(
+            days_10s=settings.keep_10s_days,
+            days_1m=settings.keep_1m_days,
+            days_1h=settings.keep_1h_days,
+            most_bytes=int(settings.keep_rollups_gb * 1e9),
+        ),
+    )

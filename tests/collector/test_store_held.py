@@ -1,0 +1,85 @@
+"""Batches that are still in memory become segments without being decoded again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from tests.collector.store_fleet import NOON, SECOND, SmallDisk, batch
+
+from unidle_agent.wire import Batch, Owner, decode, encode
+from unidle_collector.store import Store, StoreFull
+from unidle_collector.store.log import Log
+
+
+def fleet() -> list[Batch]:
+    """Two nodes out of order, one batch twice, a job that becomes known, columns that only some have."""
+    owner = {"GPU-a": Owner(True, "job-1")}
+    sent = [
+        batch("node-2", seq=2, times=[NOON + 2 * SECOND], host={"load_1m": [1]}, jobs=owner, facts_id=2),
+        batch(
+            "node-2",
+            seq=1,
+            times=[NOON, NOON + SECOND],
+            gpus=("GPU-b", "GPU-a"),
+            columns={"last_xid": [0] * 4},
+        ),
+        batch("node-1", seq=1, times=[NOON + 5 * SECOND], simulated=True),
+        batch("node-2", seq=2, times=[NOON + 2 * SECOND], host={"load_1m": [1]}, jobs=owner, facts_id=2),
+        batch("node-2", seq=3, times=[], gpus=()),
+    ]
+    return [decode(encode(one)) for one in sent]
+
+
+def segments(directory: Path) -> dict[str, list[dict[str, object]]]:
+    return {path.name: pq.read_table(path).to_pylist() for path in (directory / "segments").glob("*.parquet")}
+
+
+def test_segments_are_the_same_from_memory_and_from_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for name in ("memory", "log"):
+        store = Store(tmp_path / name)
+        for one in fleet():
+            store.append(encode(one), NOON, batch=one if name == "memory" else None)
+        store.sync()
+        with monkeypatch.context() as broken:
+            if name == "memory":
+                broken.setattr("unidle_collector.store.conversion.decode", None)
+            store.convert_all(NOON + SECOND)
+        found.append(segments(tmp_path / name))
+        store.close()
+    assert found[0] == found[1]
+    assert len(found[0]) == 7  # rows, 10 s and 1 min of GPUs and hosts; the fleet's minutes
+
+
+def test_what_was_refused_is_not_held(tmp_path: Path) -> None:
+    disk = SmallDisk(100_000)
+    log = Log(tmp_path, disk=disk)
+    one, two, three = (batch(seq=seq) for seq in range(3))
+    log.append(encode(one), NOON, batch=one)
+    log.sync()
+    disk.room = 10
+    log.append(encode(two), NOON, batch=two)
+    with pytest.raises(StoreFull):
+        log.sync()
+    disk.room = 100_000
+    log.append(encode(three), NOON, batch=three)
+    log.close()
+    (path,) = log.closed()
+    assert log.held(path) == [one, three]
+    log.let_go(path)
+    assert log.held(path) is None
+
+
+@pytest.mark.parametrize("why", ["one is missing", "too many"])
+def test_what_is_not_held_whole_is_read_from_the_log(tmp_path: Path, why: str) -> None:
+    log = Log(tmp_path, hold_bytes=10_000 if why == "too many" else 2**30)
+    for seq in range(20):
+        one = batch(seq=seq)
+        log.append(encode(one), NOON, batch=None if why == "one is missing" and seq == 7 else one)
+        log.sync()
+    log.close()
+    assert log.held(log.closed()[0]) is None
