@@ -2,9 +2,9 @@
 
 A batch holds one set of GPUs with one state of their facts. It is closed every `batch_s` seconds, and at
 once when a GPU appears or goes, when facts or an owner change or are asked for, when a GPU's `gpu_state`
-changes, when its hardware or heat begins to throttle it, and when its driver reports an event. A GPU that
-no source sees for a moment keeps its place, with unknown values; after
-`FORGET_S` it is gone.
+changes, when its hardware or heat begins to throttle it, when its driver reports an event, and when the
+flight recorder has something to send. A GPU that no source sees for a moment keeps its place, with
+unknown values; after `FORGET_S` it is gone.
 
 `Batch.period_s` is the spacing at which GPUs have samples: the sampler's period, or the scrape interval
 where a GPU is seen by dcgm-exporter alone. A row in which every field of a GPU is unknown is no sample.
@@ -127,7 +127,7 @@ class Batcher:
 
     def _is_urgent(self, tick: Tick) -> bool:
         changed, begun = self._state_changed(tick), self._throttling_begun(tick)
-        return bool(tick.events) or changed or begun
+        return bool(tick.events or tick.flights) or changed or begun
 
     def _throttling_begun(self, tick: Tick) -> bool:
         begun = False
@@ -167,6 +167,7 @@ class Batcher:
             facts=known.facts if send_facts else None,
             simulated=known.simulated,
             events=tuple(event for tick in ticks for event in tick.events),
+            flights=tuple(flight for tick in ticks for flight in tick.flights),
         )
 
     def _know(self) -> _Known:

@@ -10,6 +10,7 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from unidle_agent.batcher import Batcher
@@ -30,9 +31,16 @@ LEAVE_S = 2.0
 
 
 class Delivery:
-    """Takes ticks and gets them to `settings.push_url`; raises UnidleError where it cannot start."""
+    """Takes ticks and gets them to `settings.push_url`; raises UnidleError where it cannot start.
 
-    def __init__(self, settings: AgentSettings) -> None:
+    `on_flights` is `Pusher`'s.
+    """
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        on_flights: Callable[[Sequence[tuple[str, str]]], None] = lambda _: None,
+    ) -> None:
         slow = {DcgmExporterSource.name: settings.dcgm_scrape_s}
         self._batcher = Batcher(settings.node_name, settings.period_s, settings.batch_s, slow)
         self._spool = Spool(settings.state_path, settings.spool_max_bytes, settings.spool_max_age_s)
@@ -45,6 +53,7 @@ class Delivery:
                 cert_file=settings.push_cert_file,
                 key_file=settings.push_key_file,
                 on_send_facts=self._batcher.request_facts,
+                on_flights=on_flights,
             )
         except BaseException:
             self._spool.close()

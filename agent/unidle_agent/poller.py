@@ -32,6 +32,7 @@ from typing import Any
 import msgpack
 
 from unidle_agent.errors import SourceError
+from unidle_agent.flight.ring import Ring
 from unidle_agent.poller_child import CHUNK_BYTES, facts_of
 from unidle_agent.sample import DRIVER_HUNG, GpuReading, Reading, Value
 from unidle_agent.subsecond import INTEGRALS
@@ -115,11 +116,13 @@ class PolledNvml:
         blame_s: float = 10.0,
         monotonic: Callable[[], float] = time.monotonic,
         replay: str = "",
+        ring: Ring | None = None,
     ) -> None:
         """Start the child; raises SourceError when it says that there is no driver, and what to do.
 
         `gpm` is `auto`, `on` or `off`; `fast_hz` and `slow_s` are those of `AgentSettings`; `replay` is a
-        recorded file that answers instead of the driver. Nothing here blocks for longer than `deadline_s`; a
+        recorded file that answers instead of the driver; `ring` is where the child keeps every look for the
+        flight recorder. Nothing here blocks for longer than `deadline_s`; a
         child that is silent for the second half of it hangs. Opening the driver may take `start_s`, because
         without persistence mode that is seconds per GPU. A child that failed is replaced at once, one that
         fails again after `retry_s`, doubling to 60 s. A GPU that hung is tried again after `blame_s`,
@@ -128,7 +131,7 @@ class PolledNvml:
         self.restarts = 0
         """How often a child failed and was given up."""
         self._settings = (gpm, fast_hz, slow_s)
-        self._monotonic, self._replay = monotonic, replay
+        self._monotonic, self._replay, self._ring = monotonic, replay, ring
         self._deadline_s, self._start_s = deadline_s, start_s
         self._retry_s, self._blame_s = retry_s, blame_s
         self._child: _Child | None = None
@@ -202,11 +205,16 @@ class PolledNvml:
                 "started before one ends; this node wants a reboot"
             )
             return
+        ring_fds = () if self._ring is None else (self._ring.fd,)
         process = subprocess.Popen(
             # -P: a file msgpack.py in the folder where the agent was started must not become part of it.
-            [sys.executable, "-P", "-m", "unidle_agent.poller_child", str(os.getpid()), self._replay],
+            [
+                *(sys.executable, "-P", "-m", "unidle_agent.poller_child"),
+                *(str(os.getpid()), self._replay, *map(str, ring_fds)),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            pass_fds=ring_fds,
         )
         self._child = _Child(process, self._monotonic(), patient, counted_before=dict(self._integrals))
         with contextlib.suppress(BrokenPipeError):  # then it is dead, and hear() says so

@@ -1,7 +1,8 @@
-"""The child process in which NVML is read: `python -m unidle_agent.poller_child PID REPLAY`.
+"""The child process in which NVML is read: `python -m unidle_agent.poller_child PID REPLAY [FD]`.
 
 It answers what the agent asks (see `unidle_agent.poller` for the messages, and for why there is a child),
-says which GPU it is about to touch, and looks at the GPUs between two questions.
+says which GPU it is about to touch, and looks at the GPUs between two questions. Every look goes into the
+flight recorder's memory behind FD, too.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgpack
 
 from unidle_agent.errors import SourceError
-from unidle_agent.sample import GpuReading
+from unidle_agent.flight.ring import Ring
+from unidle_agent.sample import GpuReading, Value
 from unidle_agent.subsecond import Pace
 from unidle_agent.wire import GpuFacts, Owner
 
@@ -39,9 +42,10 @@ PR_SET_PDEATHSIG = 1
 def main(arguments: Sequence[str]) -> int:
     """Serve NVML to the agent whose process id is the first argument, until it hangs up.
 
-    The second argument is empty, or a recorded file that answers instead of the driver.
+    The second argument is empty, or a recorded file that answers instead of the driver; the third, where
+    there is one, is the inherited descriptor of a `Ring`.
     """
-    parent, replay = arguments
+    parent, replay, *ring_fds = arguments
     _die_with(int(parent))
     for number in (signal.SIGINT, signal.SIGTERM):  # they are the agent's to answer; it hangs up
         signal.signal(number, signal.SIG_IGN)
@@ -60,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
             from unidle_agent.answers.stand_in import install
 
             install(Path(replay))
-        _serve(NvmlSource, say)
+        _serve(partial(NvmlSource, on_look=_recorder(ring_fds)), say)
     except SourceError as error:
         say("absent", str(error))
     except ModuleNotFoundError as error:
@@ -68,6 +72,18 @@ def main(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # the agent hung up in the middle
         pass
     return 0
+
+
+def _recorder(ring_fds: Sequence[str]) -> Callable[[str, Mapping[str, Value], float], None]:
+    """What keeps a look at a GPU, taken so many seconds ago, for the flight recorder."""
+    ring = Ring.attach(int(ring_fds[0])) if ring_fds else None
+    if ring is None:
+        return lambda _gpu, _values, _ago_s: None
+
+    def keep(gpu: str, values: Mapping[str, Value], ago_s: float) -> None:
+        ring.write(gpu, time.time_ns() - int(ago_s * 1e9), values)
+
+    return keep
 
 
 def facts_of(document: dict[str, Any]) -> GpuFacts:

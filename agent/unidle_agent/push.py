@@ -8,6 +8,8 @@
 | 401, 403, 404, 405, 3xx, other 400 | token or address are wrong: said once, tried again each minute |
 | any other, no answer, no connection | back off: 1 s doubling to 60 s, half of it random |
 
+The first may also ask the flight recorder for windows: `"flight": [{"gpu": UUID, "request": id}, ...]`.
+
 One connection is kept open. The token goes into the one header and nowhere else.
 """
 
@@ -19,7 +21,8 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from unidle_agent import fetch
 from unidle_agent.errors import SettingError
@@ -27,6 +30,7 @@ from unidle_agent.segment import Record
 from unidle_agent.settings import Secret
 from unidle_agent.spool import Spool
 from unidle_agent.wire import CLOCK_HEADER, CONTENT_TYPE
+from unidle_agent.wire_flight import MAX_TEXT
 
 log = logging.getLogger("unidle.agent")
 
@@ -45,7 +49,11 @@ OUTCOMES = ("acknowledged", "rejected", "busy", "misconfigured", "failed")
 
 
 class Pusher:
-    """Sends from `spool` to the collector at `url`; `on_send_facts` is called when it asks for facts."""
+    """Sends from `spool` to the collector at `url`.
+
+    `on_send_facts` is called when it asks for facts, `on_flights` with (GPU, request id) of each window of
+    the flight recorder that it asks for.
+    """
 
     def __init__(
         self,
@@ -58,6 +66,7 @@ class Pusher:
         key_file: str = "",
         timeout_s: float = TIMEOUT_S,
         on_send_facts: Callable[[], None] = lambda: None,
+        on_flights: Callable[[Sequence[tuple[str, str]]], None] = lambda _: None,
         chance: Callable[[], float] = random.random,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -69,6 +78,7 @@ class Pusher:
         self._spool = spool
         self._timeout_s = timeout_s
         self._on_send_facts = on_send_facts
+        self._on_flights = on_flights
         self._chance = chance
         self._now_ns = now_ns
         self._failures = 0
@@ -178,6 +188,8 @@ class Pusher:
         self._spool.ack(record.seq)
         if send_facts:
             self._on_send_facts()
+        if flights := _flights_asked(reply.get("flight")):
+            self._on_flights(flights)
         self.counts["acknowledged"] += 1
         self._failures = 0
         self._say("")
@@ -228,6 +240,17 @@ def calls_batch_bad(answer: fetch.Answer) -> bool:
         return answer.status in BAD_BATCH and "detail" in json.loads(answer.body)
     except (ValueError, TypeError):
         return False
+
+
+def _flights_asked(wanted: Any) -> list[tuple[str, str]]:
+    """(GPU, request id) of every request that is one; no request is worth an acknowledgement."""
+    found = []
+    for one in wanted if isinstance(wanted, list) else ():
+        if isinstance(one, dict):
+            pair = one.get("gpu"), one.get("request")
+            if all(isinstance(text, str) and 0 < len(text) <= MAX_TEXT for text in pair):
+                found.append((str(pair[0]), str(pair[1])))
+    return found
 
 
 def _detail(body: bytes) -> str:

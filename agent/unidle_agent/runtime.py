@@ -31,6 +31,8 @@ from unidle_agent.exporter import (
     single,
 )
 from unidle_agent.fields import HOST_FIELDS
+from unidle_agent.flight.recorder import FlightRecorder
+from unidle_agent.flight.ring import Ring
 from unidle_agent.owners.watch import watch
 from unidle_agent.privacy import pseudonymiser
 from unidle_agent.release import Control, ReleasableSource
@@ -61,28 +63,31 @@ RELEASE_S = 10.0
 """How long letting go of the driver may take beyond the next sample."""
 
 
-def sources(settings: AgentSettings, dcgm_scrape_s: float | None = None) -> list[Source]:
+def sources(
+    settings: AgentSettings, dcgm_scrape_s: float | None = None, ring: Ring | None = None
+) -> list[Source]:
     """What this agent reads; a driver or an exporter that is not there yet may come later.
 
     A recording stands alone: neither this machine's host nor its exporters belong to the GPUs in it.
     """
     if settings.replay:
-        return [LateSource(REPLAY, 10, lambda: _replay(settings), required=True)]
+        return [LateSource(REPLAY, 10, lambda: _replay(settings, ring), required=True)]
     scrape_s = settings.dcgm_scrape_s if dcgm_scrape_s is None else dcgm_scrape_s
     out: list[Source] = [HostSource(), NfsSource(), InfinibandSource()]
     if settings.nvml != "off":
-        out.append(ReleasableSource("nvml", 10, lambda: _nvml(settings), required=settings.nvml == "on"))
+        required = settings.nvml == "on"
+        out.append(ReleasableSource("nvml", 10, lambda: _nvml(settings, ring), required=required))
     out += [DcgmExporterSource(url, scrape_s) for url in settings.dcgm_urls]
     if path := settings.reporter_path:
         out.append(LateSource("reporter", 30, lambda: ReporterSource(path), required=False))
     return out
 
 
-def _nvml(settings: AgentSettings) -> Source:
-    return _polled(settings, settings.gpm)
+def _nvml(settings: AgentSettings, ring: Ring | None) -> Source:
+    return _polled(settings, settings.gpm, ring)
 
 
-def _polled(settings: AgentSettings, gpm: str) -> Source:
+def _polled(settings: AgentSettings, gpm: str, ring: Ring | None) -> Source:
     from unidle_agent.poller import PolledNvml  # starts a child process: only where NVML is wanted
 
     return PolledNvml(
@@ -91,6 +96,7 @@ def _polled(settings: AgentSettings, gpm: str) -> Source:
         slow_s=settings.slow_s,
         deadline_s=settings.nvml_deadline_s,
         replay=settings.replay,
+        ring=ring,
     )
 
 
@@ -122,9 +128,21 @@ def _control(settings: AgentSettings, sources: Iterable[Source]) -> Control | No
         return None
 
 
-def _replay(settings: AgentSettings) -> Source:
+def _replay(settings: AgentSettings, ring: Ring | None) -> Source:
     # A host engine of this machine is none of the recording's.
-    return ReplaySource(_polled(settings, "off" if settings.gpm == "off" else "on"))
+    return ReplaySource(_polled(settings, "off" if settings.gpm == "off" else "on", ring))
+
+
+def _ring(settings: AgentSettings) -> Ring | None:
+    """Memory for the flight recorder, where its recordings have a way to go; an agent does without it."""
+    if not settings.push_url:
+        return None
+    try:
+        # Looks, what the driver's own buffers hold instead of some of them, and rows.
+        return Ring.create(2 * settings.fast_hz + 1 / settings.period_s)
+    except OSError as error:
+        log.warning("no flight recorder: no shared memory for it (%s)", error)
+        return None
 
 
 class Agent:
@@ -136,15 +154,18 @@ class Agent:
         self._tick: Tick | None = None
         self._tick_s: float | None = None
         self._uuids: tuple[str, ...] = ()
-        self._sources = sources(settings)
+        ring = _ring(settings)
+        self._recorder = FlightRecorder(ring) if ring else None
+        self._sources = sources(settings, ring=ring)
         self._silent = set(range(len(self._sources)))
         slowest_s = max(settings.period_s, settings.dcgm_scrape_s if settings.dcgm_urls else 0)
         self._snapshot = Snapshot(keep_s=3 * slowest_s, keep_field_s=KEEP_FIELD_S)
         self._owners = watch(settings, pseudonymiser(settings))
         self._xids = XidCounts()
-        self._delivery = Delivery(settings) if settings.push_url else None
+        on_flights = self._recorder.ask if self._recorder else lambda _: None
+        self._delivery = Delivery(settings, on_flights) if settings.push_url else None
         self._otlp: OtlpOutput | None = None
-        self._sampler = Sampler(self._sources, settings.period_s, [self._take], finish=self._owners.complete)
+        self._sampler = Sampler(self._sources, settings.period_s, [self._take], finish=self._complete)
         try:
             if settings.otlp_endpoint:
                 self._otlp = _otlp(settings, self._snapshot)
@@ -182,7 +203,9 @@ class Agent:
         settings = self._settings
         sampled = families(self._snapshot.reading(), names or settings.names, settings.node_name)
         delivery = self._delivery.metrics() if self._delivery else []
-        return render([*sampled, self._xids.metric(), *self._own_metrics(), *delivery], openmetrics)
+        flights = self._recorder.metrics() if self._recorder else []
+        own = (*self._own_metrics(), *delivery, *flights)
+        return render([*sampled, self._xids.metric(), *own], openmetrics)
 
     def health(self) -> Health:
         """/health"""
@@ -205,6 +228,13 @@ class Agent:
         self._owners.close()
         if self._delivery:
             self._delivery.close()
+        if self._recorder:
+            self._recorder.close()
+
+    def _complete(self, tick: Tick) -> Tick:
+        """What no source says: the owners, and what the flight recorder gives out."""
+        tick = self._owners.complete(tick)
+        return self._recorder.complete(tick) if self._recorder else tick
 
     def _take(self, tick: Tick) -> None:
         self._tick, self._tick_s = tick, time.monotonic()

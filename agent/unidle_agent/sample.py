@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from unidle_agent.fields import BY_NAME
 from unidle_agent.wire import Event, GpuFacts, Owner
+from unidle_agent.wire_flight import Flight
 
 Value = float | int
 
@@ -56,6 +57,8 @@ class Tick:
     host: dict[str, Value]
     problems: tuple[str, ...]
     events: tuple[Event, ...] = ()
+    flights: tuple[Flight, ...] = ()
+    """What the flight recorder gives out at this instant."""
 
 
 def is_simulated(facts: GpuFacts) -> bool:

@@ -16,6 +16,7 @@ import msgpack
 
 from unidle_agent.errors import WireError
 from unidle_agent.fields import COLUMNS, UNKNOWN_U8, Field
+from unidle_agent.wire_flight import Flight, decode_flights, encode_flight
 
 VERSION = 1
 CONTENT_TYPE = "application/vnd.unidle.batch"
@@ -103,6 +104,7 @@ class Batch:
     facts: tuple[GpuFacts, ...] | None = None
     simulated: bool = False
     events: tuple[Event, ...] = ()
+    flights: tuple[Flight, ...] = ()
 
 
 def column(spec: Field, values: Iterable[float | int | None]) -> array[Any]:
@@ -135,6 +137,8 @@ def encode(batch: Batch) -> bytes:
         document["facts"] = [asdict(facts) for facts in batch.facts]
     if batch.events:
         document["events"] = [asdict(event) for event in batch.events]
+    if batch.flights:
+        document["flights"] = [encode_flight(flight) for flight in batch.flights]
     return zlib.compress(msgpack.packb(document), 1)
 
 
@@ -166,6 +170,7 @@ def decode(data: bytes) -> Batch:
             facts=None if facts is None else tuple(_facts(item) for item in facts),
             simulated=bool(document.get("simulated", False)),
             events=tuple(_event(item) for item in document.get("events", ())),
+            flights=decode_flights(document.get("flights", [])),
         )
     except WireError:
         raise

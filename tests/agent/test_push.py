@@ -90,6 +90,33 @@ def test_facts_are_asked_for_once_per_answer_that_wants_them(spool: Spool) -> No
     assert len(asked) == 1
 
 
+def test_windows_of_the_flight_recorder_are_asked_for_by_the_reply(spool: Spool) -> None:
+    fill(spool, 2)
+    asked: list[tuple[str, str]] = []
+    reply = {
+        "ack": 1,
+        "flight": [{"gpu": "GPU-a", "request": "r1"}, {"gpu": "GPU-b", "request": "r2", "x": 1}],
+    }
+    with serving(in_turn(Reply(200, json.dumps(reply).encode()), Reply(200, b'{"ack":2}'))) as server:
+        push = pusher(spool, server.url, on_flights=asked.extend)
+        assert [push.step(), push.step()] == [0, 0]
+        push.close()
+    assert asked == [("GPU-a", "r1"), ("GPU-b", "r2")]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [7, {"gpu": "GPU-a"}, [7], [{"gpu": "GPU-a"}], [{"gpu": "G" * 300, "request": "r"}]],
+    ids=["a number", "a map", "numbers", "no request", "too long"],
+)
+def test_a_request_that_is_none_costs_no_acknowledgement(spool: Spool, odd: object) -> None:
+    fill(spool, 1)
+    with serving(in_turn(Reply(200, json.dumps({"ack": 1, "flight": odd}).encode()))) as server:
+        push = pusher(spool, server.url, on_flights=lambda _: pytest.fail("nothing was asked for"))
+        assert [push.step(), push.step()] == [0, None]
+        push.close()
+
+
 @pytest.mark.parametrize(
     ("status", "header", "wait_s"),
     [

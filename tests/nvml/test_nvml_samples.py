@@ -80,6 +80,25 @@ def test_a_row_is_made_of_the_samples_since_the_row_before(
     assert values["gpu_busy_s"] == pytest.approx(240_000, abs=5)
 
 
+def test_who_records_looks_is_told_of_the_samples_as_looks_of_the_past(
+    nvml: FakeNvml, opened: Open, clock: Clock
+) -> None:
+    heard: list[tuple[float, float | None]] = []
+    shows(nvml, utilization__gpu=7, samples__1=ring([0] * 10))
+    source = opened(on_look=lambda _gpu, values, ago_s: heard.append((ago_s, values.get(UTIL))))
+    row(source)
+    clock.now_s += 1.0
+    shows(nvml, utilization__gpu=7, samples__1=ring([0] * 10 + [100, 100, 0, 0, 40, 60]))
+    heard.clear()
+    row(source)
+    assert heard == [
+        (pytest.approx(0.4), pytest.approx(1.0)),
+        (pytest.approx(0.2), pytest.approx(0.0)),
+        (0.0, pytest.approx(0.5)),
+        (0.0, pytest.approx(0.07)),  # the row itself
+    ]
+
+
 def test_every_buffer_is_in_the_units_of_its_field(nvml: FakeNvml, opened: Open, clock: Clock) -> None:
     rings = {0: ("u", 450_000), 1: ("u", 50), 2: ("ull", 30), 5: ("us", 1410)}
     for last in (5, 8):

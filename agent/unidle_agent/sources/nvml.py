@@ -30,6 +30,7 @@ from typing import Any
 import pynvml
 
 from unidle_agent.errors import SourceError
+from unidle_agent.flight.slots import slots
 from unidle_agent.sample import GPU_LOST, GPU_OK, GpuReading, Reading
 from unidle_agent.sources import nvml_calls as calls
 from unidle_agent.sources.gpm import HOST_ENGINE, METRICS, host_engine_answers
@@ -65,15 +66,18 @@ class NvmlSource:
         known: Collection[GpuFacts] = (),
         host_engine: tuple[str, int] = HOST_ENGINE,
         monotonic: Callable[[], float] = time.monotonic,
+        on_look: Callable[[str, Values, float], None] = lambda _gpu, _values, _ago_s: None,
     ) -> None:
         """Open the library; raises SourceError saying why there is no driver and what to do.
 
         `gpm` is `auto`, `on` or `off`; `slow_s` is the time between two looks at what changes rarely;
         `fast_hz` is how often `look` is called, to know which of the driver's buffers are denser than that;
         `known` are the GPUs that were here before, so that one that is not found is missing rather than
-        never heard of.
+        never heard of. `on_look` is told what was seen of a physical GPU, and how many seconds ago, at every
+        row and `fast_hz` times a second in between.
         """
         self._gpm, self._host_engine, self._monotonic = gpm, host_engine, monotonic
+        self._on_look = on_look
         self._slow_s, self._look_s = slow_s, 1.0 / fast_hz if fast_hz > 0 else float("inf")
         self._gpm_allowed = gpm == "on"
         self._gpus: dict[str, Device] = {}
@@ -159,6 +163,7 @@ class NvmlSource:
         if self._monotonic() - gpu.buffers_read_s >= EVERY_S:  # rows are further apart than buffers are long
             pieces = gpu.read_buffers(self._monotonic(), self._look_s)
             gpu.looks.add_pieces(self._monotonic(), pieces)
+            self._tell_pieces(gpu, pieces)
         values: Values = {}
         if not gpu.flowing.issuperset(calls.LOOK_FIELDS):
             values |= gpu.ask_fields(calls.LOOK_FIELDS)
@@ -166,6 +171,12 @@ class NvmlSource:
             if not gpu.flowing.issuperset(names):
                 values |= gpu.ask(*ladder)
         self._see(gpu, self._monotonic(), values)
+        self._on_look(gpu.facts.uuid, values, 0.0)
+
+    def _tell_pieces(self, gpu: Device, pieces: dict[str, list[Piece]]) -> None:
+        """What the driver remembered, as if it had been looked at `fast_hz` times a second."""
+        for ago_s, values in slots(pieces, self._look_s):
+            self._on_look(gpu.facts.uuid, values, ago_s)
 
     def take_events(self) -> tuple[Event, ...]:
         """What the driver reported since the last call."""
@@ -303,6 +314,8 @@ class NvmlSource:
         now_s = self._monotonic()
         self._see(gpu, now_s, values)
         gpu.looks.add_pieces(now_s, pieces)
+        self._tell_pieces(gpu, pieces)
+        self._on_look(gpu.facts.uuid, values, 0.0)
         taken = gpu.looks.take()
         out: Values = {}
         for name, of_field in taken.items():
