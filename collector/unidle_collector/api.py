@@ -14,6 +14,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from unidle_agent.errors import UnidleError
 from unidle_collector import reading
+from unidle_collector.flights import flights_of
 from unidle_collector.ingest.asgi import PushApp
 from unidle_collector.ingest.door import Door
 from unidle_collector.ingest.tokens import Tokens
@@ -23,6 +24,7 @@ from unidle_collector.model import (
     Account,
     Finding,
     Fleet,
+    FlightRecording,
     GpuNow,
     Health,
     Incident,
@@ -159,6 +161,12 @@ def _add_reads(app: FastAPI, live: Live, scraper: Scraper | None) -> None:
     async def incident(incident_id: str) -> Incident:
         """One incident, as of now while it is open."""
         return await _wait(live.ask(lambda: reading.incident(live, incident_id)))
+
+    @app.get("/api/v1/incidents/{incident_id}/flights")
+    async def incident_flights(incident_id: str) -> list[FlightRecording]:
+        """What the flight recorders of its GPUs held around that time, newest first, at most 16."""
+        found = await _wait(live.ask(lambda: reading.incident(live, incident_id)))
+        return await asyncio.to_thread(flights_of, live.store.state, found)
 
     @app.get("/api/v1/events")
     def events(

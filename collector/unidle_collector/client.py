@@ -19,6 +19,7 @@ from unidle_agent.errors import UnidleError
 from unidle_collector.model import (
     Account,
     Fleet,
+    FlightRecording,
     GpuNow,
     Health,
     Incident,
@@ -47,6 +48,7 @@ class CollectorApi(Protocol):
     def accounts(self, by: str, window_s: float = 3600) -> list[Account]: ...
     def incidents(self, state: str = "open") -> list[Incident]: ...
     def incident(self, incident_id: str) -> Incident: ...
+    def flights(self, incident_id: str) -> list[FlightRecording]: ...
     def events(self, after: int = 0) -> list[IncidentEvent]: ...
     def recommendations(self) -> list[Recommendation]: ...
     def series(self, node: str, gpu: str, field: str, window_s: float = 3600) -> Series: ...
@@ -95,6 +97,12 @@ class Client:
     def incident(self, incident_id: str) -> Incident:
         """GET /api/v1/incidents/ID"""
         return self._get(Incident, f"incidents/{urllib.parse.quote(incident_id, safe='')}")
+
+    def flights(self, incident_id: str) -> list[FlightRecording]:
+        """GET /api/v1/incidents/ID/flights: the windows of flight recorders that belong to it."""
+        return self._get(
+            list[FlightRecording], f"incidents/{urllib.parse.quote(incident_id, safe='')}/flights"
+        )
 
     def events(self, after: int = 0) -> list[IncidentEvent]:
         """GET /api/v1/events: changes of incidents with seq > `after`, in order, at most 500."""

@@ -37,6 +37,8 @@ class Change:
 
     what: Literal["told", "updated", "ended"]
     finding: Finding
+    asks_flight: bool = False
+    """Whether the flight recorders of its GPUs would help to understand it; of what was just told."""
 
 
 @dataclass(slots=True)
@@ -54,6 +56,7 @@ class _Open:
     finding: Finding | None = None
     told_ns: int | None = None
     refreshed_ns: int = 0
+    asks_flight: bool = False
 
 
 class Book:
@@ -223,7 +226,7 @@ class Book:
                     continue
                 entry.told_ns = now
                 entry.finding = replace(entry.finding, told_ns=now)
-                changes.append(Change("told", entry.finding))
+                changes.append(Change("told", entry.finding, entry.asks_flight))
             elif before is None or (before.cause, before.severity) != (
                 entry.finding.cause,
                 entry.finding.severity,
@@ -239,6 +242,7 @@ class Book:
         cause = entry.votes.most_common(1)[0][0]
         now = view.step.end_ns
         about = detector.about(view, positions, cause, (now - entry.since_ns) / SECOND_NS)
+        entry.asks_flight = about.asks_flight
         inventory = self._inventory
         members = sorted(entry.gpus)
         refs = tuple(inventory.refs[position] for position in members)

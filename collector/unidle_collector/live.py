@@ -88,7 +88,7 @@ class Live:
         budget_bytes = int(settings.window_mb * 2**20)
         self.window = Window(STEP_S, self.engine.inventory.capacity, budget_bytes)
         self.late = LateRows(self.engine, self.window)
-        self.taking = Taking(settings, store, self.engine, self.window)
+        self.taking = Taking(settings, store, self.engine, self.window, clock_ns)
         # What is counted and known to be wrong, of batches and of time alike.
         self.nodes, self.events = self.taking.nodes, self.taking.events
         self.counters, self.problems = self.taking.counters, self.taking.problems
@@ -253,6 +253,8 @@ class Live:
             recommendations=() if over else tuple(recommend([finding], now)),
         )
         self.store.state.save_incident(incident, now)
+        if change.asks_flight:
+            self.taking.flights.ask(finding)
 
     # -- keeping ---------------------------------------------------------------------------------
 

@@ -162,6 +162,25 @@ class IncidentEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class FlightRecording:
+    """What a node's flight recorder held of one GPU: every look of two minutes, oldest first."""
+
+    node: str
+    gpu: str
+    """UUID of the physical GPU."""
+    reason: str
+    """`xid 79`, `gpu_lost`, `driver_hung`, ..., or `asked`: the collector asked for it."""
+    request: str
+    """What it answers; empty where the node sent it by itself."""
+    taken_ns: int
+    times_ns: tuple[int, ...]
+    """Empty where the recorder held nothing of this GPU."""
+    columns: dict[str, tuple[float | None, ...]]
+    """Field -> one value per look in base units; None where the look did not ask for it."""
+    simulated: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Account:
     """Where the time of a set of GPUs went within a window (accounting.md)."""
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from unidle_agent.errors import UnidleError, WireError
 from unidle_agent.wire import Batch, Event, GpuFacts, Owner, decode
 from unidle_collector.engine import Engine
+from unidle_collector.flights import FlightBook
 from unidle_collector.model import GpuRef
 from unidle_collector.pergpu import SECOND_NS
 from unidle_collector.settings import CollectorSettings
@@ -48,6 +49,8 @@ class Ack:
     ack: int
     send_facts: bool
     duplicate: bool = False
+    flights: tuple[tuple[str, str], ...] = ()
+    """(GPU, request id) of each window of the node's flight recorder that is asked for."""
 
 
 @dataclass(slots=True, eq=False)
@@ -92,12 +95,20 @@ class NodeBook:
 class Taking:
     """Takes groups of pushes in; remembers what each node said of itself."""
 
-    def __init__(self, settings: CollectorSettings, store: Store, engine: Engine, window: Window) -> None:
+    def __init__(
+        self,
+        settings: CollectorSettings,
+        store: Store,
+        engine: Engine,
+        window: Window,
+        clock_ns: Callable[[], int],
+    ) -> None:
         self.nodes: dict[str, NodeBook] = {}
         self.counters: Counter[str] = Counter()
         self.events: deque[tuple[str, Event]] = deque(maxlen=EVENTS_KEPT)
         """(Node, event), by arrival."""
         self.problems: dict[str, str] = {}
+        self.flights = FlightBook(store.state, clock_ns, self.counters)
         self._settings = settings
         self._store = store
         self._engine = engine
@@ -149,7 +160,7 @@ class Taking:
         self.take((batch, push.received_ns, push.clock_ns) for push, batch in taken)
         for push, batch in taken:
             wanted = batch.facts is None and batch.facts_id != self.nodes[batch.node].facts_id
-            push.answer = Ack(batch.seq, wanted)
+            push.answer = Ack(batch.seq, wanted, flights=self.flights.wanted(batch.node))
 
     def take(self, batches: Iterable[tuple[Batch, int, int | None]]) -> None:
         """Put (batch, time of receipt, the node's clock then) into the window: those are durable and new."""
@@ -173,6 +184,7 @@ class Taking:
             self.counters["rows_future"] += taken.future
             self.counters["counter_resets"] += taken.counter_resets
             self.counters["values_refused"] += taken.values_refused
+        self.flights.keep()
 
     def own_due(self) -> None:
         """Tell the engine whose GPU is whose from the next step on."""
@@ -247,6 +259,8 @@ class Taking:
                 [self._position(batch, node, uuid) for uuid in batch.gpus], dtype=np.intp
             )
             node.owners_due = True
+        if batch.flights:
+            self.flights.take(batch, shift_ns)
         if batch.events:
             self.events.extend((batch.node, event) for event in batch.events)
             self.counters["events_received"] += len(batch.events)

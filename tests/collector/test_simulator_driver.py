@@ -17,7 +17,8 @@ import pytest
 from unidle_agent.errors import UnidleError
 from unidle_agent.settings import Secret
 from unidle_agent.wire import Batch, decode
-from unidle_collector.simulator.driver import HttpTransport, Play, SimulatorSettings
+from unidle_collector.simulator.agents import gpu_uuid
+from unidle_collector.simulator.driver import HttpTransport, Play, Reply, SimulatorSettings
 from unidle_collector.simulator.fleet import SECOND_NS
 
 HISTORY_S = 3600
@@ -39,20 +40,24 @@ class FakeClock:
             self._stop.set()
 
 
+ASKED_GPU = gpu_uuid(3, 2)
+
+
 class Inbox:
-    """A collector that keeps what it gets; asks once for the facts of sim-003."""
+    """A collector that keeps what it gets; asks once for the facts of sim-003, twice for one flight."""
 
     def __init__(self) -> None:
         self.batches: dict[str, list[Batch]] = defaultdict(list)
         self.order: list[tuple[str, int]] = []
         self._lock = threading.Lock()
 
-    def push(self, body: bytes) -> bool:
+    def push(self, body: bytes) -> Reply:
         batch = decode(body)
         with self._lock:
             self.batches[batch.node].append(batch)
             self.order.append((batch.node, batch.times_ns[-1]))
-        return batch.node == "sim-003" and batch.seq == 5
+        flights = ((ASKED_GPU, "incident/0"),) if batch.node == "sim-003" and batch.seq in (20, 21) else ()
+        return Reply(batch.node == "sim-003" and batch.seq == 5, flights)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +69,23 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Inbox, dict, str]:
     clock = FakeClock(stop, START_NS + 20 * SECOND_NS)
     Play(settings, [inbox, inbox], clock, stop, said).run()
     return inbox, json.loads(truth.read_text()), said.getvalue()
+
+
+def test_a_flight_that_is_asked_for_comes_once_and_is_what_the_gpu_did(
+    played: tuple[Inbox, dict, str],
+) -> None:
+    inbox = played[0]
+    (carrier,) = [batch for batches in inbox.batches.values() for batch in batches if batch.flights]
+    (flight,) = carrier.flights
+    assert (carrier.node, carrier.seq, carrier.simulated) == ("sim-003", 21, True)
+    assert (flight.gpu, flight.request) == (ASKED_GPU, "incident/0")
+    sent = {
+        time_ns: batch.columns["power_w"][row * len(batch.gpus) + batch.gpus.index(ASKED_GPU)]
+        for batch in inbox.batches["sim-003"]
+        for row, time_ns in enumerate(batch.times_ns)
+    }
+    assert len(flight.times_ns) == 121
+    assert list(flight.columns["power_w"]) == [sent[time_ns] for time_ns in flight.times_ns]
 
 
 def test_every_nodes_first_batch_is_one_row_before_time_moves_on(played: tuple[Inbox, dict, str]) -> None:
@@ -203,12 +225,12 @@ def test_a_busy_collector_gets_the_same_batch_again_when_it_says(server: Threadi
         (503, {"Retry-After": "3"}, b""),
         (429, {"Retry-After": "0.5"}, b""),
         (200, {}, b'{"ack": 1, "send_facts": true}'),
-        (200, {}, b'{"ack": 2, "send_facts": false}'),
+        (200, {}, b'{"ack": 2, "send_facts": false, "flight": [{"gpu": "GPU-a", "request": "r1"}]}'),
     ]
     clock = Waits()
     way = transport(server, clock)
-    assert way.push(b"one") is True
-    assert way.push(b"two") is False
+    assert way.push(b"one") == Reply(send_facts=True)
+    assert way.push(b"two") == Reply(flights=(("GPU-a", "r1"),))
     assert clock.waited == [3.0, 0.5]
     assert [body for _, _, body, _ in server.seen] == [b"one", b"one", b"one", b"two"]
     assert {(path, token) for path, token, _, _ in server.seen} == {("/api/v1/push", "Bearer tok")}
@@ -237,7 +259,7 @@ def test_an_address_that_is_none_is_refused_at_once() -> None:
 
 def test_a_failing_push_ends_the_play(tmp_path: Path) -> None:
     class Broken:
-        def push(self, body: bytes) -> bool:
+        def push(self, body: bytes) -> Reply:
             raise UnidleError("no more")
 
     stop = threading.Event()

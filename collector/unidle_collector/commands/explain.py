@@ -66,6 +66,7 @@ def _story(incident: Incident) -> str:
         *(f"    {item.field}: {item.text} (window {duration(item.window_s)})" for item in finding.evidence),
         f"  do          {finding.advice}",
         f"  confirm by  {finding.confirm}",
+        f"  at 5 Hz     unidle flight {incident.id}  (the last two minutes of its GPUs, where recorded)",
     ]
     for item in incident.recommendations:
         lines += [f"  recommended {item.title}", *(f"    $ {line}" for line in item.command.splitlines())]

@@ -45,6 +45,8 @@ class About:
     advice: str
     confirm: str
     runners_up: tuple[tuple[str, float], ...] = ()
+    asks_flight: bool = False
+    """Whether the last two minutes of its GPUs at full rate help to understand it."""
 
 
 class Detector(Protocol):

@@ -82,6 +82,7 @@ class GpuLost:
             evidence=(Evidence("gpu_state", float(value), "state", 0.0, lasted_s, words),),
             advice=f"Drain the node, {action}.",
             confirm="nvidia-smi on the node, and dmesg | grep -i xid",
+            asks_flight=True,
         )
 
     def reset(self, gpus: Bools) -> None:

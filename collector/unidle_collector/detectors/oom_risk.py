@@ -156,6 +156,7 @@ class OomRisk:
                 f"then use a smaller batch or find what is kept over steps on {plural(gpus.size, 'GPU')}."
             ),
             confirm="torch.cuda.memory_stats(): allocated_bytes.all.current rising from step to step",
+            asks_flight=True,
         )  # fmt: skip
 
     def reset(self, gpus: Bools) -> None:

@@ -104,6 +104,7 @@ class ThrottlingPower(Throttling):
             evidence=tuple(self.evidence(view, gpus, lasted_s)),
             advice=advice,
             confirm="nvidia-smi -q -d POWER,PERFORMANCE on the node",
+            asks_flight=True,
         )
 
 

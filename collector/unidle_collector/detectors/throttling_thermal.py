@@ -88,6 +88,7 @@ class ThrottlingThermal(Throttling):
                 "coolant flow and intake air."
             ),
             confirm="nvidia-smi -q -d TEMPERATURE,PERFORMANCE on the node",
+            asks_flight=True,
         )
 
 

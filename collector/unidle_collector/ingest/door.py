@@ -2,7 +2,7 @@
 
 | answer | when |
 |---|---|
-| 200 `{"ack", "send_facts", "duplicate"}` | the rows are on disk |
+| 200 `{"ack", "send_facts", "duplicate"}` | the rows are on disk; `"flight"` asks for recordings |
 | 400 | the bytes are no batch; it says what was expected |
 | 401 | no token or certificate that lets one write |
 | 403 | the rows are another node's; nothing is stored |
@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from unidle_agent.errors import UnidleError, WireError
@@ -142,9 +142,16 @@ def refusal(status: int, detail: str, retry_after_s: int | None = None) -> Reply
 def _reply(answer: Ack | UnidleError | None) -> Reply:
     if isinstance(answer, Ack):
         facts, again = (b"true" if flag else b"false" for flag in (answer.send_facts, answer.duplicate))
-        return Reply(200, b'{"ack":%d,"send_facts":%b,"duplicate":%b}' % (answer.ack, facts, again))
+        body = b'{"ack":%d,"send_facts":%b,"duplicate":%b}' % (answer.ack, facts, again)
+        return Reply(200, _asking(body, answer.flights) if answer.flights else body)
     if isinstance(answer, WireError):
         return refusal(400, str(answer))
     if isinstance(answer, ForbiddenError):
         return refusal(403, str(answer))
     return refusal(503, str(answer), FULL_RETRY_S if isinstance(answer, StoreFull) else 1)
+
+
+def _asking(body: bytes, flights: Sequence[tuple[str, str]]) -> bytes:
+    """`body` with the windows of the flight recorder that are asked for."""
+    wanted = [{"gpu": gpu, "request": request} for gpu, request in flights]
+    return body[:-1] + b',"flight":' + json.dumps(wanted).encode() + b"}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from unidle_agent.sample import SIMULATOR
 from unidle_agent.wire import Batch, GpuFacts, Owner
+from unidle_agent.wire_flight import Flight
 from unidle_collector.simulator.fleet import Block
+from unidle_collector.simulator.flown import Flown
 from unidle_collector.simulator.hardware import hardware
 
 PERIOD_S = 1.0
@@ -31,6 +33,16 @@ class NodeAgent:
     facts_id: int = 0
     owners: tuple[Owner, ...] = ()
     must_send_facts: bool = True
+    asked: list[tuple[str, str]] = field(default_factory=list)
+    """(GPU, request id) of flights that its next batch brings."""
+    answered: set[str] = field(default_factory=set)
+
+    def ask(self, flights: Iterable[tuple[str, str]]) -> None:
+        """Take the collector's requests, each once."""
+        for gpu, request in flights:
+            if request not in self.answered:
+                self.answered.add(request)
+                self.asked.append((gpu, request))
 
     @property
     def name(self) -> str:
@@ -60,6 +72,7 @@ class Shares:
 
     block: Block
     nodes: int
+    flown: Flown
     columns: dict[str, NDArray[np.generic]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -97,7 +110,17 @@ class Shares:
                 facts_id=agent.facts_id,
                 facts=facts,
                 simulated=True,
+                flights=self._flights(agent, now_ns),
             )
+
+    def _flights(self, agent: NodeAgent, now_ns: Callable[[], int]) -> tuple[Flight, ...]:
+        asked, agent.asked = agent.asked, []
+        uuids = agent.uuids
+        return tuple(
+            self.flown.flight(gpu, agent.node * agent.gpus + uuids.index(gpu), request, now_ns())
+            for gpu, request in asked
+            if gpu in uuids
+        )
 
     def _owner(self, position: int) -> Owner:
         if position < 0:

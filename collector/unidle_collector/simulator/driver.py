@@ -24,6 +24,7 @@ from unidle_agent.wire import CLOCK_HEADER, CONTENT_TYPE, encode
 from unidle_collector.simulator.agents import NodeAgent, Shares, node_agents
 from unidle_collector.simulator.faults import SHORTEST_HISTORY_S
 from unidle_collector.simulator.fleet import FEWEST_GPUS_PER_NODE, FEWEST_NODES, SECOND_NS, Block, Fleet
+from unidle_collector.simulator.flown import Flown
 from unidle_collector.simulator.truth import Progress, truth_document, write_truth
 
 SECTION = "simulator"
@@ -51,11 +52,20 @@ class SimulatorSettings:
     truth_file: Path = setting(Path("simulator-truth.json"), "where to write what was injected")
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a collector wants with its acknowledgement."""
+
+    send_facts: bool = False
+    flights: tuple[tuple[str, str], ...] = ()
+    """(GPU, request id) of windows of the flight recorder."""
+
+
 class Transport(Protocol):
     """The way to a collector, for one thread."""
 
-    def push(self, body: bytes) -> bool:
-        """Deliver one batch; does the collector want the facts again? Raises UnidleError for good."""
+    def push(self, body: bytes) -> Reply:
+        """Deliver one batch; what does the collector want? Raises UnidleError for good."""
 
 
 class Clock(Protocol):
@@ -92,7 +102,7 @@ class HttpTransport:
         self._connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=60)
         self._headers = {"Content-Type": CONTENT_TYPE, "Authorization": f"Bearer {token.reveal()}"}
 
-    def push(self, body: bytes) -> bool:
+    def push(self, body: bytes) -> Reply:
         """Deliver one batch."""
         waited_s, pause_s = 0.0, 0.2
         while True:
@@ -102,7 +112,9 @@ class HttpTransport:
                 self._connection.close()
                 status, retry_after, answer = 503, None, str(error).encode()
             if status == 200:
-                return bool(json.loads(answer).get("send_facts", False))
+                reply = json.loads(answer)
+                flights = tuple((one["gpu"], one["request"]) for one in reply.get("flight", ()))
+                return Reply(bool(reply.get("send_facts", False)), flights)
             if status not in (429, 503):
                 raise UnidleError(
                     f"{self._url}: expected the batch to be taken, came HTTP {status}: {answer[:300]!r}"
@@ -141,6 +153,7 @@ class Play:
             settings.seed, settings.nodes, settings.gpus_per_node, start_ns, settings.history_s
         )
         self._agents = node_agents(settings.seed, settings.nodes, settings.gpus_per_node)
+        self._flown = Flown()
         self._progress = Progress(began_ns)
 
     def run(self) -> None:
@@ -174,7 +187,8 @@ class Play:
         return int(min(behind_s, self._settings.history_batch_s))
 
     def _push(self, pool: ThreadPoolExecutor, block: Block) -> list[Future[None]]:
-        shares = Shares(block, self._settings.nodes)
+        self._flown.add(block)
+        shares = Shares(block, self._settings.nodes, self._flown)
         width = len(self._transports)
         return [
             pool.submit(self._push_nodes, transport, shares, self._agents[number::width])
@@ -186,7 +200,9 @@ class Play:
             for batch in shares.batches(agent, self._clock.now_ns):
                 if self._stop.is_set():
                     return
-                agent.must_send_facts |= transport.push(encode(batch))
+                reply = transport.push(encode(batch))
+                agent.must_send_facts |= reply.send_facts
+                agent.ask(reply.flights)
 
     def _report(self) -> None:
         """Write the truth file, and a line at every tenth of the history."""

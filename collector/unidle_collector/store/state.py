@@ -1,4 +1,5 @@
-"""The collector's state: incidents and their events, accounts by hour, sequence numbers, facts of nodes.
+"""The collector's state: incidents and their events, accounts by hour, sequence numbers, facts of
+nodes, windows of flight recorders.
 
 SQLite with a write-ahead log and full syncs: what a method has returned from survives a crash. One
 method is one transaction. Any thread may call any method; writers wait for each other, readers for nobody.
@@ -37,6 +38,8 @@ _PRAGMAS = (
     "PRAGMA busy_timeout = 10000",
 )
 TOKENS_REVISION = "tokens_revision"
+MOST_FLIGHTS, MOST_FLIGHTS_READ = 10_000, 64
+"""Windows of flight recorders that are kept (about 10 kB each), and given in one answer."""
 _LARGEST = 2**63 - 1
 """The largest whole number that SQLite holds."""
 
@@ -51,6 +54,18 @@ class Hour:
     job: str
     document: Mapping[str, Any]
     """What the accounts keep: JSON values, NaN is not one."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptFlight:
+    """A window of a node's flight recorder (see `unidle_collector.flights`)."""
+
+    id: str
+    node: str
+    gpu: str
+    start_ns: int
+    end_ns: int
+    document: bytes
 
 
 def open_state(path: Path) -> State:
@@ -228,6 +243,27 @@ class State:
         )
         return _gpu_facts().validate_json(rows[0].document) if rows else None
 
+    def save_flights(self, flights: Iterable[KeptFlight]) -> None:
+        """Keep windows of flight recorders, the newest `MOST_FLIGHTS`; one that is known is replaced."""
+        rows = [
+            {name: getattr(flight, name) for name in tables.flights.columns.keys()}  # noqa: SIM118
+            for flight in flights
+        ]
+        table = tables.flights
+        too_many = sa.select(table.c.id).order_by(table.c.end_ns.desc()).offset(MOST_FLIGHTS)
+        with self._writing() as connection:
+            connection.execute(_upsert(table), rows)
+            connection.execute(sa.delete(table).where(table.c.id.in_(too_many)))
+
+    def flights(self, gpus: Iterable[str], start_ns: int, end_ns: int | None = None) -> list[KeptFlight]:
+        """Windows of these GPUs that touch the time from `start_ns` to `end_ns` (None: now), newest first."""
+        table = tables.flights
+        query = sa.select(table).where(table.c.gpu.in_(list(gpus)), table.c.end_ns >= start_ns)
+        if end_ns is not None:
+            query = query.where(table.c.start_ns <= end_ns)
+        rows = self._rows(query.order_by(table.c.end_ns.desc(), table.c.id).limit(MOST_FLIGHTS_READ))
+        return [KeptFlight(**row._mapping) for row in rows]
+
     def meta(self, key: str) -> str | None:
         """The value kept under `key`; None when there is none."""
         rows = self._rows(sa.select(tables.meta.c.value).where(tables.meta.c.key == key))
@@ -274,6 +310,7 @@ class State:
             sa.delete(hours).where(hours.c.hour_start_ns < before_ns),
             sa.delete(incidents).where(incidents.c.state == "resolved", incidents.c.resolved_ns < before_ns),
             sa.delete(events).where(events.c.time_ns < before_ns),
+            sa.delete(tables.flights).where(tables.flights.c.end_ns < before_ns),
         ]
         for table, scope in ((tables.sequences, ("node",)), (tables.facts, ("node", "boot"))):
             newer = table.alias()

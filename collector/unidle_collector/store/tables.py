@@ -5,7 +5,7 @@ A change here needs a migration in migrations/versions/; a test compares the two
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, Table, Text
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text
 
 metadata = MetaData()
 
@@ -62,6 +62,19 @@ hours = Table(
     Column("job", Text, primary_key=True),
     Column("document", Text, nullable=False),
     sqlite_with_rowid=False,  # the key is most of the row: keep it once
+)
+
+flights = Table(
+    "flights",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("node", Text, nullable=False),
+    Column("gpu", Text, nullable=False),
+    Column("start_ns", BigInteger, nullable=False),
+    Column("end_ns", BigInteger, nullable=False),
+    Column("document", LargeBinary, nullable=False),
+    Index("flights_gpu_end", "gpu", "end_ns"),
+    Index("flights_end", "end_ns"),
 )
 
 meta = Table(
