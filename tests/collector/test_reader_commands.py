@@ -1,14 +1,19 @@
-"""The commands that read a collector: top, explain, recommend; what a person sees."""
+"""The commands that read a collector: top, explain, recommend, flight; what a person sees."""
 
 from __future__ import annotations
 
+import argparse
+import csv
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from tests.dashboard.fake_api import FakeApi, serving
 
 from unidle_agent.cli import main
+from unidle_agent.errors import UnidleError
+from unidle_collector.commands import flight as command
 
 
 @pytest.fixture
@@ -67,6 +72,56 @@ def test_explain_tells_a_kind_and_an_incident(url: str, capsys: pytest.CaptureFi
     story = capsys.readouterr().out
     assert incident.finding.title in story
     assert "evidence" in story
+
+
+THROTTLED, IDLE = "inc-1004", "inc-1006"
+
+
+def flight(*words: str) -> int:
+    """The command without its entry point: an installation may be older than this tree."""
+    parser = argparse.ArgumentParser()
+    command.arguments(parser)
+    return command.run(parser.parse_args(words))
+
+
+def test_flight_draws_each_field_over_its_two_minutes_and_says_simulated(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert flight(THROTTLED) == 0
+    out = capsys.readouterr().out
+    assert "SIMULATED  b200-33 GPU-" in out
+    assert "asked by the collector" in out
+    assert "600 looks in 119.8 s, 11:03:10.2 to 11:05:10.0 UTC" in out
+    (clock,) = [line.split() for line in out.splitlines() if "sm_clock_hz" in line]
+    assert clock[1] == "MHz"
+    assert set(clock[2][:45]) <= set("▇█"), "fast first ..."
+    assert set(clock[2][46:]) <= set("▁▂"), "... then held back"
+    assert (clock[3], clock[4]) == ("1336.5", "1984.6")
+    (bits,) = [line.split() for line in out.splitlines() if "clock_event_reasons" in line]
+    assert bits[-2:] == ["0x40", "0x40"]
+
+
+def test_flight_writes_every_look_as_csv_with_unknown_left_empty(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "looks.csv"
+    assert flight(THROTTLED, "--csv", str(file)) == 0
+    assert capsys.readouterr().out == f"{file}: 600 looks of 1 recording\n"
+    with file.open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert len(rows) == 600
+    assert {row["simulated"] for row in rows} == {"SIMULATED"}
+    assert (rows[0]["gpu_util_ratio"], rows[0]["power_w"], rows[1]["power_w"]) == ("1.0", "900.0", "")
+    assert rows[-1]["time_utc"] == "2026-11-21T11:05:10.000+00:00"
+    with pytest.raises(UnidleError, match="expected a file that can be written"):
+        flight(THROTTLED, "--csv", str(tmp_path))
+
+
+def test_flight_of_an_incident_without_one_says_so_and_fails(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert flight(IDLE) == 1
+    assert "No flight recording of incident inc-1006" in capsys.readouterr().out
 
 
 def test_a_collector_that_is_not_there_is_said_in_one_line(

@@ -29,6 +29,7 @@ from unidle_collector.model import (
     Evidence,
     Finding,
     Fleet,
+    FlightRecording,
     Gain,
     GpuNow,
     GpuRef,
@@ -399,6 +400,40 @@ class FakeApi:
         )
         return Series(node, gpu, field, BY_NAME[field].unit, step_s, times, values, self.simulated)
 
+    def flights(self, incident_id: str) -> list[FlightRecording]:
+        """One of the first GPU of what is throttled: five looks a second, the last 30 s held back by heat."""
+        self._note(f"flights {incident_id}")
+        finding = self.incident(incident_id).finding
+        if finding.kind != "throttling_thermal":
+            return []
+        count, hot = 600, 450
+        taken_ns = finding.told_ns or NOW_NS
+        times_ns = tuple(taken_ns - (count - 1 - at) * 200_000_000 for at in range(count))
+
+        def series(cool: float, held: float, each: int = 1) -> tuple[float | None, ...]:
+            return tuple(
+                None if at % each else (cool if at < hot else held) * (1 + 0.01 * math.sin(at / 3))
+                for at in range(count)
+            )
+
+        columns = {
+            "gpu_util_ratio": tuple(1.0 for _ in range(count)),
+            "sm_active_ratio": series(0.81, 0.62, each=5),
+            "power_instant_w": series(905.0, 640.0),
+            "power_w": series(900.0, 650.0, each=5),
+            "sm_clock_hz": series(1.965e9, 1.35e9),
+            "temperature_c": series(86.0, 91.0, each=5),
+            "memory_used_bytes": series(1.5e11, 1.5e11, each=5),
+            "clock_event_reasons": tuple(0.0 if at < hot else float(0x40) for at in range(count)),
+        }
+        first = finding.gpus[0]
+        request = f"{finding.id}/0"
+        return [
+            FlightRecording(
+                first.node, first.gpu, "asked", request, taken_ns, times_ns, columns, self.simulated
+            )
+        ]
+
     def _note(self, question: str) -> None:
         self.asked.append(question)
         if self.down:
@@ -453,6 +488,8 @@ class _Handler(BaseHTTPRequestHandler):
     @staticmethod
     def _answer(api: FakeApi, path: str, query: dict[str, str]) -> Any:
         window_s = float(query.get("window_s", 3600))
+        if path.startswith("incidents/") and path.endswith("/flights"):
+            return api.flights(unquote(path.removeprefix("incidents/").removesuffix("/flights")))
         if path.startswith("incidents/"):
             return api.incident(unquote(path.removeprefix("incidents/")))
         answers = {

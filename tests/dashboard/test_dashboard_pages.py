@@ -5,7 +5,9 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable, Iterator
+from email.message import Message
 from pathlib import Path
+from urllib.error import HTTPError
 
 import pytest
 import streamlit as st
@@ -13,6 +15,8 @@ from streamlit.testing.v1 import AppTest
 from tests.dashboard.fake_api import FakeApi
 
 import unidle_dashboard
+from unidle_collector.client import ApiError
+from unidle_collector.model import FlightRecording
 from unidle_dashboard import frame
 from unidle_dashboard.answers import Answers
 from unidle_dashboard.view import words
@@ -264,3 +268,27 @@ def test_all_sessions_share_one_snapshot(serve: Serve) -> None:
     asked = len(api.asked)
     run("today")
     assert len(api.asked) == asked
+
+
+def test_an_incident_shows_its_flight_recording_and_marks_it_simulated(serve: Serve) -> None:
+    serve(FakeApi())
+    at = run("incidents", incident="inc-1004")
+    (recorded,) = [chart for chart in at.get("echarts_chart") if "Flight recorder" in chart.proto.alt]
+    assert "b200-33 GPU 0, asked for when the finding was told" in recorded.proto.alt
+    assert "600 looks, 5.0 a second, 11:03:10 UTC to 11:05:10 UTC; source: SIMULATED" in text(at)
+
+
+def test_an_incident_without_a_recording_and_a_collector_that_has_none_show_nothing_of_it(
+    serve: Serve,
+) -> None:
+    serve(FakeApi())
+    assert "Flight recorder" not in text(run("incidents", incident="inc-1006"))
+
+    class Older(FakeApi):
+        def flights(self, incident_id: str) -> list[FlightRecording]:
+            raise ApiError("HTTP 404") from HTTPError("", 404, "Not Found", Message(), None)
+
+    serve(Older())
+    shown = text(run("incidents", incident="inc-1004"))
+    assert "What to do" in shown
+    assert "Flight recorder" not in shown

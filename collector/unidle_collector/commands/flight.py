@@ -26,6 +26,7 @@ from unidle_agent.errors import UnidleError
 from unidle_agent.fields import BY_NAME
 from unidle_agent.settings import load
 from unidle_collector.client import Client
+from unidle_collector.detectors import plural
 from unidle_collector.model import FlightRecording
 from unidle_collector.reader_settings import ReaderSettings, add_reader_flags
 
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         print(TypeAdapter(list[FlightRecording]).dump_json(flights, indent=2).decode())
     elif args.csv:
         rows = _write_csv(args.csv, flights)
-        print(f"{args.csv}: {rows} looks of {len(flights)} recordings")
+        print(f"{args.csv}: {plural(rows, 'look')} of {plural(len(flights), 'recording')}")
     else:
         _show(args.incident, flights)
     return 0 if flights else 1

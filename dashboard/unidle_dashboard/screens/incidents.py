@@ -11,7 +11,7 @@ from unidle_collector.model import Finding, Incident
 from unidle_dashboard import frame
 from unidle_dashboard.answers import Answers, NoAnswerError
 from unidle_dashboard.screens.fleet import series_chart
-from unidle_dashboard.view import health, incidents, words
+from unidle_dashboard.view import flight, health, incidents, words
 from unidle_dashboard.view.markup import Html, el
 from unidle_dashboard.view.palette import LOOKS
 
@@ -113,6 +113,7 @@ def _detail(asked: Answers, incident: Incident) -> None:
         frame.heading("Evidence", "measured, against its threshold")
         frame.show(_evidence(finding))
         _evidence_series(asked, incident)
+        _flights(asked, incident)
         frame.heading("What to do")
         frame.show(el("p", finding.advice or "Cannot tell yet.", style="margin:0"))
         commands = incidents.commands(incident)
@@ -185,3 +186,28 @@ def _evidence_series(asked: Answers, incident: Incident) -> None:
     series_chart(
         asked, piece.node, piece.gpu, piece.field, window_s, piece.threshold, key=f"series-{incident.id}"
     )
+
+
+def _flights(asked: Answers, incident: Incident) -> None:
+    """What the flight recorders of its GPUs held: nothing where none was sent."""
+    question = ("flights", incident.id)
+    try:
+        sent = asked.ask(question, lambda api: api.flights(incident.id)).value
+    except NoAnswerError:
+        return  # a collector before it kept flights
+    recordings = flight.order(sent, incident)
+    if not recordings:
+        return
+    frame.heading("Flight recorder", "every look of two minutes")
+    names = [flight.name_of(one, incident.finding.gpus) for one in recordings]
+    chosen = st.selectbox(
+        "Recording", range(len(names)), format_func=lambda row: names[row], key=f"flight-{incident.id}"
+    )
+    one = recordings[chosen]
+    st.echarts_chart(
+        flight.figure(one),
+        height=flight.height_px(one),
+        key=f"looks-{incident.id}",
+        alt=f"Flight recorder, {names[chosen]}",
+    )
+    frame.show(frame.simulated_tag(one.simulated), el("div", flight.caption(one), cls="u-context"))
