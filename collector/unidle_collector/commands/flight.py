@@ -33,6 +33,8 @@ from unidle_collector.reader_settings import ReaderSettings, add_reader_flags
 SHOWN = {"1": ("%", 100.0), "Hz": ("MHz", 1e-6), "By": ("GiB", 2.0**-30), "Cel": ("°C", 1.0), "W": ("W", 1.0)}
 """Unit of the field table -> what a person reads, and the factor to it."""
 BARS = "▁▂▃▄▅▆▇█"
+FLAT = 0.1
+"""Less than this share of the highest value is drawn as that little, not as the whole height."""
 PICTURE = 60
 """Characters of a picture: two seconds each over two minutes."""
 
@@ -119,7 +121,7 @@ def _picture(times_ns: Sequence[int], values: Sequence[float | None]) -> str:
     means = [sum(slice_) / len(slice_) if slice_ else None for slice_ in slices]
     low = min(mean for mean in means if mean is not None)
     high = max(mean for mean in means if mean is not None)
-    height = (high - low) or 1.0
+    height = max(high - low, FLAT * abs(high)) or 1.0
     return "".join(
         " " if mean is None else BARS[int((mean - low) / height * (len(BARS) - 1))] for mean in means
     )
