@@ -9,10 +9,11 @@ MessagePack over pipes, each message an array whose first item says what it is:
                      pids | event: it | end: problems | absent: why
 
 Between two reads the child looks at the GPUs by itself, several times a second. It says which GPU it is
-about to touch, so a call that hangs, or kills the child, has a culprit: that GPU gets `gpu_state` 2 (the
-driver does not answer), is left alone for a while, and then read after all others; the others flow on
-from the next child. Where no GPU can be blamed, all get it. A killed child may sit in the kernel for
-ever: nobody waits for it, and a few of those are the limit.
+about to touch, in a pass by its pipe and in a look in memory that both see (`Whereabouts`): so a call that
+hangs, or kills the child, has a culprit. That GPU gets `gpu_state` 2 (the driver does not answer), is left
+alone for a while, and then read after all others; the others flow on from the next child. Where no GPU can
+be blamed, all get it. A killed child may sit in the kernel for ever: nobody waits for it, and a few of
+those are the limit.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from unidle_agent.flight.ring import Ring
 from unidle_agent.poller_child import CHUNK_BYTES, facts_of
 from unidle_agent.sample import DRIVER_HUNG, GpuReading, Reading, Value
 from unidle_agent.subsecond import INTEGRALS
+from unidle_agent.whereabouts import Whereabouts
 from unidle_agent.wire import Event, GpuFacts
 
 MAX_RETRY_S = 60.0
@@ -132,6 +134,7 @@ class PolledNvml:
         """How often a child failed and was given up."""
         self._settings = (gpm, fast_hz, slow_s)
         self._monotonic, self._replay, self._ring = monotonic, replay, ring
+        self._where = Whereabouts.create()
         self._deadline_s, self._start_s = deadline_s, start_s
         self._retry_s, self._blame_s = retry_s, blame_s
         self._child: _Child | None = None
@@ -205,16 +208,17 @@ class PolledNvml:
                 "started before one ends; this node wants a reboot"
             )
             return
-        ring_fds = () if self._ring is None else (self._ring.fd,)
+        self._where.write("")
+        shared_fds = (self._where.fd,) if self._ring is None else (self._where.fd, self._ring.fd)
         process = subprocess.Popen(
             # -P: a file msgpack.py in the folder where the agent was started must not become part of it.
             [
                 *(sys.executable, "-P", "-m", "unidle_agent.poller_child"),
-                *(str(os.getpid()), self._replay, *map(str, ring_fds)),
+                *(str(os.getpid()), self._replay, *map(str, shared_fds)),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            pass_fds=ring_fds,
+            pass_fds=shared_fds,
         )
         self._child = _Child(process, self._monotonic(), patient, counted_before=dict(self._integrals))
         with contextlib.suppress(BrokenPipeError):  # then it is dead, and hear() says so
@@ -227,11 +231,11 @@ class PolledNvml:
         self.restarts += 1
         self._failures += 1
         now_s = self._monotonic()
-        if child.at:
-            before = self._blamed.get(child.at)
+        if culprit := child.at or self._where.read():
+            before = self._blamed.get(culprit)
             wait_s = min(2 * before.wait_s, MAX_BLAME_S) if before else self._blame_s
-            self._blamed[child.at] = _Blame(now_s + wait_s, wait_s)
-            self._problems.append(f"{child.at}: {why}; this GPU is tried again in {wait_s:g} s")
+            self._blamed[culprit] = _Blame(now_s + wait_s, wait_s)
+            self._problems.append(f"{culprit}: {why}; this GPU is tried again in {wait_s:g} s")
         else:
             # One death without a culprit may be anybody's doing, the kernel's for want of memory too.
             self._all_hung = self._all_hung or not died or self._failures > 1

@@ -1,8 +1,8 @@
-"""The child process in which NVML is read: `python -m unidle_agent.poller_child PID REPLAY [FD]`.
+"""The child process in which NVML is read: `python -m unidle_agent.poller_child PID REPLAY FD [FD]`.
 
 It answers what the agent asks (see `unidle_agent.poller` for the messages, and for why there is a child),
-says which GPU it is about to touch, and looks at the GPUs between two questions. Every look goes into the
-flight recorder's memory behind FD, too.
+says which GPU it is about to touch, and looks at the GPUs between two questions: where it is then stands
+in the memory behind the first FD. Every look goes into the flight recorder's memory behind the second.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from unidle_agent.errors import SourceError
 from unidle_agent.flight.ring import Ring
 from unidle_agent.sample import GpuReading, Value
 from unidle_agent.subsecond import Pace
+from unidle_agent.whereabouts import Whereabouts
 from unidle_agent.wire import GpuFacts, Owner
 
 if TYPE_CHECKING:
@@ -42,10 +43,10 @@ PR_SET_PDEATHSIG = 1
 def main(arguments: Sequence[str]) -> int:
     """Serve NVML to the agent whose process id is the first argument, until it hangs up.
 
-    The second argument is empty, or a recorded file that answers instead of the driver; the third, where
-    there is one, is the inherited descriptor of a `Ring`.
+    The second argument is empty, or a recorded file that answers instead of the driver; the third is the
+    inherited descriptor of a `Whereabouts`, the fourth, where there is one, that of a `Ring`.
     """
-    parent, replay, *ring_fds = arguments
+    parent, replay, where_fd, *ring_fds = arguments
     _die_with(int(parent))
     for number in (signal.SIGINT, signal.SIGTERM):  # they are the agent's to answer; it hangs up
         signal.signal(number, signal.SIG_IGN)
@@ -64,7 +65,8 @@ def main(arguments: Sequence[str]) -> int:
             from unidle_agent.answers.stand_in import install
 
             install(Path(replay))
-        _serve(partial(NvmlSource, on_look=_recorder(ring_fds)), say)
+        where = Whereabouts.attach(int(where_fd))
+        _serve(partial(NvmlSource, on_look=_recorder(ring_fds)), say, where)
     except SourceError as error:
         say("absent", str(error))
     except ModuleNotFoundError as error:
@@ -91,7 +93,7 @@ def facts_of(document: dict[str, Any]) -> GpuFacts:
     return GpuFacts(**{**document, "owner": Owner(**document["owner"])})
 
 
-def _serve(open_source: Callable[..., NvmlSource], say: Callable[..., None]) -> None:
+def _serve(open_source: Callable[..., NvmlSource], say: Callable[..., None], where: Whereabouts) -> None:
     """Answer what the agent asks, and look at the GPUs meanwhile, until it hangs up."""
     source: NvmlSource | None = None
     pace = Pace(0)
@@ -102,6 +104,9 @@ def _serve(open_source: Callable[..., NvmlSource], say: Callable[..., None]) -> 
 
     def at(uuid: str | None) -> None:
         say("at", uuid)
+
+    def looks_at(uuid: str | None) -> None:
+        where.write(uuid or "")
 
     def tell_row(row: GpuReading) -> None:
         facts = row.facts
@@ -137,7 +142,7 @@ def _serve(open_source: Callable[..., NvmlSource], say: Callable[..., None]) -> 
                 if passes % PASSES_TO_COLLECT == 0:
                     gc.collect()
             case None if source:
-                source.look(skip, starting=at, restless_only=not pace.whole)
+                source.look(skip, starting=looks_at, restless_only=not pace.whole)
                 tell_events()
                 pace.look(began_s, time.monotonic(), restless=source.restless)
     if source:
