@@ -23,6 +23,7 @@ from unidle_collector.store.log import (
     OsDisk,
     Record,
     log_files,
+    records,
 )
 
 SECOND = 1_000_000_000
@@ -52,6 +53,40 @@ def test_a_log_of_before_the_senders_clock_still_reads(tmp_path: Path) -> None:
     file = LogFile(path)
     assert list(file) == [Record(0, b"one", None), Record(1, b"two" * 1000, None)]
     assert (file.torn_bytes, file.damaged) == (4, 0)
+
+
+def test_a_reader_of_its_own_reads_on_from_where_it_was_and_no_further_than_what_is_durable(
+    tmp_path: Path,
+) -> None:
+    log = Log(tmp_path)
+    assert log.durable() == (0, 0)
+    log.append(b"one", 5)
+    log.append(b"two", 7, clock_ns=-3)
+    log.sync()
+    (path,) = log_files(tmp_path)
+    assert log.durable() == (int(path.stem), path.stat().st_size)
+    (after, first), (end, second) = records(path)
+    assert (first, second, end) == (Record(5, b"one"), Record(7, b"two", -3), log.durable()[1])
+    assert list(records(path, after)) == [(end, second)]
+    assert list(records(path, len(MAGIC), end - 1)) == [(after, first)]
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert list(records(path)) == [(after, first)]
+
+
+def test_a_second_name_keeps_a_file_and_a_missing_folder_for_it_keeps_no_batch_out(
+    tmp_path: Path,
+) -> None:
+    links = tmp_path / "links"
+    for there in (True, False):
+        if there:
+            links.mkdir()
+        log = Log(tmp_path, links=links if there else tmp_path / "none")
+        log.append(b"one", 5)
+        log.sync()
+        log.close()
+    assert [path.read_bytes() for path in log_files(links)] == [log_files(tmp_path)[0].read_bytes()]
+    log_files(tmp_path)[0].unlink()
+    assert stored(links) == [b"one"]
 
 
 def test_one_sync_covers_all_that_was_appended(tmp_path: Path) -> None:

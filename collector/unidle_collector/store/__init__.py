@@ -87,7 +87,9 @@ class Store:
         keep_rollups: KeepRollups | None = None,
         keep_state_days: float = 400.0,
         disk: Disk | None = None,
+        links: Path | None = None,
     ) -> None:
+        """`links` is a directory of this disk in which every log file gets a second name; see Log."""
         self.directory = directory
         self._keep_days, self._keep_bytes = keep_days, keep_bytes
         self._keep_rollups = keep_rollups or KeepRollups()
@@ -101,6 +103,8 @@ class Store:
         self._log_directory = directory / "log"
         try:
             self._log_directory.mkdir(parents=True, exist_ok=True)
+            if links is not None:
+                links.mkdir(parents=True, exist_ok=True)
             (directory / "segments").mkdir(exist_ok=True)
             self._held = _hold(directory)
         except OSError as error:
@@ -122,6 +126,7 @@ class Store:
                 roll_bytes=roll_bytes,
                 roll_age_s=roll_age_s,
                 disk=disk,
+                links=links,
             )
             self._reader = Reader(self.segments)
             self._histograms: Histograms | None = None
@@ -187,6 +192,15 @@ class Store:
         """As `upkeep`, the log file that is written included: for who ends and wants all of it queryable."""
         self._log.roll(now_ns, due=True)
         self.upkeep(now_ns)
+
+    def durable(self) -> tuple[int, int]:
+        """(id of the log file that is written now, 0 when none is; its bytes that are on disk)."""
+        return self._log.durable()
+
+    @property
+    def log_directory(self) -> Path:
+        """Where the log files are."""
+        return self._log_directory
 
     def roll(self, now_ns: int) -> bool:
         """Close the log file that is written, if it is due; True when it was."""

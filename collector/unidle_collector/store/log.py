@@ -100,6 +100,25 @@ class LogFile:
                     self.damaged += 1
 
 
+def records(path: Path, offset: int = len(MAGIC), end: int | None = None) -> Iterator[tuple[int, Record]]:
+    """(offset after it, record) of a log file from `offset` on, up to byte `end`; whole records only."""
+    with path.open("rb") as file:
+        end = os.fstat(file.fileno()).st_size if end is None else end
+        layout = {MAGIC: HEADER, OLD_MAGIC: OLD_HEADER}.get(file.read(len(MAGIC)))
+        if layout is None:
+            return
+        file.seek(offset)
+        while end - offset >= layout.size:
+            length, checksum, *times_ns = layout.unpack(file.read(layout.size))
+            if length == 0 or length > end - offset - layout.size:
+                return
+            data = file.read(length)
+            offset += layout.size + length
+            if _checksum(layout.pack(length, 0, *times_ns), data) == checksum:
+                received_ns, clock_ns = (*times_ns, NO_CLOCK)[:2]
+                yield offset, Record(received_ns, data, None if clock_ns == NO_CLOCK else clock_ns)
+
+
 class Log:
     """The log files of `directory`; the newest is written, the others wait to become segments.
 
@@ -118,8 +137,11 @@ class Log:
         roll_age_s: float = 60.0,
         hold_bytes: int = 512 * 1024 * 1024,
         disk: Disk | None = None,
+        links: Path | None = None,
     ) -> None:
+        """`links` is a directory in which every file gets a second name, for a reader that takes its time."""
         self._directory = directory
+        self._links = links
         self._hold_bytes = hold_bytes
         self._held: dict[int, list[Batch] | None] = {}
         """Id of a file -> its batches; None once one of them is missing or there were too many."""
@@ -180,6 +202,11 @@ class Log:
                     raise _full(self._directory, error) from error
                 self._hold(batches)
             return last
+
+    def durable(self) -> tuple[int, int]:
+        """(id of the file that is written now, 0 when none is; its bytes that are on disk)."""
+        with self._commit_lock:
+            return (self._last_id, self._size) if self._fd >= 0 else (0, 0)
 
     def held(self, path: Path) -> list[Batch] | None:
         """All batches of a closed file, in order; None when not all of them are in memory."""
@@ -245,6 +272,11 @@ class Log:
         self._path, self._first_ns, self._size, self._cut = path, first_ns, 0, True
         self._write(MAGIC)
         sync_directory(self._directory)
+        if self._links is not None:
+            with contextlib.suppress(
+                OSError
+            ):  # the reader links what it misses; taking batches never fails by it
+                os.link(path, self._links / path.name)
         self._size = len(MAGIC)
 
     def _write(self, data: bytes) -> None:
