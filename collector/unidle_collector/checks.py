@@ -1,4 +1,4 @@
-"""What `unidle doctor` checks of the collector here: its store, its scheduler. Nothing is changed."""
+"""What `unidle doctor` checks of the collector here: its stores, its scheduler. Nothing is changed."""
 
 from __future__ import annotations
 
@@ -46,6 +46,22 @@ def store() -> CheckResult:
     return CheckResult(name, "ok", found)
 
 
+def series() -> CheckResult:
+    """Does the series store answer, where one is set."""
+    name = "series store"
+    try:
+        settings = load(CollectorSettings, "collector")
+        if settings.series == "embedded":
+            todo = "nothing: series are kept in the collector's own store"
+            return CheckResult(name, "absent", "series = embedded", todo)
+        from unidle_collector.series import reader  # needs what a machine with an agent only does not have
+
+        engine = reader(settings)
+        return CheckResult(name, "ok", engine.ping() if engine else settings.series)
+    except UnidleError as error:
+        return CheckResult(name, "fail", str(error), "correct series_url and series_token in [collector]")
+
+
 def state_problem(path: Path) -> str:
     """What SQLite says of the state database, empty when it is whole or not there yet."""
     if not path.exists():
@@ -78,4 +94,4 @@ def scheduler() -> CheckResult:
     return CheckResult(name, "ok", found)
 
 
-CHECKS = (store, scheduler)
+CHECKS = (store, series, scheduler)

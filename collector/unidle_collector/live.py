@@ -25,6 +25,7 @@ from unidle_collector.findings import Change
 from unidle_collector.late import LateRows
 from unidle_collector.model import Incident
 from unidle_collector.recommend import recommend
+from unidle_collector.series import open_feed, open_series
 from unidle_collector.settings import CollectorSettings
 from unidle_collector.store import Store
 from unidle_collector.taking import Ack, BusyError, Push, Taking
@@ -98,6 +99,7 @@ class Live:
             self.engine, self.nodes, asked, settings.scheduler_poll_s, kept, self.ask, clock_ns
         )
         self.taking.own = self.attribution.hear
+        self.series, self.feed = open_series(settings, store), open_feed(settings, store)
         self.tick_s, self.finding_delay_s = Timings(), Timings()
         self.accounts_directory = store.directory / "accounts"
         self.notes: list[str] = []
@@ -120,10 +122,14 @@ class Live:
         self._thread.start()
         self._upkeep.start()
         self.attribution.start()
+        if self.feed is not None:
+            self.feed.start()
 
     def stop(self) -> None:
         """Save and let go; what was acknowledged is on disk already."""
         self.attribution.stop()
+        if self.feed is not None:
+            self.feed.stop()
         self._stop.set()
         self._queue.put(None)
         self._thread.join(timeout=30)

@@ -8,6 +8,8 @@ from unidle_collector import reading
 from unidle_collector.live import Live
 from unidle_collector.model import TargetNow
 from unidle_collector.prometheus.scraper import counted
+from unidle_collector.series.feed import COUNTERS as FEED_COUNTERS
+from unidle_collector.series.feed import Feed
 from unidle_collector.timings import Timings
 
 QUANTILES = (0.5, 0.9, 0.99)
@@ -88,6 +90,7 @@ def render(live: Live, targets: list[TargetNow]) -> str:
     rows = [(f'{{kind="{kind}"}}', count) for kind, count in sorted(kinds.items())]
     _add(lines, "unidle_open_findings", "gauge", "Open findings that people were told.", rows)
     _add_scheduler(lines, live)
+    _add_series(lines, live.feed)
     flag = [("", int(fleet.simulated))]
     _add(lines, "unidle_simulated", "gauge", "1 when anything here is SIMULATED.", flag)
     return "\n".join(lines) + "\n"
@@ -106,6 +109,17 @@ def _add_scheduler(lines: list[str], live: Live) -> None:
         lines, "unidle_scheduler_failures", "gauge", "Looks at the scheduler in a row that failed.", failures
     )
     _add(lines, "unidle_scheduler_gpus_waiting", "gauge", "GPUs that waiting jobs ask for.", gpus)
+
+
+def _add_series(lines: list[str], feed: Feed | None) -> None:
+    """What is written to a series store elsewhere; zeros where there is none."""
+    for name, text in FEED_COUNTERS.items():
+        count = feed.counters[name] if feed else 0
+        _add(lines, f"unidle_collector_series_{name}_total", "counter", text, [("", count)])
+    text = "Age of the oldest batch that is not in the series store yet."
+    _add(lines, "unidle_collector_series_lag_seconds", "gauge", text, [("", feed.lag_s if feed else 0)])
+    text = "Disk that waits for the series store."
+    _add(lines, "unidle_collector_series_queue_bytes", "gauge", text, [("", feed.queue_bytes if feed else 0)])
 
 
 def _summary(lines: list[str], name: str, text: str, timings: Timings) -> None:

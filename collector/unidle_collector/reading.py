@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Literal
 
@@ -29,6 +29,7 @@ from unidle_collector.model import (
 )
 from unidle_collector.pergpu import SECOND_NS
 from unidle_collector.recommend import recommend
+from unidle_collector.series import SeriesStore
 
 MOST_POINTS = 1500
 UNKNOWN = "unknown"
@@ -284,8 +285,19 @@ def _as_of_now(live: Live, kept: Incident, now: dict[str, Finding]) -> Incident:
     return replace(kept, finding=finding, recommendations=tuple(advised))
 
 
-def series(live: Live, node: str, gpu: str, field: str, window_s: float) -> Series:
-    """One field over time: stored segments, and the newest minutes from the live window."""
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """The newest minutes of one field, as the live window has them, of what was asked for."""
+
+    start_ns: int
+    end_ns: int
+    """What was asked for: start_ns <= time < end_ns."""
+    series: Series
+    """Times and values of the live window only."""
+
+
+def recent(live: Live, node: str, gpu: str, field: str, window_s: float) -> Recent:
+    """One field over time, as far as the live window reaches back; `with_stored` adds the rest."""
     spec = BY_NAME.get(field)
     if spec is None:
         raise AskedWrongError(f"field: expected a field of docs/telemetry.md, came {field!r}")
@@ -298,26 +310,34 @@ def series(live: Live, node: str, gpu: str, field: str, window_s: float) -> Seri
     times, values = live.window.recent(field, position, node)
     if spec.kind == "counter":
         values = [value / live.engine.period_s for value in values]
-    first_live_ns = times[0] if times else end_ns
-    stored_times, stored = live.store.series(
-        node, gpu if position is not None else "", field, start_ns, end_ns, step_s
-    )
-    older = stored_times < first_live_ns
     step = max(1, round(step_s / live.engine.period_s))
-    live_times, live_values = times[::step], _means(values, step)
-    keep = [n for n, t in enumerate(live_times) if t >= start_ns]
-    all_times = [*(int(t) for t in stored_times[older]), *(live_times[n] for n in keep)]
-    all_values = [*stored[older].tolist(), *(live_values[n] for n in keep)]
-    unit = f"{spec.unit}/s" if spec.kind == "counter" else spec.unit
-    return Series(
+    times, values = times[::step], _means(values, step)
+    keep = [n for n, t in enumerate(times) if t >= start_ns]
+    found = Series(
         node=node,
         gpu=gpu,
         field=field,
-        unit=unit,
+        unit=f"{spec.unit}/s" if spec.kind == "counter" else spec.unit,
         step_s=step_s,
-        times_ns=tuple(all_times),
-        values=tuple(_known(value) for value in all_values),
+        times_ns=tuple(times[n] for n in keep),
+        values=tuple(_known(values[n]) for n in keep),
         simulated=simulated(live),
+    )
+    return Recent(start_ns, end_ns, found)
+
+
+def with_stored(store: SeriesStore, now: Recent) -> Series:
+    """`now` with what lies before it in the series store; may take long and runs in any thread."""
+    found = now.series
+    reach_ns = found.times_ns[0] if found.times_ns else now.end_ns
+    if reach_ns <= now.start_ns:
+        return found
+    stored = store.steps(found.node, found.gpu, found.field, now.start_ns, now.end_ns, found.step_s)
+    older = stored.times_ns < reach_ns
+    return replace(
+        found,
+        times_ns=(*stored.times_ns[older].tolist(), *found.times_ns),
+        values=(*(_known(value) for value in stored.values[older].tolist()), *found.values),
     )
 
 
@@ -333,6 +353,9 @@ def health(live: Live) -> Health:
     counters = {name: float(count) for name, count in live.counters.items()}
     counters |= {f"store_{name}": float(count) for name, count in live.store.counters().items()}
     counters |= {f"store_bytes_{name}": float(size) for name, size in live.store.sizes().items()}
+    if live.feed is not None:
+        problems += [live.feed.problem] if live.feed.problem else []
+        counters |= {f"series_{name}": float(count) for name, count in live.feed.counters.items()}
     counters.setdefault("rows_ingested", 0.0)
     return Health(
         ok=not problems,

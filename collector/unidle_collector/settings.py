@@ -109,3 +109,23 @@ class CollectorSettings:
         low=16,
         high=1e6,
     )
+    series: str = setting(
+        "embedded",
+        "where series are kept and read: here, or written to an engine and read from there",
+        choices=("embedded", "influxdb2", "influxdb3", "victoriametrics"),
+    )
+    series_url: str = setting("", "the engine, e.g. http://127.0.0.1:8428; a base path is kept")
+    series_read_url: str = setting("", "where it is read, if not at series_url: a cluster's select path")
+    series_bucket: str = setting("unidle", "bucket (InfluxDB 3: database) that is written and read")
+    series_org: str = setting("", "organization, of InfluxDB 2")
+    series_token: Secret = setting(Secret(), "token of the engine that may write and read the bucket")
+    series_verify: bool = setting(True, "check the engine's certificate")
+    series_ca_file: str = setting("", "the authority that signed it, if not one the system knows")
+    series_gzip: bool = setting(False, "compress what is written: for an engine that is far away")
+    series_step_s: float = setting(
+        10.0, "rows of a batch within this time are written as one; 0 writes every row, s", low=0, high=3600
+    )
+    series_timeout_s: float = setting(10.0, "longest wait for the engine's answer, s", low=0.1, high=300)
+    series_queue_gb: float = setting(
+        10.0, "most disk that rows take that the engine has not taken yet, GB", low=0.01, high=1e6
+    )

@@ -100,11 +100,11 @@ def prometheus(folder: Path, config: str = "global: {}\n", *flags: str) -> Itera
 
 
 @contextmanager
-def victoria_metrics(folder: Path) -> Iterator[str]:
-    """The address of a running VictoriaMetrics that keeps what it has in `folder`."""
+def victoria_metrics(folder: Path, *flags: str, port: int = 0) -> Iterator[str]:
+    """The address of a running VictoriaMetrics that keeps what it has in `folder`; `port` 0: a free one."""
     if shutil.which("victoria-metrics") is None:
         pytest.skip("victoria-metrics is not installed (Debian package victoria-metrics)")
-    port = free_port()
+    port = port or free_port()
     process = subprocess.Popen(
         [
             "victoria-metrics",
@@ -112,6 +112,7 @@ def victoria_metrics(folder: Path) -> Iterator[str]:
             f"-httpListenAddr=127.0.0.1:{port}",
             "-retentionPeriod=50y",
             "-search.latencyOffset=0s",
+            *flags,
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

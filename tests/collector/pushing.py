@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from starlette.testclient import TestClient
@@ -15,6 +16,7 @@ from unidle_collector.ingest.tokens import Tokens
 from unidle_collector.live import Live
 from unidle_collector.settings import CollectorSettings
 from unidle_collector.store import Store
+from unidle_collector.store.opening import open_store
 
 START_S = 1_700_000_000
 GPUS = ("GPU-a", "GPU-b")
@@ -73,11 +75,12 @@ class Site:
 
     token = "push-token-of-the-test"
 
-    def __init__(self, directory: Path, read_token: str = "") -> None:
+    def __init__(
+        self, directory: Path, read_token: str = "", settings: CollectorSettings | None = None
+    ) -> None:
         self.clock = FakeTime(START_S)
-        self.live = Live(
-            CollectorSettings(data_dir=directory, allowed_hosts=("testserver",)), Store(directory), self.clock
-        )
+        asked = replace(settings or CollectorSettings(), data_dir=directory, allowed_hosts=("testserver",))
+        self.live = Live(asked, open_store(asked) if settings else Store(directory), self.clock)
         self.live.start()
         self.tokens = Tokens(
             self.live.store.state, self.clock, shared_write=self.token, shared_read=read_token

@@ -18,4 +18,5 @@ def open_store(settings: CollectorSettings) -> Store:
             days_1h=settings.keep_1h_days,
             most_bytes=int(settings.keep_rollups_gb * 1e9),
         ),
+        links=None if settings.series == "embedded" else settings.data_dir / "series" / "queue",
     )
