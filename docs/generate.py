@@ -28,6 +28,7 @@ NOTE = "<!-- Written by `make docs` from the code; edit there. -->\n"
 SETTINGS = (
     ("agent", "unidle_agent.config", "AgentSettings"),
     ("collector", "unidle_collector.settings", "CollectorSettings"),
+    ("federation", "unidle_collector.federation.settings", "FederationSettings"),
     ("alerts", "unidle_alerts.settings", "AlertsSettings"),
     ("dashboard", "unidle_dashboard.settings", "DashboardSettings"),
     ("reader", "unidle_collector.reader_settings", "ReaderSettings"),

@@ -26,6 +26,7 @@ from unidle_agent.cli import GROUP
 from unidle_agent.config import AgentSettings
 from unidle_agent.settings import Secret, load
 from unidle_alerts.settings import AlertsSettings
+from unidle_collector.federation.settings import FederationSettings
 from unidle_collector.reader_settings import ReaderSettings
 from unidle_collector.settings import CollectorSettings
 from unidle_dashboard.settings import DashboardSettings
@@ -39,7 +40,7 @@ ROLES: dict[str, type[Any]] = {
     "alerts": AlertsSettings,
     "dashboard": DashboardSettings,
 }
-SECTIONS = ROLES | {"reader": ReaderSettings}
+SECTIONS = ROLES | {"federation": FederationSettings, "reader": ReaderSettings}
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 MOST_EXPOSED = 2.5
 """Of 10, by `systemd-analyze security`: below 3 it calls a unit "OK"."""

@@ -14,6 +14,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from unidle_agent.errors import UnidleError
 from unidle_collector import reading
+from unidle_collector.federation import gate as federation
+from unidle_collector.federation.gate import PATH as FEDERATION_PATH
 from unidle_collector.flights import flights_of
 from unidle_collector.ingest.asgi import PushApp
 from unidle_collector.ingest.door import Door
@@ -65,7 +67,7 @@ def create_app(
 
     @app.middleware("http")
     async def guard(request: Request, follow: Callable[[Request], Awaitable[Response]]) -> Response:
-        if request.url.path == WRITE_PATH:  # it has its own answers to who may
+        if request.url.path in (WRITE_PATH, FEDERATION_PATH):  # they have their own answers to who may
             return await follow(request)
         if not (tokens.reading_is_open() or tokens.may_read(request.headers.get("authorization", ""))):
             live.counters["requests_unauthorized"] += 1
@@ -89,6 +91,7 @@ def create_app(
 
     if receiver is not None:
         mount(app, receiver, tokens)
+    federation.mount(app, live)
     _add_reads(app, live, scraper)
     return PushApp(Door(live, tokens), app)
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 
 from unidle_agent.errors import UnidleError
+from unidle_collector.federation.report import Crossing, SiteNow
 from unidle_collector.model import (
     Account,
     Fleet,
@@ -42,7 +43,7 @@ class CollectorApi(Protocol):
     """What can be asked of a collector."""
 
     def health(self) -> Health: ...
-    def fleet(self, window_s: float = 3600) -> Fleet: ...
+    def fleet(self, window_s: float = 3600, site: str = "") -> Fleet: ...
     def gpus(self) -> list[GpuNow]: ...
     def nodes(self) -> list[NodeNow]: ...
     def accounts(self, by: str, window_s: float = 3600) -> list[Account]: ...
@@ -52,6 +53,7 @@ class CollectorApi(Protocol):
     def events(self, after: int = 0) -> list[IncidentEvent]: ...
     def recommendations(self) -> list[Recommendation]: ...
     def series(self, node: str, gpu: str, field: str, window_s: float = 3600) -> Series: ...
+    def sites(self) -> list[SiteNow]: ...
 
 
 class Client:
@@ -66,9 +68,21 @@ class Client:
         """GET /api/v1/health"""
         return self._get(Health, "health")
 
-    def fleet(self, window_s: float = 3600) -> Fleet:
-        """GET /api/v1/fleet: everything at a glance, accounts over the last `window_s` seconds."""
-        return self._get(Fleet, "fleet", window_s=window_s)
+    def fleet(self, window_s: float = 3600, site: str = "") -> Fleet:
+        """GET /api/v1/fleet: everything at a glance, accounts over the last `window_s` seconds.
+
+        `site`: only that one of a federation.
+        """
+        only = {"site": site} if site else {}
+        return self._get(Fleet, "fleet", window_s=window_s, **only)
+
+    def sites(self) -> list[SiteNow]:
+        """GET /api/v1/sites of a federation: every site with the last that it told."""
+        return self._get(list[SiteNow], "sites")
+
+    def crossings(self) -> list[Crossing]:
+        """GET /api/v1/federation/crossings of a site: what left it for a federation, newest first."""
+        return self._get(list[Crossing], "federation/crossings")
 
     def gpus(self) -> list[GpuNow]:
         """GET /api/v1/gpus: every GPU as it is now."""

@@ -285,6 +285,10 @@ class Fleet:
     """The window asked for."""
     open_incidents: int
     recommendations: int
+    sites: tuple[str, ...] = ()
+    """Sites of a federation; empty where this is one site's own collector."""
+    gaps: tuple[str, ...] = ()
+    """What the sums of a federation do not hold, and why, in words."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -237,10 +237,11 @@ def accounts(live: Live, by: str, window_s: float) -> list[Account]:
             end = min(end_ns, begin + step_ns)
             out += ledger.accounts(lambda _, key=str(begin): key, begin, end)  # type: ignore[misc]
         return out
-    return ledger.accounts(_key(live, by), start_ns, end_ns)
+    return ledger.accounts(key_of(live, by), start_ns, end_ns)
 
 
-def _key(live: Live, by: str) -> Callable[[Tenure], str | None]:
+def key_of(live: Live, by: str) -> Callable[[Tenure], str | None]:
+    """The account that a tenure counts in, by any dimension but `hour`; raises AskedWrongError."""
     refs, dimensions = live.engine.inventory.refs, live.attribution.ownership.dimensions
     keys: dict[str, Callable[[Tenure], str | None]] = {
         "fleet": lambda _: "fleet",

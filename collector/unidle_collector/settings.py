@@ -26,6 +26,10 @@ class CollectorSettings:
     )
     data_dir: Path = setting(Path(".unidle/collector"), "folder of the store")
     site: str = setting("local", "name of this site, shown in findings and messages")
+    jurisdiction: str = setting("", "whose law holds at this site, e.g. EU; empty: the same as nobody's")
+    federation_file: str = setting(
+        "", "TOML file of what crosses to which federation, see docs/federation.md; empty: nothing crosses"
+    )
     push_token: Secret = setting(
         Secret(),
         "one token that any node pushes with, for small sites (`unidle tokens` gives each its own); without "

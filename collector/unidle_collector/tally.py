@@ -98,7 +98,7 @@ class Tally:
             causes[f"{state}.{cause}" if cause else state] = self._cost(group, np.array([number]))
         (util, util_s), (sm, sm_s) = self.activity[:, :, group].tolist()
         lost_s = float(self.lost_s[job | free, group].sum())
-        allocated, active, effective = _funnel(by_state, lost_s)
+        allocated, active, effective = funnel(by_state, lost_s)
         return Account(
             key=self.keys[group],
             start_ns=self.start_ns,
@@ -128,7 +128,7 @@ def _ratio(part: float, whole: float) -> float | None:
     return part / whole if whole > 0 else None
 
 
-def _funnel(seconds: dict[str, float], lost_s: float) -> tuple[float | None, float | None, float | None]:
+def funnel(seconds: dict[str, float], lost_s: float) -> tuple[float | None, float | None, float | None]:
     """Allocated, active and effective as shares of the known time (accounting.md)."""
     known = sum(seconds.values()) - seconds["unknown"]
     service = known - seconds["failed"]

@@ -12,7 +12,7 @@ import secrets
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from pydantic import TypeAdapter
 from sqlalchemy.dialects.sqlite import insert
 
 from unidle_agent.wire import GpuFacts
+from unidle_collector.federation.report import Crossing
 from unidle_collector.ingest.tokens import Token
 from unidle_collector.model import Incident, IncidentEvent
 from unidle_collector.store import tables
@@ -40,6 +41,8 @@ _PRAGMAS = (
 TOKENS_REVISION = "tokens_revision"
 MOST_FLIGHTS, MOST_FLIGHTS_READ = 10_000, 64
 """Windows of flight recorders that are kept (about 10 kB each), and given in one answer."""
+CROSSINGS_KEPT_NS = 400 * 24 * 3600 * 10**9
+"""A year and a month: longer than any report on it is due."""
 _LARGEST = 2**63 - 1
 """The largest whole number that SQLite holds."""
 
@@ -300,6 +303,20 @@ class State:
         with self._writing() as connection:
             connection.execute(statement, [{"of": key, "at": at_ns} for key, at_ns in used_ns.items()])
 
+    def save_crossing(self, crossing: Crossing) -> None:
+        """Write down what is about to leave the site; what is older than CROSSINGS_KEPT_NS goes."""
+        table = tables.crossings
+        row = {"time_ns": crossing.time_ns, "document": _crossings().dump_json(crossing).decode()}
+        with self._writing() as connection:
+            connection.execute(sa.insert(table), row)
+            connection.execute(sa.delete(table).where(table.c.time_ns < crossing.time_ns - CROSSINGS_KEPT_NS))
+
+    def crossings(self, limit: int) -> list[Crossing]:
+        """What left the site, newest first."""
+        table = tables.crossings
+        rows = self._rows(sa.select(table).order_by(table.c.seq.desc()).limit(limit))
+        return [replace(_crossings().validate_json(row.document), seq=row.seq) for row in rows]
+
     def forget(self, before_ns: int) -> int:
         """Remove what is older than `before_ns`; returns how many rows.
 
@@ -366,6 +383,11 @@ def _on_connect(connection: Any, _: object) -> None:
     connection.isolation_level = None  # transactions begin where the engine says, schema changes included
     for pragma in _PRAGMAS:
         connection.execute(pragma)
+
+
+@cache
+def _crossings() -> TypeAdapter[Crossing]:
+    return TypeAdapter(Crossing)
 
 
 @cache

@@ -96,3 +96,12 @@ tokens = Table(
     Column("revoked_ns", BigInteger),
     Column("used_ns", BigInteger),
 )
+
+crossings = Table(
+    "crossings",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("time_ns", BigInteger, nullable=False, index=True),
+    Column("document", Text, nullable=False),
+    sqlite_autoincrement=True,
+)
