@@ -287,6 +287,8 @@ class Fleet:
     recommendations: int
     sites: tuple[str, ...] = ()
     """Sites of a federation; empty where this is one site's own collector."""
+    simulated_sites: tuple[str, ...] = ()
+    """Those of them that have anything simulated."""
     gaps: tuple[str, ...] = ()
     """What the sums of a federation do not hold, and why, in words."""
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import streamlit as st
 
+from unidle_dashboard import frame
 from unidle_dashboard.frame import ASSETS
-from unidle_dashboard.screens import fleet, health, incidents, recommendations, today
+from unidle_dashboard.screens import fleet, health, incidents, recommendations, sites, today
 
 
 def main() -> None:
@@ -16,6 +17,9 @@ def main() -> None:
     st.set_page_config(page_title="unidle", page_icon=str(ASSETS / "icon.svg"), layout="wide")
     st.html(ASSETS / "style.css")
     st.logo(str(ASSETS / "logo.svg"), size="large")
+    if frame.federated():
+        _federation()
+        return
     incident_page = st.Page(incidents.show, title="Incidents", url_path="incidents")
     page = st.navigation(
         [
@@ -30,6 +34,12 @@ def main() -> None:
     if page.title != incident_page.title:
         _follow_link(incident_page)
     page.run()
+
+
+def _federation() -> None:
+    """The pages of several sites together; rows and incidents are on each site's own dashboard."""
+    first = st.Page(sites.show, title="Sites", url_path="sites", default=True)
+    st.navigation([first, st.Page(today.show, title="Today", url_path="today")], position="top").run()
 
 
 def _follow_link(incident_page: st.Page) -> None:

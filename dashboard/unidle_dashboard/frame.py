@@ -17,6 +17,8 @@ from unidle_dashboard.view.markup import Html, el, join
 
 ASSETS = Path(__file__).parent / "assets"
 HOUR_S = 3600
+ALL_SIMULATED = "These GPUs, jobs and faults are made up by unidle's fleet simulator. Nothing here is real."
+SOME_SIMULATED = "Made up by unidle's fleet simulator, also as a part of every sum: sites"
 
 
 @st.cache_resource(show_spinner=False)
@@ -38,9 +40,19 @@ def answers() -> Answers:
     return Answers(connect(chosen), ttl_s=0.8 * chosen.refresh_s)
 
 
-def fleet(asked: Answers, window_s: int = HOUR_S) -> Answer[Fleet]:
-    """The fleet with its account over the last `window_s` seconds."""
-    return asked.ask(("fleet", window_s), lambda api: api.fleet(window_s))
+def fleet(asked: Answers, window_s: int = HOUR_S, site: str = "") -> Answer[Fleet]:
+    """The fleet with its account over the last `window_s` seconds; `site`: that one of a federation."""
+    if not site:
+        return asked.ask(("fleet", window_s), lambda api: api.fleet(window_s))
+    return asked.ask(("fleet", window_s, site), lambda api: api.fleet(window_s, site))
+
+
+def federated() -> bool:
+    """Is this the dashboard of a federation; while nothing answers, it is not."""
+    try:
+        return bool(fleet(answers()).value.sites)
+    except NoAnswerError:
+        return False
 
 
 def page(title: str, body: Callable[[Answers], None]) -> None:
@@ -94,13 +106,21 @@ def simulated_tag(simulated: bool) -> Html:
     return tag("SIMULATED", "simulated") if simulated else Html("")
 
 
+def gaps(shown: Fleet) -> None:
+    """What the sums of a federation do not hold."""
+    if shown.gaps:
+        show(el("ul", *(el("li", gap) for gap in shown.gaps), cls="u-plain u-context"))
+
+
 def _banner(asked: Answers, seen: Answer[Fleet]) -> None:
     if seen.value.simulated:
         show(
             el(
                 "div",
                 el("b", "SIMULATED"),
-                "These GPUs, jobs and faults are made up by unidle's fleet simulator. Nothing here is real.",
+                f"{SOME_SIMULATED} {', '.join(seen.value.simulated_sites)}."
+                if seen.value.simulated_sites
+                else ALL_SIMULATED,
                 cls="u-simulated",
                 role="status",
             )

@@ -56,6 +56,8 @@ def report(
 ) -> SiteReport:
     """What a site with one busy and one idle model tells."""
     whole = account(gpus=gpus, productive=3600.0 * gpus, idle=1800.0)
+    if "accounts.cause" in withheld:
+        whole = replace(whole, causes={}, cause_costs={})
     eur = None if "eur" in withheld else 20.0
     by = {
         "fleet": (replace(whole, lost=replace(whole.lost, eur=eur)),),

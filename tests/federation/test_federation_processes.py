@@ -210,7 +210,7 @@ def test_what_is_withheld_is_said(fabric: Fabric) -> None:
     assert (fra.policy.same_jurisdiction, zrh.policy.same_jurisdiction) == (True, False)
     assert set(INSIDE) <= set(fra.policy.shared)
     assert set(INSIDE) <= set(zrh.policy.withheld)
-    assert fabric.client.fleet().gaps == ("zrh: withheld by policy: money",)
+    assert fabric.client.fleet().gaps == ("zrh: withheld by policy: causes, money",)
 
 
 def test_each_site_that_is_simulated_says_so_itself(fabric: Fabric) -> None:

@@ -24,6 +24,15 @@ BY = ("fleet", "site", "jurisdiction", "model", "hour", "team", *NAMED)
 WHOLE = ("fleet", "site", "jurisdiction", "model")
 """Dimensions whose groups keep their GPUs while a site is away; who works in the others nobody knows."""
 NOT_SAID = "not said"
+SUMMED = {
+    "fleet.now": "GPUs now",
+    "accounts.fleet": "accounts",
+    "accounts.cause": "causes",
+    "eur": "money",
+    "findings.counts": "findings",
+    "recommendations.totals": "recommendations",
+}
+"""What the fleet's sums are made of -> what it is called where a site withholds it."""
 
 
 class AskedWrongError(UnidleError):
@@ -102,6 +111,7 @@ def fleet(name: str, asked: Sequence[SiteNow], window_s: float, now_ns: int) -> 
             total.recommendations for report in reports for total in report.recommendations or ()
         ),
         sites=tuple(one.key for one in asked),
+        simulated_sites=tuple(one.key for one in asked if one.report is not None and one.report.simulated),
         gaps=tuple(gap for one in asked for gap in _gaps(one, window_s)),
     )
 
@@ -175,8 +185,7 @@ def _gaps(one: SiteNow, window_s: float) -> list[str]:
         more = "" if (one.age_s or 0.0) < window_s else ", longer than this window"
         reason = one.error or "no answer"
         out.append(f"{one.key}: unknown since {since:%Y-%m-%d %H:%M:%S} UTC{more} ({reason})")
-    names = {"fleet.now": "GPUs now", "accounts.fleet": "accounts", "eur": "money"}
-    withheld = [name for share, name in names.items() if share in one.report.policy.withheld]
+    withheld = [name for share, name in SUMMED.items() if share in one.report.policy.withheld]
     if withheld:
         out.append(f"{one.key}: withheld by policy: {', '.join(withheld)}")
     return out

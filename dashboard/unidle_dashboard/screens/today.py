@@ -12,6 +12,8 @@ from unidle_dashboard.view.markup import Html, el
 from unidle_dashboard.view.palette import LOOKS
 from unidle_dashboard.view.recommendations import LEVERS, gain_lines, horizon
 
+ALL_SITES = "All sites"
+
 
 def show() -> None:
     """The page."""
@@ -20,6 +22,9 @@ def show() -> None:
 
 def _body(asked: Answers) -> None:
     now = frame.fleet(asked).value
+    site = _site(now.sites)
+    if site:
+        now = frame.fleet(asked, site=site).value
     told = today.verdict(now, "when last heard of" if asked.silence else "right now")
     if now.gpus == 0:
         frame.verdict(told.headline, *told.details)
@@ -36,7 +41,8 @@ def _body(asked: Answers) -> None:
             key="window",
             bind="query-params",
         )
-    fleet = frame.fleet(asked, today.WINDOWS_S[window]).value
+    fleet = frame.fleet(asked, today.WINDOWS_S[window], site).value
+    frame.gaps(fleet)
     span = f"last {window}"
     _kpis(asked, fleet, span)
     if note := today.coverage(fleet.account, today.WINDOWS_S[window]):
@@ -46,12 +52,22 @@ def _body(asked: Answers) -> None:
         _funnel(fleet.account, span)
     with right:
         _causes(fleet.account, span)
-    _actions(asked.ask("recommendations", lambda api: api.recommendations()).value)
+    if fleet.sites:
+        frame.show(el("a", "What each site could win", href="sites", target="_self"))
+    else:
+        _actions(asked.ask("recommendations", lambda api: api.recommendations()).value)
+
+
+def _site(sites: tuple[str, ...]) -> str:
+    """The site of a federation that is looked at; empty for all, and where there is no federation."""
+    if not sites:
+        return ""
+    chosen = st.selectbox("Site", [ALL_SITES, *sites], key="site", bind="query-params", width=280)
+    return "" if chosen == ALL_SITES else chosen
 
 
 def _kpis(asked: Answers, fleet: Fleet, span: str) -> None:
     account = fleet.account
-    incidents = asked.ask(("incidents", "open"), lambda api: api.incidents("open")).value
     shown = (
         _kpi(
             f"Lost to jobs, {span}",
@@ -72,11 +88,19 @@ def _kpis(asked: Answers, fleet: Fleet, span: str) -> None:
         _kpi("Mean SM activity", words.percent(account.sm_active_ratio), "for comparison"),
         _kpi(
             "Open incidents now",
-            el("a", f"{fleet.open_incidents:,}", href="incidents", target="_self"),
-            today.severities(incidents),
+            f"{fleet.open_incidents:,}" if fleet.sites else _link_to_incidents(fleet),
+            "on the dashboards of their sites" if fleet.sites else _severities(asked),
         ),
     )
     frame.show(el("div", *shown, cls="u-kpis"))
+
+
+def _link_to_incidents(fleet: Fleet) -> Html:
+    return el("a", f"{fleet.open_incidents:,}", href="incidents", target="_self")
+
+
+def _severities(asked: Answers) -> str:
+    return today.severities(asked.ask(("incidents", "open"), lambda api: api.incidents("open")).value)
 
 
 def _kpi(name: str, value: str, note: str) -> Html:
@@ -102,7 +126,8 @@ def _causes(account: Account, span: str) -> None:
     frame.heading("What is lost, and why", f"{span}, GPU time lost by jobs, loss weights applied")
     rows = today.causes(account)
     if not rows:
-        frame.empty("Nothing was lost to jobs in this window.")
+        unsaid = account.lost.gpu_h > 0
+        frame.empty("No site tells the causes." if unsaid else "Nothing was lost to jobs in this window.")
         return
     head = el("tr", el("th", "Cause"), *(el("th", unit, cls="n") for unit in ("GPU-h", "EUR", "kWh")))
     body = []

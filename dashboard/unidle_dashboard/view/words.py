@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
+from urllib.parse import quote
 
 from unidle_agent.fields import BY_NAME
 
@@ -52,6 +53,11 @@ def percent(ratio: float | None) -> str:
 def many(count: int, noun: str) -> str:
     """A count with its noun: "1 node", "64 nodes"."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def quoted(text: str) -> str:
+    """A text as part of an address."""
+    return quote(text, safe="")
 
 
 def utc(time_ns: int | None) -> str:
