@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
+from typing import TypeVar
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse
@@ -17,9 +19,11 @@ from pydantic import TypeAdapter
 
 from unidle_agent.errors import UnidleError
 from unidle_collector.federation.policy import Policy, Receiver, load_policy
-from unidle_collector.federation.report import Crossing, SiteReport
-from unidle_collector.federation.sending import report
+from unidle_collector.federation.report import WINDOWS_S, Crossing, SiteReport
+from unidle_collector.federation.sending import Hours, report, window
 from unidle_collector.live import Live
+
+T = TypeVar("T")
 
 PATH = "/api/v1/federation"
 MADE_EACH_S = 2.0
@@ -35,6 +39,7 @@ class Gate:
         file, jurisdiction = live.settings.federation_file, live.settings.jurisdiction
         self._live = live
         self._policy = load_policy(Path(file), jurisdiction) if file else Policy(jurisdiction)
+        self._hours = Hours()
         self._made: dict[str, tuple[float, bytes]] = {}
         """Receiver -> monotonic time and bytes of the last report."""
 
@@ -58,11 +63,20 @@ class Gate:
         made_s, body = self._made.get(receiver.name, (float("-inf"), b""))
         if time.monotonic() - made_s < MADE_EACH_S:
             return body
-        future = self._live.ask(lambda: report(self._live, self._policy, receiver))
-        found = await asyncio.wait_for(asyncio.wrap_future(future), ANSWER_WITHIN_S)
-        body = _reports().dump_json(found)
+        shared, smallest = self._policy.shared_with(receiver), self._policy.smallest_group
+        windows, merged = [], dict[str, int]()
+        for window_s in WINDOWS_S:  # one question each, so that pushes need not wait for all of them
+            told, merged = await self._ask(
+                partial(window, self._live, window_s, shared, smallest, self._hours)
+            )
+            windows.append(told)
+        found = await self._ask(partial(report, self._live, self._policy, receiver, windows, merged))
+        body = await asyncio.to_thread(_reports().dump_json, found)
         self._made[receiver.name] = (time.monotonic(), body)
         return body
+
+    async def _ask(self, question: Callable[[], T]) -> T:
+        return await asyncio.wait_for(asyncio.wrap_future(self._live.ask(question)), ANSWER_WITHIN_S)
 
     def _write_down(self, receiver: Receiver, body: bytes) -> None:
         shared = self._policy.shared_with(receiver)

@@ -19,7 +19,6 @@ from unidle_collector.federation.report import (
     GROUPED,
     HOURS_OF_S,
     SHARES,
-    WINDOWS_S,
     FindingCount,
     GainTotal,
     Now,
@@ -35,6 +34,8 @@ from unidle_collector.pergpu import SECOND_NS
 
 NOBODY_SAYS = "?"
 """All who use GPUs without anybody saying who they are: they may be one person, so they count as one."""
+SETTLED_NS = 2 * HOUR_NS
+"""After this an hour changes by late rows only: longer than any state is booked back."""
 FREE_STATES = ("unallocated", "unknown")
 """Time in these is nobody's."""
 
@@ -47,14 +48,15 @@ def site_id(data_dir: Path) -> str:
     return path.read_text(encoding="ascii").strip()
 
 
-def report(live: Live, policy: Policy, receiver: Receiver) -> SiteReport:
-    """What crosses to `receiver` now; runs in the thread that owns `live`."""
+def report(
+    live: Live,
+    policy: Policy,
+    receiver: Receiver,
+    windows: Sequence[WindowAccounts],
+    merged: dict[str, int],
+) -> SiteReport:
+    """What crosses to `receiver` now, around its accounts; runs in the thread that owns `live`."""
     shared = policy.shared_with(receiver)
-    windows: list[WindowAccounts] = []
-    merged: dict[str, int] = {}
-    for window_s in WINDOWS_S:
-        accounts, merged = _window(live, window_s, shared, policy.smallest_group)
-        windows.append(accounts)
     money = "eur" in shared
     findings = [finding for finding in live.engine.findings() if finding.told_ns is not None]
     return SiteReport(
@@ -94,10 +96,13 @@ def _health(live: Live) -> Wellness:
     return Wellness(health.ok, len(health.problems), health.lag_s)
 
 
-def _window(
-    live: Live, window_s: float, shared: frozenset[str], smallest: int
+def window(
+    live: Live, window_s: float, shared: frozenset[str], smallest: int, hours: Hours
 ) -> tuple[WindowAccounts, dict[str, int]]:
-    """The accounts of a window that cross, and how many groups of each dimension were merged."""
+    """The accounts of a window that cross, and how many groups of each dimension were merged.
+
+    All of one window are of the same instant; runs in the thread that owns `live`.
+    """
     by: dict[str, tuple[Account, ...]] = {}
     merged: dict[str, int] = {}
     for dimension in DIMENSIONS:
@@ -106,7 +111,7 @@ def _window(
         if dimension == "hour":
             if window_s != HOURS_OF_S:
                 continue
-            accounts = _hours(live, window_s)
+            accounts = hours.accounts(live)
         else:
             accounts = reading.accounts(live, dimension, window_s)
         if dimension in GROUPED:
@@ -116,17 +121,32 @@ def _window(
     return WindowAccounts(window_s, by), merged
 
 
-def _hours(live: Live, window_s: float) -> list[Account]:
-    """The whole site by hours of the clock, the same hours at every site; the key is their begin in ns."""
-    end_ns = live.window.time_ns
-    if end_ns is None:
-        return []
-    first = (end_ns - int(window_s * SECOND_NS)) // HOUR_NS * HOUR_NS
-    out = []
-    for begin in range(first, end_ns, HOUR_NS):
-        key = str(begin)
-        out += live.engine.ledger.accounts(lambda _, key=key: key, begin, min(begin + HOUR_NS, end_ns))  # type: ignore[misc]
-    return out
+class Hours:
+    """The whole site by hours of the clock, the same hours at every site; a key is the begin in ns.
+
+    An hour that has long been over is added up once an hour only: late rows show in it that much later.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[int, list[Account]]] = {}
+        """Begin of an hour -> event time when it was added up, and its account, if any."""
+
+    def accounts(self, live: Live) -> list[Account]:
+        """The last day; runs in the thread that owns `live`."""
+        end_ns = live.window.time_ns
+        if end_ns is None:
+            return []
+        first = (end_ns - int(HOURS_OF_S * SECOND_NS)) // HOUR_NS * HOUR_NS
+        before, self._kept = self._kept, {}
+        for begin in range(first, end_ns, HOUR_NS):
+            made_ns, found = before.get(begin, (0, []))
+            open_still = begin + HOUR_NS + SETTLED_NS > made_ns
+            if open_still or end_ns - made_ns >= HOUR_NS:
+                key, stop_ns = str(begin), min(begin + HOUR_NS, end_ns)
+                found = live.engine.ledger.accounts(lambda _, key=key: key, begin, stop_ns)  # type: ignore[misc]
+                made_ns = end_ns
+            self._kept[begin] = (made_ns, found)
+        return [account for _, found in self._kept.values() for account in found]
 
 
 def _persons(live: Live, key_of: Callable[[Tenure], str | None], window_s: float) -> dict[str, set[str]]:
