@@ -220,12 +220,12 @@ class Pusher:
         return min(MAX_RETRY_AFTER_S, max(0.0, until.timestamp() - self._now_ns() / 1e9))
 
     def _say(self, problem: str) -> None:
-        """Log a problem when it begins, changes or ends."""
-        if problem and problem != self.problem:
+        """Log a problem when it begins, changes or ends; who has read the log finds it on the page."""
+        before, self.problem = self.problem, problem
+        if problem and problem != before:
             log.warning("%s", problem)
-        if not problem and self.problem:
+        if not problem and before:
             log.info("the collector at %s takes batches again", self.url)
-        self.problem = problem
 
 
 def calls_batch_bad(answer: fetch.Answer) -> bool:

@@ -117,6 +117,21 @@ def test_a_request_that_is_none_costs_no_acknowledgement(spool: Spool, odd: obje
         push.close()
 
 
+def test_who_reads_of_a_problem_in_the_log_finds_it_said(
+    spool: Spool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(spool, 1)
+    push = pusher(spool, dead_url())
+    seen = []
+    monkeypatch.setattr(
+        caplog.handler, "emit", lambda record: seen.append((record.getMessage(), push.problem))
+    )
+    push.step()
+    push.close()
+    assert len(seen) == 1
+    assert seen[0][0] == seen[0][1] != ""
+
+
 @pytest.mark.parametrize(
     ("status", "header", "wait_s"),
     [
