@@ -13,7 +13,7 @@ within the silence leaves it unknown. Rows of a silence that began longer ago th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,7 +113,12 @@ class LateRows:
             if node is None:
                 return
             self._lane = self._begin(node)
-        if self._lane is not None and self._lane.go_on(STEPS_AT_ONCE):
+        if self._lane is None:
+            return
+        if not self._lane.look():
+            self._lane.node.changed_ns = now_ns
+            self._lane = None
+        elif self._lane.go_on(STEPS_AT_ONCE):
             self._lane.apply()
             self.corrected += 1
             self._close(self._lane)
@@ -121,10 +126,11 @@ class LateRows:
 
     def _close(self, lane: _Lane) -> None:
         """What the window does not hold any more cannot be lived through a second time."""
-        node = self._nodes.get(lane.node)
-        if node is not None and lane.seed.step + 1 < self._window.oldest_step:
+        node = lane.node
+        node.seeds = [lane.seeds.get(seed.step, seed) for seed in node.seeds]
+        if lane.seed.step + 1 < self._window.oldest_step:
             node.seeds = [seed for seed in node.seeds if seed.step > lane.seed.step]
-            node.arrivals.clear()
+            del node.arrivals[: lane.arrivals]  # those that came meanwhile are for the next time
 
     def _begin(self, node: _Node) -> _Lane | None:
         """From the earliest silence since which every row is at hand, else the one before the late rows."""
@@ -138,7 +144,7 @@ class LateRows:
         if seed is None:
             node.arrivals.clear()
             return None
-        return _Lane(self._engine, self._window, seed, node.arrivals)
+        return _Lane(self._engine, self._window, seed, node)
 
     def _nothing_known_since(self, seed: _Seed) -> bool:
         """Until where the window begins: rows of then that came on time are gone."""
@@ -158,9 +164,12 @@ class LateRows:
 class _Lane:
     """The GPUs of one node, once more from a silence on."""
 
-    def __init__(self, engine: Engine, window: Window, seed: _Seed, arrivals: Sequence[Arrival]) -> None:
-        self._main, self._main_window, self.seed = engine, window, seed
-        self.node = engine.inventory.refs[int(seed.gpus[0])].node
+    def __init__(self, engine: Engine, window: Window, seed: _Seed, node: _Node) -> None:
+        self._main, self._main_window, self.seed, self.node = engine, window, seed, node
+        self.arrivals = len(node.arrivals)
+        """Of the node's, how many it lives through."""
+        self.seeds: dict[int, _Seed] = {}
+        """Step -> what is remembered of a later silence, now that the late rows are known."""
         self._engine = Engine(engine.period_s, keep_accounts_ns=None)
         inventory = engine.inventory
         for gpu in seed.gpus.tolist():
@@ -177,8 +186,11 @@ class _Lane:
         self._window = Window(engine.period_s, self._engine.inventory.capacity, budget_bytes=0)
         self._window.start_at(seed.step * self._step_ns)
         self._now = seed.step
+        self._looked = max(seed.step, window.oldest_step - 1)
+        self._on_time: dict[int, tuple[NDArray[np.bool_], dict[str, Floats]]] = {}
+        """Step -> what came on time, as Window.rows_at; read at once, for the window moves on."""
         mine = {gpu: place for place, gpu in enumerate(seed.gpus.tolist())}
-        ours = [a for a in arrivals if all(gpu in mine for gpu in a.positions.tolist())]
+        ours = [a for a in node.arrivals if all(gpu in mine for gpu in a.positions.tolist())]
         self._arrivals = sorted(ours, key=lambda a: a.batch.times_ns[0] + a.shift_ns)
         self._places = [
             np.array([mine[gpu] for gpu in a.positions.tolist()], dtype=np.intp) for a in self._arrivals
@@ -186,16 +198,40 @@ class _Lane:
         self._rows: dict[int, tuple[NDArray[np.bool_], dict[str, Floats]]] = {}
         """Step -> what the late rows say: of which GPUs, and their columns."""
 
+    def look(self) -> bool:
+        """Read what has come on time; False when the fleet has left this behind: begin anew.
+
+        That is when rows have left the window that were not read, or a GPU has another owner.
+        """
+        window, seed = self._main_window, self.seed
+        if window.oldest_step > self._looked + 1:
+            return False
+        for step in range(self._looked + 1, window.next_step):
+            self._on_time[step] = window.rows_at(step, seed.gpus)
+        self._looked = window.next_step - 1
+        return bool((self._main.inventory.a["tenure"][seed.gpus] == seed.tenures).all())
+
     def go_on(self, steps: int) -> bool:
-        """Live through some steps more; True when the fleet's time is reached."""
-        done = self._main_window.next_step - 1
-        for _ in range(min(steps, done - self._now)):
+        """Live through some steps more; True when all that was read is through."""
+        for _ in range(min(steps, self._looked - self._now)):
             self._feed()
             self._now += 1
             inventory = self._engine.inventory
             own = self._window.next(inventory.capacity, inventory.a["node"], inventory.node_names)
             self._engine.step(self._with_the_rest(own))
-        return self._now == done
+            for seed in self.node.seeds:
+                if seed.step == self._now:
+                    self._remember(seed)
+        return self._now == self._looked
+
+    def _remember(self, seed: _Seed) -> None:
+        """Put aside for a later silence what is known of its GPUs now, late rows included."""
+        known = copied(_memory(self._engine), np.flatnonzero(np.isin(self.seed.gpus, seed.gpus)))
+        memory = {name: values.copy() for name, values in seed.memory.items()}
+        both = np.isin(seed.gpus, self.seed.gpus)
+        for name, values in known.items():
+            memory[name][..., both] = values
+        self.seeds[seed.step] = replace(seed, memory=memory)
 
     def _feed(self) -> None:
         """Put the late rows that come next into the window, in order of their time."""
@@ -207,8 +243,10 @@ class _Lane:
             self._arrivals.pop(0)
             places = self._places.pop(0)
             # A row speaks for the time since the one before it, which may have come on time.
-            known = self._main_window.last_sampled(self.seed.gpus, self._window.step_at(times[0]))
-            self._window.note_samples(known)
+            first = self._window.step_at(times[0])
+            on_time = reversed(self._on_time.items())
+            known = (step for step, (there, _) in on_time if step < first and there.all())
+            self._window.note_samples(next(known, -1))
             self._window.take_all([Arrival(arrival.batch, places, arrival.received_ns, arrival.shift_ns)])
 
     def _with_the_rest(self, own: Step) -> Step:
@@ -216,8 +254,8 @@ class _Lane:
         late = own.sampled[: self._count]
         columns: Mapping[str, Floats] = own.columns
         sampled = own.sampled.copy()
-        if self._main_window.holds(self._now):
-            there, rest = self._main_window.rows_at(self._now, self.seed.gpus)
+        if self._now in self._on_time:
+            there, rest = self._on_time[self._now]
             fill = np.flatnonzero(there & ~late)
             merged = {name: column.copy() for name, column in own.columns.items()}
             for name, values in rest.items():
@@ -233,12 +271,8 @@ class _Lane:
     def apply(self) -> None:
         """Let the bookings and the memory of these GPUs take the place of the fleet's."""
         seed, window = self.seed, self._main_window
-        held = [window.rows_at(step, seed.gpus) for step in range(seed.step + 1, self._now + 1)
-                if window.holds(step)]  # fmt: skip
-        first_held = self._now - len(held)
-        for number, (there, values) in enumerate(held):
-            end_ns = (first_held + 1 + number) * self._step_ns
-            self._main.ledger.unmeasure(seed.gpus, there, values, end_ns)
+        for step, (there, values) in self._on_time.items():
+            self._main.ledger.unmeasure(seed.gpus, there, values, step * self._step_ns)
         self._main.ledger.replace(seed.gpus, self._engine.ledger)
         put(_memory(self._main), seed.gpus, copied(_memory(self._engine), slice(0, self._count)))
         self._main.ledger.took_back(self._main.inventory.a["tenure"])

@@ -367,13 +367,6 @@ class Window:
                 self._gpus.row(name, step)[gpus] = columns[name]
         self._gpus.sampled[step % self._steps][gpus] = True
 
-    def last_sampled(self, gpus: NDArray[np.intp], before: int) -> int:
-        """Newest step held, earlier than `before`, at which all of `gpus` have a row; -1 when none."""
-        for step in range(min(before, self.next_step) - 1, max(self.oldest_step, 0) - 1, -1):
-            if self._gpus.sampled[step % self._steps][gpus].all():
-                return step
-        return -1
-
     def note_samples(self, step: int) -> None:
         """The GPUs and hosts have rows up to `step` elsewhere: later ones speak for the time since."""
         for ring in (self._gpus, self._host):
