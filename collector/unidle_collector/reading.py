@@ -331,7 +331,7 @@ def with_stored(store: SeriesStore, now: Recent) -> Series:
     """`now` with what lies before it in the series store; may take long and runs in any thread."""
     found = now.series
     reach_ns = found.times_ns[0] if found.times_ns else now.end_ns
-    if reach_ns <= now.start_ns:
+    if reach_ns - now.start_ns < found.step_s * SECOND_NS:  # no whole step is missing
         return found
     stored = store.steps(found.node, found.gpu, found.field, now.start_ns, now.end_ns, found.step_s)
     older = stored.times_ns < reach_ns

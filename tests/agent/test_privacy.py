@@ -188,7 +188,7 @@ def test_no_planted_name_is_in_any_byte_spooled_sent_logged_or_on_metrics(
     (tmp_path / "node").mkdir()
     planted = plant(tmp_path / "node")
     monkeypatch.setattr("unidle_agent.owners.watch.sources", lambda settings: planted)
-    monkeypatch.setattr("unidle_agent.runtime._nvml", lambda settings: Gpus())
+    monkeypatch.setattr("unidle_agent.runtime._nvml", lambda settings, ring: Gpus())
     with serving(lambda request: Reply(503)) as collector, serving(in_turn(Reply(body=PAGE))) as exporter:
         settings = AgentSettings(
             node="n1",
