@@ -36,7 +36,7 @@ import duckdb
 
 from benchmarks.ack_server import certificate
 from benchmarks.generator import FIELDS, GPUS_PER_NODE
-from benchmarks.processes import cpu_s, tree
+from benchmarks.processes import cpu_s, free_port, peak_rss_mib
 from unidle_collector.commands import tokens
 from unidle_collector.store import Store
 
@@ -76,7 +76,7 @@ class Site:
         self.data_dir = folder / "data"
         self.acked = folder / "acked"
         self.pem, self.key = certificate(folder)
-        self.port = _free_port()
+        self.port = free_port()
         self.nodes = -(-gpus // GPUS_PER_NODE)
         self.epoch = 0
         self.tokens = folder / "tokens"
@@ -198,7 +198,7 @@ def under_load(folder: Path, gpus: int, seconds: float) -> dict[str, Any]:
             cpu_s(collector.pid) - began_cpu_s,
             site.metrics(),
         )
-        rss_mib = _peak_rss_mib(collector.pid)
+        rss_mib = peak_rss_mib(collector.pid)
         generator.terminate()
         generator.wait(60)
         collector.terminate()
@@ -279,17 +279,6 @@ def _watch(collector: subprocess.Popen[bytes], generator: subprocess.Popen[bytes
             raise SystemExit("the collector or the generator has ended: see the logs")
 
 
-def _peak_rss_mib(pid: int) -> float:
-    total = 0
-    for one in tree(pid):
-        with contextlib.suppress(FileNotFoundError):
-            text = Path(f"/proc/{one}/status").read_text(encoding="ascii")
-            total += next(
-                (int(line.split()[1]) for line in text.splitlines() if line.startswith("VmHWM:")), 0
-            )
-    return total / 1024
-
-
 def _kill(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -298,12 +287,6 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 def _end(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         _kill(process)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _times(value: float | None, factor: float) -> float | None:

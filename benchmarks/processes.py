@@ -1,8 +1,10 @@
-"""What a process and all below it take: proportional memory and processor time, from /proc."""
+"""What a process and all below it take, from /proc; and a port for it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 from pathlib import Path
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -45,6 +47,23 @@ def cpu_s(pid: int) -> float:
         if fields := _stat(one):
             ticks += sum(int(fields[number]) for number in (11, 12, 13, 14))  # utime to cstime, proc(5)
     return ticks / TICKS_PER_S
+
+
+def peak_rss_mib(pid: int) -> float:
+    """Most resident memory that each process of the tree ever had, together."""
+    total_kib = 0
+    for one in tree(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            lines = Path(f"/proc/{one}/status").read_text(encoding="ascii", errors="replace").splitlines()
+            total_kib += sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    return total_kib / 1024
+
+
+def free_port() -> int:
+    """On loopback, free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _stat(pid: int) -> list[str]:
