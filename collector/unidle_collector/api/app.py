@@ -1,0 +1,76 @@
+"""The application: who may ask, how errors are answered, and the parts of the API; pushes in `ingest`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from unidle_agent.errors import UnidleError
+from unidle_collector import reading
+from unidle_collector.api import now, past, scraped, wrong
+from unidle_collector.federation import gate as federation
+from unidle_collector.federation.gate import PATH as FEDERATION_PATH
+from unidle_collector.ingest.asgi import PushApp
+from unidle_collector.ingest.door import Door
+from unidle_collector.ingest.tokens import Tokens
+from unidle_collector.live import Live
+from unidle_collector.prometheus.receiver import PATH as WRITE_PATH
+from unidle_collector.prometheus.receiver import Receiver, mount
+from unidle_collector.prometheus.scraper import Scraper
+
+
+def create_app(
+    live: Live, tokens: Tokens, receiver: Receiver | None = None, scraper: Scraper | None = None
+) -> PushApp:
+    """The application; who may read and push is for `tokens` to say."""
+    app = FastAPI(
+        title="unidle collector",
+        version=version("unidle"),
+        description="Every time is ns since the epoch, every value in base units, unknown is null.",
+        docs_url=None,  # the page loads its scripts from outside; the schema is at /openapi.json
+        redoc_url=None,
+    )
+    if (
+        tokens.reading_is_open()
+    ):  # a page elsewhere that rebinds its name cannot send a token, but needs none here
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(live.settings.allowed_hosts))
+
+    @app.middleware("http")
+    async def guard(request: Request, follow: Callable[[Request], Awaitable[Response]]) -> Response:
+        if request.url.path in (WRITE_PATH, FEDERATION_PATH):  # they have their own answers to who may
+            return await follow(request)
+        if not (tokens.reading_is_open() or tokens.may_read(request.headers.get("authorization", ""))):
+            live.counters["requests_unauthorized"] += 1
+            text = (
+                "expected the header 'Authorization: Bearer TOKEN' with the collector's read_token "
+                "or one of unidle tokens create --read NAME"
+            )
+            return JSONResponse({"detail": text}, 401, {"WWW-Authenticate": "Bearer"})
+        response = await follow(request)
+        if reading.simulated(live):
+            response.headers["X-Unidle-Simulated"] = "SIMULATED"
+        return response
+
+    @app.exception_handler(reading.AskedWrongError)
+    async def asked_wrong(_: Request, error: reading.AskedWrongError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 422)
+
+    @app.exception_handler(UnidleError)
+    async def failed(_: Request, error: UnidleError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 503)
+
+    if receiver is not None:
+        mount(app, receiver, tokens)
+    federation.mount(app, live)
+    for router in (
+        now.routes(live, scraper),
+        past.routes(live),
+        wrong.routes(live),
+        scraped.routes(live, scraper),
+    ):
+        app.include_router(router)
+    return PushApp(Door(live, tokens), app)
