@@ -1,15 +1,19 @@
 """The typed client of the collector's API: what alerts, dashboard and terminal commands read by.
 
-Standard library plus pydantic for the types; raises ApiError with what to do about it.
+Standard library, pydantic for the types, and pyarrow where a table comes; raises ApiError with what to do
+about it.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from email.message import Message
 from functools import cache
 from typing import Any, Protocol, TypeVar, cast
 
@@ -17,15 +21,19 @@ from pydantic import TypeAdapter, ValidationError
 
 from unidle_agent.errors import UnidleError
 from unidle_collector.federation.report import Crossing, SiteNow
+from unidle_collector.gpu_table import gpus_of
 from unidle_collector.model import (
     Account,
+    Finding,
     Fleet,
+    FleetSeries,
     FlightRecording,
     GpuNow,
     Health,
     Incident,
     IncidentEvent,
     JobNow,
+    JobQuantile,
     NodeNow,
     Queue,
     Recommendation,
@@ -33,6 +41,12 @@ from unidle_collector.model import (
 )
 
 T = TypeVar("T")
+Query = list[tuple[str, str | float]]
+
+JSON, ARROW = "application/json", "application/vnd.apache.arrow.stream"
+MOST = 10_000
+"""Items of a page, where all of them are wanted anyway."""
+MOST_INCIDENTS = 500
 
 
 class ApiError(UnidleError):
@@ -44,7 +58,7 @@ class CollectorApi(Protocol):
 
     def health(self) -> Health: ...
     def fleet(self, window_s: float = 3600, site: str = "") -> Fleet: ...
-    def gpus(self) -> list[GpuNow]: ...
+    def gpus(self, fields: Sequence[str] = (), node: str = "") -> list[GpuNow]: ...
     def nodes(self) -> list[NodeNow]: ...
     def accounts(self, by: str, window_s: float = 3600) -> list[Account]: ...
     def incidents(self, state: str = "open") -> list[Incident]: ...
@@ -84,29 +98,36 @@ class Client:
         """GET /api/v1/federation/crossings of a site: what left it for a federation, newest first."""
         return self._get(list[Crossing], "federation/crossings")
 
-    def gpus(self) -> list[GpuNow]:
-        """GET /api/v1/gpus: every GPU as it is now."""
-        return self._get(list[GpuNow], "gpus")
+    def gpus(self, fields: Sequence[str] = (), node: str = "") -> list[GpuNow]:
+        """GET /api/v1/gpus: every GPU (of `node`) as it is now, with `fields` only where any are given."""
+        query: Query = [("limit", MOST), *(("fields", name) for name in fields)]
+        query += [("node", node)] if node else []
+        return self._list(GpuNow, "gpus", query, arrow=gpus_of)
 
     def nodes(self) -> list[NodeNow]:
         """GET /api/v1/nodes: every node as it is now."""
-        return self._get(list[NodeNow], "nodes")
+        return self._list(NodeNow, "nodes", [("limit", MOST)])
 
     def jobs(self) -> list[JobNow]:
         """GET /api/v1/jobs: every job that holds GPUs now, the most GPUs first."""
-        return self._get(list[JobNow], "jobs")
+        return self._list(JobNow, "jobs", [("limit", MOST)])
 
     def queue(self) -> Queue:
         """GET /api/v1/queue: what waits for GPUs."""
         return self._get(Queue, "queue")
 
     def accounts(self, by: str, window_s: float = 3600) -> list[Account]:
-        """GET /api/v1/accounts: time by `gpu`, `node`, `job`, `user`, `model` or `hour`."""
-        return self._get(list[Account], "accounts", by=by, window_s=window_s)
+        """GET /api/v1/accounts: time by `gpu`, `node`, `job`, `user`, `team`, `site`, `model`, `hour`, ..."""
+        return self._list(Account, "accounts", [("by", by), ("window_s", window_s), ("limit", MOST)])
+
+    def findings(self) -> list[Finding]:
+        """GET /api/v1/findings: everything that is wrong now, told or still developing."""
+        return self._list(Finding, "findings", [("limit", MOST)])
 
     def incidents(self, state: str = "open") -> list[Incident]:
-        """GET /api/v1/incidents: `open`, `resolved` or `all`, newest first."""
-        return self._get(list[Incident], "incidents", state=state)
+        """GET /api/v1/incidents: `open` (all of them), `resolved` or `all` (at most 500), newest first."""
+        query: Query = [("state", state), ("limit", MOST_INCIDENTS)]
+        return self._list(Incident, "incidents", query, only_first=state != "open")
 
     def incident(self, incident_id: str) -> Incident:
         """GET /api/v1/incidents/ID"""
@@ -124,31 +145,97 @@ class Client:
 
     def recommendations(self) -> list[Recommendation]:
         """GET /api/v1/recommendations: most EUR (else GPU-hours) first."""
-        return self._get(list[Recommendation], "recommendations")
+        return self._list(Recommendation, "recommendations", [("limit", MOST)])
 
     def series(self, node: str, gpu: str, field: str, window_s: float = 3600) -> Series:
         """GET /api/v1/series: one field of one GPU; `gpu` empty for a host field. At most 1,500 points."""
         return self._get(Series, "series", node=node, gpu=gpu, field=field, window_s=window_s)
 
+    def fleet_series(self, field: str, window_s: float = 86400, simulated: bool = False) -> FleetSeries:
+        """GET /api/v1/fleet/series: one field of all real (or all simulated) GPUs together."""
+        made_up = "true" if simulated else "false"
+        return self._get(FleetSeries, "fleet/series", field=field, window_s=window_s, simulated=made_up)
+
+    def quantile(self, job: str, field: str, share: float = 0.95) -> JobQuantile:
+        """GET /api/v1/quantile: of one gauge over a job's life; HTTP 404 where nothing is kept."""
+        return self._get(JobQuantile, "quantile", job=job, field=field, share=share)
+
     def _get(self, kind: type[T], path: str, **query: str | float) -> T:
-        url = f"{self._url}/api/v1/{path}"
-        if query:
-            url += "?" + urllib.parse.urlencode(query)
-        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        url = self._address(path, list(query.items()))
+        return cast(T, _parsed(cast(Hashable, kind), url, self._ask(url, JSON).body))
+
+    def _list(
+        self,
+        kind: type[T],
+        path: str,
+        query: Query,
+        *,
+        arrow: Callable[[Any], list[T]] | None = None,
+        only_first: bool = False,
+    ) -> list[T]:
+        """Every page of a list; `arrow` reads the records of a page that comes as a table."""
+        url = self._address(path, query)
+        found: list[T] = []
+        while True:
+            page = self._ask(url, f"{ARROW}, {JSON};q=0.5" if arrow else JSON)
+            if arrow is not None and page.kind == ARROW:
+                found += arrow(_table(url, page.body))
+            else:
+                found += cast(list[T], _parsed(cast(Hashable, list[kind]), url, page.body))  # type: ignore[valid-type]
+            if only_first or not page.following:
+                return found
+            if page.following == urllib.parse.urlsplit(url).query:
+                raise ApiError(f"{url}: expected that the next page is another one, came the same")
+            url = f"{self._url}/api/v1/{path}?{page.following}"
+
+    def _address(self, path: str, query: Query) -> str:
+        return f"{self._url}/api/v1/{path}" + ("?" + urllib.parse.urlencode(query) if query else "")
+
+    def _ask(self, url: str, accept: str) -> _Reply:
+        headers = {"Accept": accept} | ({"Authorization": f"Bearer {self._token}"} if self._token else {})
         request = urllib.request.Request(url, headers=headers)  # noqa: S310  # operator's own URL
         try:
             with urllib.request.urlopen(request, timeout=self._timeout_s) as reply:  # noqa: S310
-                body = reply.read()
+                return _Reply(reply.headers.get_content_type(), reply.read(), _following(reply.headers))
         except urllib.error.HTTPError as error:
             raise ApiError(f"{url}: expected an answer, came HTTP {error.code}: {_detail(error)}") from error
         except (OSError, ValueError) as error:
             raise ApiError(
                 f"no collector answers at {self._url} ({error}); start one with: unidle collector"
             ) from error
-        try:
-            return cast(T, _adapter(cast(Hashable, kind)).validate_json(body))
-        except ValidationError as error:
-            raise ApiError(f"{url}: the answer does not fit this version of unidle: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    """One page."""
+
+    kind: str
+    """Media type."""
+    body: bytes
+    following: str
+    """Query of the next page; empty on the last one."""
+
+
+def _following(headers: Message) -> str:
+    """Of a Link header only the query is taken: the token goes to no other place than it was given for."""
+    found = re.fullmatch(r'\s*<([^>]*)>\s*;\s*rel="?next"?\s*', headers.get("Link", ""))
+    return urllib.parse.urlsplit(found[1]).query if found else ""
+
+
+def _parsed(kind: Hashable, url: str, body: bytes) -> Any:
+    try:
+        return _adapter(kind).validate_json(body)
+    except ValidationError as error:
+        raise ApiError(f"{url}: the answer does not fit this version of unidle: {error}") from error
+
+
+def _table(url: str, body: bytes) -> Any:
+    import pyarrow as pa  # 40 MB, which the alerts never need
+
+    try:
+        return pa.ipc.open_stream(body).read_all()
+    except pa.ArrowInvalid as error:
+        raise ApiError(f"{url}: expected an Arrow stream, came {error}") from error
 
 
 @cache

@@ -272,7 +272,7 @@ class Book:
             cost_per_h=self._rate(verdict.loss, view, positions),
             advice=about.advice,
             confirm=about.confirm,
-            simulated=all(inventory.simulated[position] for position in members),
+            simulated=any(inventory.simulated[position] for position in members),
         )
 
     def _rate(self, loss: Floats, view: View, positions: Positions) -> Cost:

@@ -188,6 +188,11 @@ class Ledger:
         number = int(self._a["now"][position])
         return ("unknown", "") if number < 0 else (self.codes[number].state, self.codes[number].cause)
 
+    def codes_now(self, positions: NDArray[np.intp]) -> NDArray[np.int8]:
+        """[positions] Number in `codes` at the last step, negative before there was one."""
+        found: NDArray[np.int8] = self._a["now"][positions]
+        return found
+
     def lost_now(self) -> Floats:
         """[GPUs] loss weight at the last step."""
         return self._a["now_loss"].astype(np.float64)

@@ -42,6 +42,8 @@ CROWD_PER_S = 50.0
 LINGER_S = 0.1
 """... the first of a group waits this long for others, because a group costs little more than one push."""
 UPKEEP_EACH_S = 20.0
+QUESTIONS_AT_ONCE = 8
+"""Questions answered before the pushes that came meanwhile have their turn, however many readers ask."""
 STEPS_AT_ONCE = 200
 """Steps between two looks at the queue of questions."""
 
@@ -169,8 +171,8 @@ class Live:
     def _collect(self) -> list[Push]:
         """What waits: questions are answered at once, pushes come back as a group."""
         pushes: list[Push] = []
-        wait_s = 0.2
-        while len(pushes) < GROUP:
+        wait_s, answered = 0.2, 0
+        while len(pushes) < GROUP and answered < QUESTIONS_AT_ONCE:
             try:
                 item = self._queue.get(timeout=wait_s) if wait_s else self._queue.get_nowait()
             except queue.Empty:
@@ -183,6 +185,7 @@ class Live:
                 pushes.append(item)
             else:
                 _answer(item)
+                answered += 1
             wait_s = 0.0
         self._crowd.count(len(pushes))
         return pushes

@@ -276,6 +276,7 @@ class Fleet:
     time_ns: int | None
     """Event time up to which everything was looked at."""
     simulated: bool
+    """Is any GPU of it simulated."""
     nodes: int
     gpus: int
     jobs: int
@@ -291,6 +292,8 @@ class Fleet:
     """Those of them that have anything simulated."""
     gaps: tuple[str, ...] = ()
     """What the sums of a federation do not hold, and why, in words."""
+    simulated_gpus: int = 0
+    """How many of `gpus` are simulated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,5 +411,49 @@ class Series:
     unit: str
     step_s: float
     times_ns: tuple[int, ...]
+    """Begin of each step."""
     values: tuple[float | None, ...]
+    """The mean of a gauge, the last value of a state, the increase per second of a counter."""
     simulated: bool
+    low: tuple[float | None, ...] = ()
+    """The least of each step; of others than gauges the same as `values`."""
+    high: tuple[float | None, ...] = ()
+    """The most of each step."""
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSeries:
+    """One field of all GPUs together over time, from the roll-ups: real and simulated GPUs never mixed."""
+
+    field: str
+    unit: str
+    """Of a counter, that of its increase per second and GPU."""
+    step_s: float
+    """Asked for; of a minute at least."""
+    times_ns: tuple[int, ...]
+    """Begin of each step; the newest minutes are not in the roll-ups yet."""
+    values: tuple[float | None, ...]
+    """The mean over GPUs and time."""
+    low: tuple[float | None, ...]
+    high: tuple[float | None, ...]
+    rows: tuple[float, ...]
+    """Rows that each step rests on; of a counter, the seconds."""
+    simulated: bool
+    """Of the simulated GPUs, or of the real ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobQuantile:
+    """A quantile of one gauge over all that is kept of a job's life; exact to the width of its bin."""
+
+    job: str
+    field: str
+    unit: str
+    share: float
+    """0.95: the value that 95 % of the samples do not exceed."""
+    low: float
+    """It is at least this ..."""
+    high: float
+    """... and at most this."""
+    samples: int
+    """Rows of all GPUs of the job in which the field was known."""

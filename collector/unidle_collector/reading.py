@@ -1,54 +1,60 @@
-"""What the API answers, read from the live collector; every function runs in its owning thread."""
+"""What the API answers, read from the live collector.
+
+Every function that takes a `Live` runs in its owning thread, and is short at 10,000 GPUs; those without one
+may run anywhere.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unidle_agent.errors import UnidleError
-from unidle_agent.fields import BY_NAME, GPU_FIELDS
+from unidle_collector.gpu_sheet import STALE_S
 from unidle_collector.inventory import Tenure
 from unidle_collector.live import Live
 from unidle_collector.model import (
     Account,
     Finding,
     Fleet,
-    GpuNow,
     Health,
     Incident,
     JobNow,
     NodeNow,
     Queue,
     Recommendation,
-    Series,
     Waiting,
 )
 from unidle_collector.pergpu import SECOND_NS
 from unidle_collector.recommend import recommend
-from unidle_collector.series import SeriesStore
+from unidle_collector.scheduler import Job
+from unidle_collector.tally import Tally
 
-MOST_POINTS = 1500
+HOUR = "hour"
 UNKNOWN = "unknown"
 """Key of the time of which nobody has said to whom it belongs: a row like any other, never left out."""
-STALE_S = 60.0
-"""Values older than this are not shown as those of now."""
 
 
 class AskedWrongError(UnidleError):
     """The question itself is at fault."""
 
 
+class NotHereError(UnidleError):
+    """What is asked for does not exist, or not any more."""
+
+
 def fleet(live: Live, window_s: float) -> Fleet:
     """Everything at a glance."""
-    inventory, time_ns = live.engine.inventory, live.window.time_ns
+    inventory, time_ns, ledger = live.engine.inventory, live.window.time_ns, live.engine.ledger
     states: dict[str, int] = {}
-    for position in range(len(inventory)):
-        state, _ = live.engine.ledger.now(position)
-        states[state] = states.get(state, 0) + 1
+    codes, counts = np.unique(ledger.codes_now(np.arange(len(inventory))), return_counts=True)
+    for code, count in zip(codes.tolist(), counts.tolist(), strict=True):
+        state = ledger.codes[code].state if code >= 0 else UNKNOWN
+        states[state] = states.get(state, 0) + count
     found = accounts(live, "fleet", window_s)
     end_ns = time_ns or live.clock_ns()
     empty = Account("fleet", end_ns - int(window_s * SECOND_NS), end_ns, len(inventory), {})
@@ -56,61 +62,59 @@ def fleet(live: Live, window_s: float) -> Fleet:
         site=live.settings.site,
         time_ns=time_ns,
         simulated=simulated(live),
-        nodes=len({ref.node for ref in inventory.refs}),
+        nodes=len(inventory.node_names),
         gpus=len(inventory),
         jobs=inventory.jobs,
         states=states,
         account=found[0] if found else empty,
-        open_incidents=len(live.store.state.open_incidents()),
+        open_incidents=live.store.state.open_count(),
         recommendations=len(recommendations(live)),
+        simulated_gpus=simulated_gpus(live),
     )
 
 
 def simulated(live: Live) -> bool:
     """Is anything simulated shown here."""
-    return any(live.engine.inventory.simulated) or any(node.simulated for node in live.nodes.values())
+    return simulated_gpus(live) > 0 or any(node.simulated for node in live.nodes.values())
 
 
-def gpus(live: Live) -> list[GpuNow]:
-    """Every GPU as it is now."""
-    inventory, last = live.engine.inventory, live.engine.last
-    now = {field.name: last.get(field.name) for field in GPU_FIELDS} if last is not None else {}
-    out = []
-    for position, ref in enumerate(inventory.refs):
-        state, cause = live.engine.ledger.now(position)
-        owner = inventory.owner(position)
-        sampled = live.window.last_sample_ns(position)
-        fresh = last is not None and sampled is not None and last.end_ns - sampled <= STALE_S * SECOND_NS
-        values = {name: _known(column[position]) for name, column in now.items()} if fresh else {}
-        out.append(
-            GpuNow(
-                node=ref.node,
-                gpu=ref.gpu,
-                index=ref.index,
-                model=ref.model,
-                state=state,
-                cause=cause,
-                inferred=owner.allocated is None or owner.confidence == "inferred",
-                sampled_ns=sampled,
-                job=owner.job,
-                user=owner.user,
-                values=values,
-                simulated=inventory.simulated[position],
-                owner_source=owner.source,
-                owner_confidence=owner.confidence,
-                owner_note=owner.note,
-                used_by=owner.used_by,
-            )
-        )
-    return out
+def simulated_gpus(live: Live) -> int:
+    """How many GPUs are simulated."""
+    return live.engine.inventory.simulated.count(True)
+
+
+def positions(live: Live, node: str = "") -> NDArray[np.intp]:
+    """Of all GPUs (of one node where it is named) in every per-GPU array, in the order of their arrival."""
+    inventory = live.engine.inventory
+    if not node:
+        return np.arange(len(inventory))
+    if node not in inventory.node_names:
+        raise NotHereError(f"node: expected one that has sent something, came {node!r}")
+    return np.flatnonzero(inventory.a["node"][: len(inventory)] == inventory.node_names.index(node))
 
 
 CONFIDENCES = ("low", "inferred", "medium", "high")
 """From the least."""
 
 
-def jobs(live: Live) -> list[JobNow]:
-    """Every job that holds GPUs now, by either word: the most GPUs first."""
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A job that holds GPUs now."""
+
+    job: str
+    positions: tuple[int, ...]
+    """Of its GPUs that send samples."""
+    granted: int
+    """GPUs that the scheduler gave it; 0 where nobody says."""
+
+    @property
+    def key(self) -> tuple[int, int, str]:
+        """The most GPUs first."""
+        return -len(self.positions), -self.granted, self.job
+
+
+def holdings(live: Live) -> list[Holding]:
+    """Every job that holds GPUs now, by either word, in the order of their keys."""
     inventory, ownership = live.engine.inventory, live.attribution.ownership
     held: dict[str, list[int]] = {}
     for position in range(len(inventory)):
@@ -122,8 +126,19 @@ def jobs(live: Live) -> list[JobNow]:
     for known in snapshot.jobs if snapshot else ():
         if any(grant.gpus != 0 for grant in known.grants):
             held.setdefault(known.id, [])
-    found = [_job(live, job, positions) for job, positions in held.items()]
-    return sorted(found, key=lambda job: (-len(job.gpus), -(job.granted_gpus or 0), job.job))
+    found = [Holding(job, tuple(mine), _granted(ownership.job(job)) or 0) for job, mine in held.items()]
+    return sorted(found, key=lambda holding: holding.key)
+
+
+def jobs(live: Live, held: Sequence[Holding]) -> list[JobNow]:
+    """What is known of those jobs."""
+    return [_job(live, holding.job, list(holding.positions)) for holding in held]
+
+
+def _granted(job: Job | None) -> int | None:
+    """GPUs that the scheduler gave a job; None where it does not say."""
+    counts = [grant.gpus for grant in job.grants] if job else [None]
+    return None if None in counts else sum(count for count in counts if count)
 
 
 def _job(live: Live, job: str, positions: list[int]) -> JobNow:
@@ -131,7 +146,6 @@ def _job(live: Live, job: str, positions: list[int]) -> JobNow:
     owners = [inventory.owner(position) for position in positions]
     known, dimensions = ownership.job(job), ownership.dimensions(job)
     grants = known.grants if known else ()
-    granted = [grant.gpus for grant in grants]
     scheduler = ownership.snapshot.scheduler if known and ownership.snapshot else ""
     words = [word for owner in owners for word in owner.source.split("+") if word]
     certain = [owner.confidence for owner in owners if owner.confidence in CONFIDENCES]
@@ -142,7 +156,7 @@ def _job(live: Live, job: str, positions: list[int]) -> JobNow:
         team=dimensions.team,
         partition=dimensions.partition,
         state=known.state if known else "running",
-        granted_gpus=sum(count for count in granted if count) if known and None not in granted else None,
+        granted_gpus=_granted(known),
         requested_gpus=known.requested_gpus * known.tasks
         if known and known.requested_gpus is not None
         else None,
@@ -190,32 +204,42 @@ def queue(live: Live) -> Queue:
     return Queue(live.attribution.status(), tuple(waiting), total)
 
 
-def nodes(live: Live) -> list[NodeNow]:
-    """Every node as it is now."""
-    inventory, last = live.engine.inventory, live.engine.last
-    members: dict[str, list[int]] = {name: [] for name in live.nodes}
-    for position, ref in enumerate(inventory.refs):
-        members.setdefault(ref.node, []).append(position)
+def node_names(live: Live) -> list[str]:
+    """Every node that has sent anything, sorted."""
+    return sorted({*live.nodes, *live.engine.inventory.node_names})
+
+
+def nodes(live: Live, names: Sequence[str]) -> list[NodeNow]:
+    """Those nodes as they are now."""
+    inventory = live.engine.inventory
+    every = np.arange(len(inventory))
+    numbers, sampled_ns = inventory.a["node"][every], live.window.last_samples_ns(every)
+    gpus = np.bincount(numbers, minlength=len(inventory.node_names))
+    newest_ns = np.full(gpus.shape, -1)
+    np.maximum.at(newest_ns, numbers, sampled_ns)
+    real = np.bincount(numbers, weights=~np.array(inventory.simulated, dtype=bool), minlength=gpus.size)
+    number_of = {name: number for number, name in enumerate(inventory.node_names)}
+    known, columns = live.window.hosts_now(names)
+    rows = (
+        zip(*(column.tolist() for column in columns.values()), strict=True) if columns else [()] * len(names)
+    )
     out = []
-    for name, positions in members.items():
-        book = live.nodes.get(name)
-        samples = [s for s in (live.window.last_sample_ns(p) for p in positions) if s is not None]
-        values = {}
-        if last is not None:
-            values = live.window.host_values(name)
+    for name, there, row in zip(names, known.tolist(), rows, strict=True):
+        book, number = live.nodes.get(name), number_of.get(name)
+        sample_ns = -1 if number is None else int(newest_ns[number])
         out.append(
             NodeNow(
                 node=name,
-                gpus=len(positions),
-                last_sample_ns=max(samples, default=None),
+                gpus=0 if number is None else int(gpus[number]),
+                last_sample_ns=None if sample_ns < 0 else sample_ns,
                 last_push_ns=live.window.nodes.last_push_ns(name),
                 clock_skew_s=book.clock_skew_s if book else None,
                 rows=book.rows if book else 0,
                 duplicates=book.duplicates if book else 0,
                 late_rows=book.late_rows if book else 0,
                 counter_resets=book.counter_resets if book else 0,
-                values=values,
-                simulated=book.simulated if book else all(inventory.simulated[p] for p in positions),
+                values={n: _known(v) for n, v in zip(columns, row, strict=True)} if there else {},
+                simulated=book.simulated if book else number is not None and not real[number],
             )
         )
     return out
@@ -223,21 +247,35 @@ def nodes(live: Live) -> list[NodeNow]:
 
 def accounts(live: Live, by: str, window_s: float) -> list[Account]:
     """Accounts over the last `window_s` seconds of event time, whole buckets of five minutes."""
+    if by == HOUR:
+        return [account for span in spans(live, window_s) for account in hour(live, span).accounts()]
+    found = tally(live, by, window_s)
+    return list(found.accounts()) if found is not None else []
+
+
+def tally(live: Live, by: str, window_s: float) -> Tally | None:
+    """The accounts by anything but the hour as columns; None before there was any time."""
+    key, end_ns = key_of(live, by), live.window.time_ns
+    if end_ns is None:
+        return None
+    return live.engine.ledger.tally(key, end_ns - int(window_s * SECOND_NS), end_ns)
+
+
+def spans(live: Live, window_s: float) -> list[tuple[int, int]]:
+    """(begin, end) in ns of the at most 97 spans that the accounts by hour are of."""
     end_ns = live.window.time_ns
     if end_ns is None:
         return []
-    start_ns = end_ns - int(window_s * SECOND_NS)
-    ledger = live.engine.ledger
-    if by == "hour":
-        span_ns = ledger.buckets.resolution_ns(start_ns, end_ns)
-        first = start_ns // span_ns * span_ns
-        out = []
-        step_ns = max(span_ns, int(window_s * SECOND_NS / 96) // span_ns * span_ns)
-        for begin in range(first, end_ns, step_ns):
-            end = min(end_ns, begin + step_ns)
-            out += ledger.accounts(lambda _, key=str(begin): key, begin, end)  # type: ignore[misc]
-        return out
-    return ledger.accounts(key_of(live, by), start_ns, end_ns)
+    window_ns = int(window_s * SECOND_NS)
+    span_ns = live.engine.ledger.buckets.resolution_ns(end_ns - window_ns, end_ns)
+    step_ns = max(span_ns, window_ns // 96 // span_ns * span_ns)
+    first = (end_ns - window_ns) // span_ns * span_ns
+    return [(begin, min(end_ns, begin + step_ns)) for begin in range(first, end_ns, step_ns)]
+
+
+def hour(live: Live, span: tuple[int, int]) -> Tally:
+    """All time of one of the `spans`; its key is its begin."""
+    return live.engine.ledger.tally(lambda _: str(span[0]), *span)
 
 
 def key_of(live: Live, by: str) -> Callable[[Tenure], str | None]:
@@ -255,7 +293,7 @@ def key_of(live: Live, by: str) -> Callable[[Tenure], str | None]:
         "site": lambda _: live.settings.site,
     }
     if by not in keys:
-        raise AskedWrongError(f"by: expected {', '.join((*keys, 'hour'))}, came {by!r}")
+        raise AskedWrongError(f"by: expected {', '.join((*keys, HOUR))}, came {by!r}")
     return keys[by]
 
 
@@ -264,82 +302,13 @@ def recommendations(live: Live) -> list[Recommendation]:
     return recommend(live.engine.findings(), live.window.time_ns or live.clock_ns())
 
 
-def incidents(live: Live, state: Literal["open", "resolved", "all"], limit: int) -> list[Incident]:
-    """Incidents, newest first; open ones with their finding and recommendations as of now."""
-    now = {finding.id: finding for finding in live.engine.findings()}
-    return [_as_of_now(live, incident, now) for incident in live.store.state.incidents(state, limit)]
-
-
-def incident(live: Live, incident_id: str) -> Incident:
-    """One incident, as of now while it is open."""
-    found = live.store.state.incident(incident_id)
-    if found is None:
-        raise AskedWrongError(f"no incident {incident_id!r}; /api/v1/incidents?state=all lists them")
-    return _as_of_now(live, found, {finding.id: finding for finding in live.engine.findings()})
-
-
-def _as_of_now(live: Live, kept: Incident, now: dict[str, Finding]) -> Incident:
+def as_of_now(kept: Incident, now: Mapping[str, Finding], time_ns: int) -> Incident:
+    """An incident as the state database has it, brought up to date by the findings of `now` (by id)."""
     finding = now.get(kept.id)
     if kept.state != "open" or finding is None:
         return kept
-    advised = recommend([finding], live.window.time_ns or live.clock_ns())
+    advised = recommend([finding], time_ns)
     return replace(kept, finding=finding, recommendations=tuple(advised))
-
-
-@dataclass(frozen=True, slots=True)
-class Recent:
-    """The newest minutes of one field, as the live window has them, of what was asked for."""
-
-    start_ns: int
-    end_ns: int
-    """What was asked for: start_ns <= time < end_ns."""
-    series: Series
-    """Times and values of the live window only."""
-
-
-def recent(live: Live, node: str, gpu: str, field: str, window_s: float) -> Recent:
-    """One field over time, as far as the live window reaches back; `with_stored` adds the rest."""
-    spec = BY_NAME.get(field)
-    if spec is None:
-        raise AskedWrongError(f"field: expected a field of docs/telemetry.md, came {field!r}")
-    position = live.engine.inventory.find(node, gpu) if spec.scope == "gpu" else None
-    if spec.scope == "gpu" and position is None:
-        raise AskedWrongError(f"expected a GPU that has sent something, came node {node!r}, GPU {gpu!r}")
-    end_ns = (live.window.time_ns or live.clock_ns()) + 1
-    start_ns = end_ns - int(window_s * SECOND_NS)
-    step_s = max(1.0, window_s / MOST_POINTS)
-    times, values = live.window.recent(field, position, node)
-    if spec.kind == "counter":
-        values = [value / live.engine.period_s for value in values]
-    step = max(1, round(step_s / live.engine.period_s))
-    times, values = times[::step], _means(values, step)
-    keep = [n for n, t in enumerate(times) if t >= start_ns]
-    found = Series(
-        node=node,
-        gpu=gpu,
-        field=field,
-        unit=f"{spec.unit}/s" if spec.kind == "counter" else spec.unit,
-        step_s=step_s,
-        times_ns=tuple(times[n] for n in keep),
-        values=tuple(_known(values[n]) for n in keep),
-        simulated=simulated(live),
-    )
-    return Recent(start_ns, end_ns, found)
-
-
-def with_stored(store: SeriesStore, now: Recent) -> Series:
-    """`now` with what lies before it in the series store; may take long and runs in any thread."""
-    found = now.series
-    reach_ns = found.times_ns[0] if found.times_ns else now.end_ns
-    if reach_ns - now.start_ns < found.step_s * SECOND_NS:  # no whole step is missing
-        return found
-    stored = store.steps(found.node, found.gpu, found.field, now.start_ns, now.end_ns, found.step_s)
-    older = stored.times_ns < reach_ns
-    return replace(
-        found,
-        times_ns=(*stored.times_ns[older].tolist(), *found.times_ns),
-        values=(*(_known(value) for value in stored.values[older].tolist()), *found.values),
-    )
 
 
 def health(live: Live) -> Health:
@@ -369,16 +338,6 @@ def health(live: Live) -> Health:
         counters=counters,
         scheduler=live.attribution.status(),
     )
-
-
-def _means(values: list[float], step: int) -> list[float]:
-    if step == 1:
-        return values
-    chunks = [np.array(values[n : n + step]) for n in range(0, len(values), step)]
-    return [
-        float(chunk[~np.isnan(chunk)].mean()) if (~np.isnan(chunk)).any() else float("nan")
-        for chunk in chunks
-    ]
 
 
 def _known(value: float) -> float | None:

@@ -87,6 +87,13 @@ class Tally:
         for group in there[first : None if count is None else first + count].tolist():
             yield self._account(group)
 
+    def behind(self, key: str) -> int:
+        """How many accounts come before the first one behind that of `key`, which may have no time itself."""
+        if key not in self.keys:
+            return 0
+        there = np.flatnonzero(self.seconds.any(axis=0))
+        return int(np.searchsorted(there, self.keys.index(key), side="right"))
+
     def _account(self, group: int) -> Account:
         seconds, states = self.seconds[:, group], np.array([state for state, _ in self.codes])
         by_state: dict[str, float] = {state: float(seconds[states == state].sum()) for state in STATES}

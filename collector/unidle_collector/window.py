@@ -379,17 +379,25 @@ class Window:
         step = int(self._gpus.last_step[gpu])
         return None if step < 0 else step * self._step_ns
 
-    def host_values(self, node: str) -> dict[str, float | None]:
-        """Host fields of a node at the last step; a counter is its increase per second."""
-        place = self._hosts.get(node)
-        if place is None or self._done is None:
-            return {}
-        out: dict[str, float | None] = {}
+    def last_samples_ns(self, gpus: NDArray[np.intp]) -> NDArray[np.int64]:
+        """[gpus] Time of the newest row of each, -1 where it has none."""
+        room = gpus < self._gpus.size
+        steps = np.where(room, self._gpus.last_step[np.where(room, gpus, 0)], -1)
+        return np.where(steps < 0, -1, steps * self._step_ns)
+
+    def hosts_now(self, nodes: Sequence[str]) -> tuple[NDArray[np.bool_], dict[str, Floats]]:
+        """([nodes] is it known, field -> [nodes]) of hosts at the last step; a counter is per second."""
+        places = np.array([self._hosts.get(node, -1) for node in nodes], dtype=np.intp)
+        known = places >= 0
+        if self._done is None:
+            return np.zeros_like(known), {}
+        columns = {}
         for spec in HOST_FIELDS:
-            value = float(self._host.history(spec.name, np.array([self._done]), place)[0])
-            per_step = self._step_ns / SECOND_NS if spec.kind == "counter" else 1.0
-            out[spec.name] = None if np.isnan(value) else value / per_step
-        return out
+            if spec.name in self._host.names:
+                row = self._host.row(spec.name, self._done).astype(np.float64)
+                per_step = self._step_ns / SECOND_NS if spec.kind == "counter" else 1.0
+                columns[spec.name] = np.where(known, row[np.where(known, places, 0)], np.nan) / per_step
+        return known, columns
 
     def recent(self, name: str, gpu: int | None, node: str) -> tuple[list[int], list[float]]:
         """(times in ns, values) of one field over the steps handed out that the ring still holds."""

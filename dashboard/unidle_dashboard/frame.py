@@ -55,11 +55,16 @@ def federated() -> bool:
         return False
 
 
-def page(title: str, body: Callable[[Answers], None]) -> None:
-    """Show one page: `body` draws it, again every `refresh_s` seconds, without reloading the rest."""
+def page(
+    title: str, body: Callable[[Answers], None], shows_simulated: Callable[[Answers], bool] = lambda _: True
+) -> None:
+    """Show one page: `body` draws it, again every `refresh_s` seconds, without reloading the rest.
+
+    `shows_simulated`: is anything simulated in view, where only a part of the fleet is simulated.
+    """
     asked = answers()
     try:
-        simulated = fleet(asked).value.simulated
+        simulated = _simulated_words(fleet(asked).value, lambda: shows_simulated(asked)) is not None
     except NoAnswerError:
         simulated = False
     st.set_page_config(page_title=f"{'SIMULATED · ' if simulated else ''}{title} · unidle")
@@ -68,7 +73,7 @@ def page(title: str, body: Callable[[Answers], None]) -> None:
     def live() -> None:
         try:
             seen = fleet(asked)
-            _banner(asked, seen)
+            _banner(asked, seen, lambda: shows_simulated(asked))
             body(asked)
         except NoAnswerError as error:
             _no_answer(asked, str(error))
@@ -112,19 +117,26 @@ def gaps(shown: Fleet) -> None:
         show(el("ul", *(el("li", gap) for gap in shown.gaps), cls="u-plain u-context"))
 
 
-def _banner(asked: Answers, seen: Answer[Fleet]) -> None:
-    if seen.value.simulated:
-        show(
-            el(
-                "div",
-                el("b", "SIMULATED"),
-                f"{SOME_SIMULATED} {', '.join(seen.value.simulated_sites)}."
-                if seen.value.simulated_sites
-                else ALL_SIMULATED,
-                cls="u-simulated",
-                role="status",
-            )
-        )
+def _simulated_words(now: Fleet, in_view: Callable[[], bool]) -> tuple[str, str] | None:
+    """The banner's word and sentence; None where nothing simulated is in view."""
+    if not now.simulated:
+        return None
+    if now.simulated_sites:
+        return "SIMULATED", f"{SOME_SIMULATED} {', '.join(now.simulated_sites)}."
+    if now.simulated_gpus in (0, now.gpus):  # 0: of nodes without GPUs, or an older collector's word
+        return "SIMULATED", ALL_SIMULATED
+    if not in_view():
+        return None
+    return (
+        f"SIMULATED: {now.simulated_gpus:,} of {words.many(now.gpus, 'GPU')}",
+        "Those are made up by unidle's fleet simulator, with their jobs and faults; sums hold them, too.",
+    )
+
+
+def _banner(asked: Answers, seen: Answer[Fleet], in_view: Callable[[], bool]) -> None:
+    if told := _simulated_words(seen.value, in_view):
+        word, sentence = told
+        show(el("div", el("b", word), sentence, cls="u-simulated", role="status"))
     if asked.silence:
         show(
             el(

@@ -79,7 +79,9 @@ class Site:
         self, directory: Path, read_token: str = "", settings: CollectorSettings | None = None
     ) -> None:
         self.clock = FakeTime(START_S)
-        asked = replace(settings or CollectorSettings(), data_dir=directory, allowed_hosts=("testserver",))
+        asked = replace(
+            settings or CollectorSettings(), data_dir=directory, allowed_hosts=("testserver", "127.0.0.1")
+        )
         self.live = Live(asked, open_store(asked) if settings else Store(directory), self.clock)
         self.live.start()
         self.tokens = Tokens(

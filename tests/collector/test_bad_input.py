@@ -175,7 +175,8 @@ def test_a_foreign_host_header_is_refused(here: Site) -> None:
         ("series", {"node": "n1", "gpu": "GPU-none", "field": "power_w"}, "GPU"),
         ("accounts", {"by": "colour"}, "by: expected"),
         ("accounts", {"by": "job", "window_s": -3}, "window_s"),
-        ("incidents/none", {}, "no incident"),
+        ("gpus", {"after": "bm9uc2Vuc2U"}, "after: expected"),
+        ("gpus", {"fields": "nonsense"}, "field: expected"),
     ],
 )
 def test_a_wrong_question_gets_422_and_says_why(here: Site, path: str, query: dict, words: str) -> None:
@@ -183,4 +184,21 @@ def test_a_wrong_question_gets_422_and_says_why(here: Site, path: str, query: di
     here.settle(10)
     reply = here.http.get(f"/api/v1/{path}", params=query)
     assert reply.status_code == 422
-    assert words in reply.text
+    assert words in reply.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "words"),
+    [
+        ("incidents/none", {}, "no incident 'none'"),
+        ("gpus", {"node": "none"}, "node: expected"),
+        ("nodes", {"node": "none"}, "node: expected"),
+        ("quantile", {"job": "none", "field": "power_w"}, "nothing of power_w is kept"),
+    ],
+)
+def test_what_is_not_there_gets_404_and_says_so(here: Site, path: str, query: dict, words: str) -> None:
+    here.push(batch(1, 0, 5, BUSY))
+    here.settle(10)
+    reply = here.http.get(f"/api/v1/{path}", params=query)
+    assert reply.status_code == 404
+    assert words in reply.json()["detail"]

@@ -133,7 +133,7 @@ def test_an_incident_without_flights_has_an_empty_list_and_no_incident_is_an_err
         play(here, 120, 150, HOT, seq=seq)
         (incident,) = here.get("incidents")
         assert here.get(f"incidents/{incident['id']}/flights") == []
-        assert here.http.get("/api/v1/incidents/none/flights").status_code == 422
+        assert here.http.get("/api/v1/incidents/none/flights").status_code == 404
 
 
 # -- who is asked, and for how long

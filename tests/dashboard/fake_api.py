@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -150,6 +150,7 @@ class FakeApi:
         self.name = name
         self.priced = True
         self.down = False
+        self.simulated_gpus = len(_gpus(self.groups, simulated)) if simulated else 0
         self.asked: list[str] = []
         self._gpu_list = [replace(gpu, node=f"{gpu.node}{name}") for gpu in _gpus(self.groups, simulated)]
 
@@ -172,7 +173,7 @@ class FakeApi:
         return Fleet(
             site="fra-1",
             time_ns=NOW_NS,
-            simulated=self.simulated,
+            simulated=self.simulated or self.simulated_gpus > 0,
             nodes=len({gpu.node for gpu in self._gpu_list}),
             gpus=len(self._gpu_list),
             jobs=len({group.job for group in self.groups if group.job}),
@@ -180,6 +181,7 @@ class FakeApi:
             account=self._account(window_s),
             open_incidents=len(self.incidents("open")),
             recommendations=len(self.recommendations()),
+            simulated_gpus=self.simulated_gpus,
         )
 
     def _account(self, window_s: float) -> Account:
@@ -228,9 +230,13 @@ class FakeApi:
     def _eur(self, hours: float) -> float | None:
         return hours * EUR_PER_GPU_H if self.priced else None
 
-    def gpus(self) -> list[GpuNow]:
-        self._note("gpus")
-        return self._gpu_list
+    def gpus(self, fields: Sequence[str] = (), node: str = "") -> list[GpuNow]:
+        self._note(f"gpus {node}".strip())
+        return [
+            replace(gpu, values={n: v for n, v in gpu.values.items() if not fields or n in fields})
+            for gpu in self._gpu_list
+            if node in ("", gpu.node)
+        ]
 
     def nodes(self) -> list[NodeNow]:
         self._note("nodes")
@@ -495,7 +501,7 @@ class _Handler(BaseHTTPRequestHandler):
         answers = {
             "health": api.health,
             "fleet": lambda: api.fleet(window_s),
-            "gpus": api.gpus,
+            "gpus": lambda: api.gpus(node=query.get("node", "")),
             "nodes": api.nodes,
             "accounts": lambda: api.accounts(query["by"], window_s),
             "incidents": lambda: api.incidents(query["state"]),

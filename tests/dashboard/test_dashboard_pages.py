@@ -98,6 +98,20 @@ def test_today_without_prices_says_unknown(serve: Serve) -> None:
     assert "0 EUR" not in shown
 
 
+def test_of_a_mixed_fleet_the_banner_says_how_many_and_only_where_one_is_in_view(serve: Serve) -> None:
+    api = FakeApi(simulated=False)
+    api.simulated_gpus = 8
+    serve(api)
+    for page in ("today", "fleet", "health"):
+        assert f"SIMULATED: 8 of {len(api.gpus())} GPUs" in text(run(page))
+    for page in ("incidents", "recommendations"):
+        assert "SIMULATED" not in text(run(page)), "what is listed there is real"
+    api.simulated = True
+    for page in ("incidents", "recommendations"):
+        serve(api)
+        assert "SIMULATED: 8 of" in text(run(page))
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_page_says_simulated_and_no_page_of_a_real_fleet_does(page: str, serve: Serve) -> None:
     serve(FakeApi(simulated=True))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from tests.collector.api_server import listening
 from tests.collector.pushing import START_S, FakeTime, Site, Values, batch
 
 from unidle_agent.errors import UnidleError
@@ -19,7 +20,6 @@ from unidle_collector.api import create_app
 from unidle_collector.client import Client
 from unidle_collector.ingest.tokens import Tokens
 from unidle_collector.live import Live
-from unidle_collector.model import JobNow, Queue
 from unidle_collector.scheduler import Grant, Job, Node, SchedulerError, Snapshot
 from unidle_collector.settings import CollectorSettings
 from unidle_collector.store import Store
@@ -64,7 +64,7 @@ class ScheduledSite(Site):
     def __init__(self, directory: Path) -> None:
         self.clock = FakeTime(START_S)
         self.scheduler = FakeScheduler(self.clock)
-        settings = CollectorSettings(data_dir=directory, allowed_hosts=("testserver",))
+        settings = CollectorSettings(data_dir=directory, allowed_hosts=("testserver", "127.0.0.1"))
         self.live = Live(settings, Store(directory), self.clock, self.scheduler)
         poller = self.live.attribution._poller
         assert poller is not None
@@ -240,18 +240,11 @@ def test_without_a_scheduler_nothing_is_asked_and_agents_jobs_are_listed(tmp_pat
         assert "unidle_scheduler_age_seconds{" not in here.http.get("/metrics").text
 
 
-def test_the_typed_client_reads_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pydantic import TypeAdapter
-
-    with scheduled(tmp_path) as here:
+def test_the_typed_client_reads_both(tmp_path: Path) -> None:
+    with scheduled(tmp_path) as here, listening(here) as url:
         here.play(0, 0, BUSY)
         here.ask()
-        adapters: dict[str, Any] = {"jobs": TypeAdapter(list[JobNow]), "queue": TypeAdapter(Queue)}
-        answers = {
-            path: adapters[path].validate_json(here.http.get(f"/api/v1/{path}").content) for path in adapters
-        }
-        monkeypatch.setattr(Client, "_get", lambda _, kind, path: answers[path])
-        client = Client("http://127.0.0.1:1")
+        client = Client(url)
         assert client.jobs()[0].gpus[0].gpu == "GPU-a"
         assert client.queue().gpus == 24
 

@@ -6,12 +6,14 @@ from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from unidle_agent.errors import UnidleError
 from unidle_collector import reading
 from unidle_collector.api import now, past, scraped, wrong
+from unidle_collector.api.desk import ANSWER_WITHIN_S, Desk
 from unidle_collector.federation import gate as federation
 from unidle_collector.federation.gate import PATH as FEDERATION_PATH
 from unidle_collector.ingest.asgi import PushApp
@@ -21,6 +23,9 @@ from unidle_collector.live import Live
 from unidle_collector.prometheus.receiver import PATH as WRITE_PATH
 from unidle_collector.prometheus.receiver import Receiver, mount
 from unidle_collector.prometheus.scraper import Scraper
+
+OWN_DOOR = (WRITE_PATH, FEDERATION_PATH)
+"""Paths that have their own answers to who may."""
 
 
 def create_app(
@@ -41,7 +46,7 @@ def create_app(
 
     @app.middleware("http")
     async def guard(request: Request, follow: Callable[[Request], Awaitable[Response]]) -> Response:
-        if request.url.path in (WRITE_PATH, FEDERATION_PATH):  # they have their own answers to who may
+        if request.url.path in OWN_DOOR:
             return await follow(request)
         if not (tokens.reading_is_open() or tokens.may_read(request.headers.get("authorization", ""))):
             live.counters["requests_unauthorized"] += 1
@@ -52,12 +57,28 @@ def create_app(
             return JSONResponse({"detail": text}, 401, {"WWW-Authenticate": "Bearer"})
         response = await follow(request)
         if reading.simulated(live):
-            response.headers["X-Unidle-Simulated"] = "SIMULATED"
+            response.headers["X-Unidle-Simulated"] = _simulated_words(live)
         return response
 
     @app.exception_handler(reading.AskedWrongError)
     async def asked_wrong(_: Request, error: reading.AskedWrongError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 422)
+
+    @app.exception_handler(reading.NotHereError)
+    async def not_here(_: Request, error: reading.NotHereError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 404)
+
+    @app.exception_handler(RequestValidationError)
+    async def unfit(_: Request, error: RequestValidationError) -> JSONResponse:
+        words = [
+            f"{one['loc'][-1]}: {one['msg']}, came {str(one['input'])[:100]!r}" for one in error.errors()
+        ]
+        return JSONResponse({"detail": "; ".join(words)}, 422)
+
+    @app.exception_handler(TimeoutError)
+    async def too_long(_: Request, error: TimeoutError) -> JSONResponse:  # noqa: ARG001
+        text = f"no answer within {ANSWER_WITHIN_S:.0f} s: the collector is busy catching up; ask again"
+        return JSONResponse({"detail": text}, 503)
 
     @app.exception_handler(UnidleError)
     async def failed(_: Request, error: UnidleError) -> JSONResponse:
@@ -66,11 +87,18 @@ def create_app(
     if receiver is not None:
         mount(app, receiver, tokens)
     federation.mount(app, live)
+    desk = Desk(live)
     for router in (
-        now.routes(live, scraper),
-        past.routes(live),
-        wrong.routes(live),
-        scraped.routes(live, scraper),
+        now.routes(desk, scraper),
+        past.routes(desk),
+        wrong.routes(desk),
+        scraped.routes(desk, scraper),
     ):
         app.include_router(router)
     return PushApp(Door(live, tokens), app)
+
+
+def _simulated_words(live: Live) -> str:
+    """SIMULATED, and how many of how many where real GPUs are there, too."""
+    simulated, gpus = reading.simulated_gpus(live), len(live.engine.inventory)
+    return "SIMULATED" if simulated == gpus else f"SIMULATED: {simulated} of {gpus} GPUs"

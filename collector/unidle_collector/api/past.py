@@ -1,30 +1,129 @@
-"""What was: accounts, and one field over time."""
+"""What was: accounts, fields over time, and quantiles over the life of a job."""
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
+from typing import Annotated
 
-from fastapi import APIRouter
+import pyarrow as pa
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import TypeAdapter
 
-from unidle_collector import reading
-from unidle_collector.api.asking import WindowS, ask
-from unidle_collector.live import Live
-from unidle_collector.model import Account, Series
+from unidle_collector import over_time, reading
+from unidle_collector.api import arrow
+from unidle_collector.api.desk import Desk
+from unidle_collector.api.forms import ERRORS, LISTED, MISSING, listing, reply, wants_arrow
+from unidle_collector.api.pages import Cut, Page, Paged
+from unidle_collector.api.words import MOST_TEXT, FieldName, LongWindowS, StepS, WindowS
+from unidle_collector.model import Account, FleetSeries, JobQuantile, Series
+from unidle_collector.tally import Tally
+
+By = Annotated[
+    str,
+    Query(
+        max_length=MOST_TEXT,
+        description="fleet, gpu, node, job, user, team, partition, model, site or hour",
+        examples=["job"],
+    ),
+]
+NodeName = Annotated[str, Query(max_length=MOST_TEXT, description="name of the node", examples=["gpu-07"])]
+GpuName = Annotated[
+    str,
+    Query(max_length=MOST_TEXT, description="UUID of the GPU; of a host's field, empty", examples=["GPU-7f"]),
+]
+JobName = Annotated[str, Query(max_length=MOST_TEXT, description="name of the job", examples=["4711"])]
+Share = Annotated[float, Query(gt=0, lt=1, description="0.95 is p95", examples=[0.95])]
+Simulated = Annotated[bool, Query(description="of the simulated GPUs instead of the real ones")]
 
 
-def routes(live: Live) -> APIRouter:
+def routes(desk: Desk) -> APIRouter:
     """Everything over a window."""
-    router = APIRouter(prefix="/api/v1")
+    router = APIRouter(prefix="/api/v1", tags=["past"], responses=ERRORS)
+    live = desk.live
 
-    @router.get("/accounts")
-    async def accounts(by: str = "job", window_s: WindowS = 3600.0) -> list[Account]:
-        """Where the time went, by fleet, gpu, node, job, user, team, partition, model, site or hour."""
-        return await ask(live, lambda: reading.accounts(live, by, window_s))
+    @router.get("/accounts", response_model=list[Account], responses=LISTED)
+    async def accounts(request: Request, page: Paged, by: By = "job", window_s: WindowS = 3600.0) -> Response:
+        """Where the time went: GPU-seconds by state and cause, and what was lost.
 
-    @router.get("/series")
-    async def series(node: str, field: str, gpu: str = "", window_s: WindowS = 3600.0) -> Series:
-        """One field of one GPU (or of the host, with no gpu) over time."""
-        now = await ask(live, lambda: reading.recent(live, node, gpu, field, window_s))
-        return await asyncio.to_thread(reading.with_stored, live.series, now)
+        Over whole spans of five minutes, of hours where they are older than a day.
+        """
+        if by == reading.HOUR:
+            spans = page.cut(await desk.ask(lambda: reading.spans(live, window_s)), lambda span: (span[0],))
+            tallies = [await desk.ask(partial(reading.hour, live, span)) for span in spans.items]
+            hours = Cut([account for one in tallies for account in one.accounts()], spans.following)
+            return await listing(desk, request, Account, hours)
+        tally = await desk.ask(lambda: reading.tally(live, by, window_s))
+        found = Cut[Account]([]) if tally is None else await desk.beside(lambda: _cut(page, tally))
+        return await listing(desk, request, Account, found)
+
+    @router.get(
+        "/series",
+        response_model=Series,
+        responses={200: {"content": LISTED[200]["content"], "description": "the series"}},
+    )
+    async def series(
+        request: Request,
+        node: NodeName,
+        field: FieldName,
+        gpu: GpuName = "",
+        window_s: LongWindowS = 3600.0,
+        step_s: StepS = 0.0,
+    ) -> Response:
+        """One field of one GPU (or of the host, with no gpu) over time.
+
+        As Arrow: `time_ns`, `value`, `low` and `high`, and the rest in the metadata.
+        """
+        new = await desk.ask(lambda: over_time.recent(live, node, gpu, field, window_s))
+        as_arrow = wants_arrow(request)
+
+        def finish() -> bytes:
+            found = over_time.series(live.series, new, node, gpu, step_s)
+            return _series_stream(found) if as_arrow else SERIES.dump_json(found)
+
+        return reply(request, await desk.beside(finish), as_arrow)
+
+    @router.get("/fleet/series")
+    async def fleet_series(
+        field: FieldName,
+        window_s: LongWindowS = 24 * 3600.0,
+        step_s: StepS = 60.0,
+        simulated: Simulated = False,
+    ) -> FleetSeries:
+        """One field of all GPUs together over time, from the stored roll-ups; real and simulated apart."""
+        now_ns = await desk.ask(lambda: live.window.time_ns or live.clock_ns())
+        ask = partial(over_time.fleet_series, live.series, field, now_ns + 1, window_s, step_s, simulated)
+        return await desk.beside(ask)
+
+    @router.get("/quantile", responses=MISSING)
+    async def quantile(job: JobName, field: FieldName, share: Share = 0.95) -> JobQuantile:
+        """A quantile of one gauge over all that is kept of a job's life, up to the last minutes."""
+        return await desk.beside(lambda: over_time.job_quantile(live.series, job, field, share))
 
     return router
+
+
+SERIES = TypeAdapter(Series)
+
+
+def _cut(page: Page, tally: Tally) -> Cut[Account]:
+    """Only the accounts of the page are made, of which a fleet by GPU has many."""
+    first = 0
+    if page.after is not None:
+        key = page.after[0]
+        if not isinstance(key, str):
+            raise page.wrong()
+        first = tally.behind(key)
+    return page.of(list(tally.accounts(first, page.limit + 1)), lambda account: (account.key,))
+
+
+def _series_stream(found: Series) -> bytes:
+    columns = {
+        "time_ns": pa.array(found.times_ns, pa.int64()),
+        "value": pa.array(found.values, pa.float64()),
+        "low": pa.array(found.low, pa.float64()),
+        "high": pa.array(found.high, pa.float64()),
+    }
+    about = {
+        name: str(getattr(found, name)) for name in ("node", "gpu", "field", "unit", "step_s", "simulated")
+    }
+    return arrow.stream(pa.table(columns).replace_schema_metadata(about))

@@ -2,55 +2,103 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query, Request, Response
 
 from unidle_collector import reading
-from unidle_collector.api.asking import ask
+from unidle_collector.api.desk import Desk
+from unidle_collector.api.forms import ERRORS, LISTED, MISSING, listing
+from unidle_collector.api.pages import Cut, Paged
 from unidle_collector.flights import flights_of
-from unidle_collector.live import Live
 from unidle_collector.model import Finding, FlightRecording, Incident, IncidentEvent, Recommendation
+from unidle_collector.recommend import recommend
+
+Opened = Literal["open", "resolved", "all"]
+IncidentId = Annotated[
+    str, Path(max_length=500, description="id of the incident", examples=["idle-k3jv5qq2"])
+]
 
 
-def routes(live: Live) -> APIRouter:
+def routes(desk: Desk) -> APIRouter:
     """From a finding to its incident."""
-    router = APIRouter(prefix="/api/v1")
+    router = APIRouter(prefix="/api/v1", tags=["wrong"], responses=ERRORS)
+    live, state_of = desk.live, desk.live.store.state
 
-    @router.get("/findings")
-    async def findings() -> list[Finding]:
-        """Everything that is wrong now, told or still developing."""
-        return await ask(live, live.engine.findings)
+    async def as_of_now(kept: list[Incident]) -> list[Incident]:
+        time_ns, findings = await desk.ask(
+            lambda: (live.window.time_ns or live.clock_ns(), live.engine.findings())
+        )
+        now = {finding.id: finding for finding in findings}
+        return await desk.beside(lambda: [reading.as_of_now(one, now, time_ns) for one in kept])
 
-    @router.get("/recommendations")
-    async def recommendations() -> list[Recommendation]:
+    async def one(incident_id: str) -> Incident:
+        kept = await desk.beside(lambda: state_of.incident(incident_id))
+        if kept is None:
+            raise reading.NotHereError(f"no incident {incident_id!r}; /api/v1/incidents?state=all lists them")
+        return (await as_of_now([kept]))[0]
+
+    @router.get("/findings", response_model=list[Finding], responses=LISTED)
+    async def findings(request: Request, page: Paged) -> Response:
+        """Everything that is wrong now, told or still developing, by kind and subject."""
+        found = sorted(await desk.ask(live.engine.findings), key=_finding_key)
+        return await listing(desk, request, Finding, page.cut(found, _finding_key))
+
+    @router.get("/recommendations", response_model=list[Recommendation], responses=LISTED)
+    async def recommendations(request: Request, page: Paged) -> Response:
         """What to do, the most worth first."""
-        return await ask(live, lambda: reading.recommendations(live))
+        time_ns, findings = await desk.ask(
+            lambda: (live.window.time_ns or live.clock_ns(), live.engine.findings())
+        )
+        advised = await desk.beside(lambda: sorted(recommend(findings, time_ns), key=_worth_key))
+        return await listing(desk, request, Recommendation, page.cut(advised, _worth_key))
 
-    @router.get("/incidents")
+    @router.get("/incidents", response_model=list[Incident], responses=LISTED)
     async def incidents(
-        state: Literal["open", "resolved", "all"] = "open", limit: int = Query(default=500, ge=1, le=5000)
-    ) -> list[Incident]:
+        request: Request,
+        page: Paged,
+        state: Annotated[Opened, Query(description="open, resolved or all", examples=["open"])] = "open",
+    ) -> Response:
         """Incidents, newest first; open ones as of now."""
-        return await ask(live, lambda: reading.incidents(live, state, limit))
+        match page.after:
+            case None:
+                after = None
+            case (int(opened_ns), str(incident_id)):
+                after = (-opened_ns, incident_id)
+            case _:
+                raise page.wrong()
+        kept = await desk.beside(lambda: state_of.incidents(state, page.limit + 1, after))
+        here = page.of(kept, lambda incident: (-incident.opened_ns, incident.id))
+        return await listing(desk, request, Incident, Cut(await as_of_now(here.items), here.following))
 
-    @router.get("/incidents/{incident_id}")
-    async def incident(incident_id: str) -> Incident:
+    @router.get("/incidents/{incident_id}", responses=MISSING)
+    async def incident(incident_id: IncidentId) -> Incident:
         """One incident, as of now while it is open."""
-        return await ask(live, lambda: reading.incident(live, incident_id))
+        return await one(incident_id)
 
-    @router.get("/incidents/{incident_id}/flights")
-    async def incident_flights(incident_id: str) -> list[FlightRecording]:
+    @router.get("/incidents/{incident_id}/flights", responses=MISSING)
+    async def incident_flights(incident_id: IncidentId) -> list[FlightRecording]:
         """What the flight recorders of its GPUs held around that time, newest first, at most 16."""
-        found = await ask(live, lambda: reading.incident(live, incident_id))
-        return await asyncio.to_thread(flights_of, live.store.state, found)
+        found = await one(incident_id)
+        return await desk.beside(lambda: flights_of(state_of, found))
 
     @router.get("/events")
-    def events(
-        after: int = Query(default=0, ge=0), limit: int = Query(default=500, ge=1, le=500)
+    async def events(
+        after: Annotated[int, Query(ge=0, description="seq of the last event known", examples=[0])] = 0,
+        limit: Annotated[
+            int, Query(ge=1, le=500, description="most events of the answer", examples=[500])
+        ] = 500,
     ) -> list[IncidentEvent]:
-        """Changes of incidents in order, after a seq."""
-        return live.store.state.events(after, limit)
+        """Changes of incidents in order, after a seq: ask again with the last one until none comes."""
+        return await desk.beside(lambda: state_of.events(after, limit))
 
     return router
+
+
+def _finding_key(finding: Finding) -> tuple[str, str, str]:
+    return finding.kind, finding.subject_kind, finding.subject
+
+
+def _worth_key(item: Recommendation) -> tuple[float, float, str]:
+    expected = item.gain.expected
+    return -(expected.eur or 0.0), -expected.gpu_h, item.id

@@ -112,6 +112,7 @@ def fleet(name: str, asked: Sequence[SiteNow], window_s: float, now_ns: int) -> 
         ),
         sites=tuple(one.key for one in asked),
         simulated_sites=tuple(one.key for one in asked if one.report is not None and one.report.simulated),
+        simulated_gpus=sum(now.simulated_gpus for now in told),
         gaps=tuple(gap for one in asked for gap in _gaps(one, window_s)),
     )
 

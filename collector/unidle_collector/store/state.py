@@ -136,14 +136,27 @@ class State:
         return self.incidents("open", limit=None)
 
     def incidents(
-        self, state: Literal["open", "resolved", "all"] = "open", limit: int | None = 500
+        self,
+        state: Literal["open", "resolved", "all"] = "open",
+        limit: int | None = 500,
+        after: tuple[int, str] | None = None,
     ) -> list[Incident]:
-        """Incidents by state, newest first."""
+        """Incidents by state, newest first; those behind the one of `after` (opened_ns, id) where given."""
         table = tables.incidents
         query = sa.select(table.c.document).order_by(table.c.opened_ns.desc(), table.c.id).limit(limit)
         if state != "all":
             query = query.where(table.c.state == state)
+        if after is not None:
+            opened_ns, incident_id = after
+            same = (table.c.opened_ns == opened_ns) & (table.c.id > incident_id)
+            query = query.where((table.c.opened_ns < opened_ns) | same)
         return [_incidents().validate_json(row.document) for row in self._rows(query)]
+
+    def open_count(self) -> int:
+        """How many incidents are open."""
+        table = tables.incidents
+        query = sa.select(sa.func.count()).select_from(table).where(table.c.state == "open")
+        return int(self._rows(query)[0][0])
 
     def incident(self, incident_id: str) -> Incident | None:
         """The incident of that id, None when there is none."""

@@ -26,7 +26,7 @@ def show() -> None:
 
 
 def _body(asked: Answers) -> None:
-    gpus = asked.ask("gpus", lambda api: api.gpus()).value
+    gpus = asked.ask("gpus", lambda api: api.gpus(fleet.MAP_FIELDS)).value
     if not gpus:
         frame.empty("No GPU has reported yet.", "Start an agent on a GPU node: unidle agent")
         return
@@ -51,7 +51,8 @@ def _body(asked: Answers) -> None:
     if node is None:
         frame.show(el("div", "Click a node to see its GPUs. Hatched cells are unknown.", cls="u-context"))
     else:
-        _node(asked, node, fleet.by_node(gpus)[node])
+        whole = asked.ask(("gpus", node), lambda api: api.gpus(node=node)).value
+        _node(asked, node, fleet.by_node(whole)[node])
 
 
 def _pick(node: str) -> None:

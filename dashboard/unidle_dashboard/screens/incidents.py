@@ -20,7 +20,19 @@ STATE_NAMES = {"open": "Open", "resolved": "Resolved", "all": "All"}
 
 def show() -> None:
     """The page."""
-    frame.page("Incidents", _body)
+    frame.page("Incidents", _body, _shows_simulated)
+
+
+def _shows_simulated(asked: Answers) -> bool:
+    """Of the incidents that the address asks for."""
+    state = st.session_state.get("show", st.query_params.get("show", "open"))
+    listed = _listed(asked, state if state in STATE_NAMES else "open")
+    known, _ = _with_wanted(asked, listed, st.query_params.get("incident", ""))
+    return any(one.finding.simulated for one in known)
+
+
+def _listed(asked: Answers, state: str) -> list[Incident]:
+    return asked.ask(("incidents", state), lambda api: api.incidents(state)).value
 
 
 def _body(asked: Answers) -> None:
@@ -34,7 +46,7 @@ def _body(asked: Answers) -> None:
         bind="query-params",
         label_visibility="collapsed",
     )
-    listed = asked.ask(("incidents", state), lambda api: api.incidents(state)).value
+    listed = _listed(asked, state)
     wanted = st.query_params.get("incident", "")
     known, problem = _with_wanted(asked, listed, wanted)
     if problem:

@@ -14,11 +14,15 @@ from unidle_dashboard.view.recommendations import LEVERS, GainLine, by_lever, ga
 
 def show() -> None:
     """The page."""
-    frame.page("Recommendations", _body)
+    frame.page("Recommendations", _body, lambda asked: any(one.simulated for one in _known(asked)))
+
+
+def _known(asked: Answers) -> list[Recommendation]:
+    return asked.ask("recommendations", lambda api: api.recommendations()).value
 
 
 def _body(asked: Answers) -> None:
-    recommendations = asked.ask("recommendations", lambda api: api.recommendations()).value
+    recommendations = _known(asked)
     frame.verdict(
         _headline(len(recommendations)), "Commands are for you to read and run; unidle runs none of them."
     )

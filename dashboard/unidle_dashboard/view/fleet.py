@@ -56,6 +56,10 @@ COLOURINGS: dict[str, Colouring] = {
 """What the map can be coloured by, beside the state: by the name that people choose and that links hold."""
 
 
+MAP_FIELDS = ("gpu_util_ratio", "sm_active_ratio", "temperature_c", "power_w", "power_limit_w")
+"""All that COLOURINGS read: of a large fleet nothing else is asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class FleetMap:
     """The map as the canvas component wants it.
