@@ -1,6 +1,6 @@
 """Writes the pages of docs/ that the code itself is the source of: `python -m docs.generate [--check]`.
 
-telemetry.md (fields and delays), findings.md (detectors), recommendations.md, settings.md, cli.md.
+telemetry.md (fields and delays), findings.md (detectors), recommendations.md, settings.md, cli.md, api.md.
 With --check nothing is written; the exit code is 1 when a page is stale.
 """
 
@@ -12,6 +12,7 @@ import dataclasses
 import io
 import pkgutil
 import sys
+import tempfile
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -21,6 +22,11 @@ from unidle_agent.cli import GROUP, summary
 from unidle_agent.fields import FIELDS
 from unidle_agent.settings import Secret
 from unidle_collector import detectors, recommend
+from unidle_collector.api import describe, reading_app
+from unidle_collector.ingest.tokens import Tokens
+from unidle_collector.live import Live
+from unidle_collector.settings import CollectorSettings
+from unidle_collector.store import Store
 
 HERE = Path(__file__).parent
 NOTE = "<!-- Written by `make docs` from the code; edit there. -->\n"
@@ -132,6 +138,42 @@ def settings() -> str:
     return "\n".join(lines) + "\n"
 
 
+API_HEAD = """# API of the collector
+
+Below `http://127.0.0.1:9470`; the whole schema, with the type and meaning of every field, is at `/openapi.json`.
+Every time is ns since the epoch, every value in base units, unknown is null.
+
+**Tokens.** `Authorization: Bearer TOKEN` with a read token (`unidle tokens create --read NAME`); none is needed on a
+loopback address as long as none was made. Read tokens write nothing, write tokens read nothing.
+
+**Pages.** A list answers with at most `limit` items and, where there are more, with
+`Link: <?limit=...&after=...>; rel="next"`, relative to the address asked for. A cursor names the last item, not its
+number: what comes or goes meanwhile shifts nothing. Where the order is by worth or size (`recommendations`, `jobs`),
+an item that moves between two pages can be on both or on neither.
+
+**Arrow.** Lists and `/api/v1/series` come as an Arrow IPC stream with
+`Accept: application/vnd.apache.arrow.stream`; the columns are the fields. That is a fraction of the bytes of JSON;
+`fields` and `node` of `/api/v1/gpus` ask for less still.
+
+**SIMULATED.** `X-Unidle-Simulated` is on every answer of a collector that holds simulated GPUs, with their number where
+others are there, too; each GPU, finding, recommendation and series says it of itself.
+
+"""
+
+
+def api() -> str:
+    """Every path of the collector, from the schema that it serves."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = CollectorSettings(data_dir=Path(folder))
+        store = Store(settings.data_dir)
+        try:
+            live = Live(settings, store)
+            served = reading_app(live, Tokens(store.state, live.clock_ns))
+        finally:
+            store.close()
+    return API_HEAD + describe.page(served.openapi())
+
+
 def cli() -> str:
     """The help page of every command."""
     parts = ["# Commands\n"]
@@ -170,6 +212,7 @@ def _shown(value: object) -> str:
 
 
 PAGES = {
+    "api.md": api,
     "telemetry.md": telemetry,
     "findings.md": findings,
     "recommendations.md": recommendations,

@@ -471,7 +471,7 @@ FIRING = [
     (
         "UnidleHoursLost",
         [
-            series('unidle_fleet_lost_gpu_hours{instance="c",job="j"}', "3x60"),
+            series('unidle_fleet_lost_gpu_seconds{instance="c",job="j"}', "10800x60"),
             series('unidle_fleet_gpus{instance="c",job="j",state="idle"}', "4x60"),
             series('unidle_fleet_gpus{instance="c",job="j",state="productive"}', "6x60"),
         ],
@@ -483,7 +483,7 @@ QUIET = [
     series('unidle_collector_pushes_store_full_total{instance="c"}', "3x60"),
     series('unidle_agent_batches_dropped_total{instance="n"}', "3x60"),
     series('unidle_alerts_given_up{destination="slack_webhook"}', "0x60"),
-    series('unidle_fleet_lost_gpu_hours{instance="c",job="j"}', "1x60"),
+    series('unidle_fleet_lost_gpu_seconds{instance="c",job="j"}', "3600x60"),
     series('unidle_fleet_gpus{instance="c",job="j",state="productive"}', "10x60"),
 ]
 

@@ -27,6 +27,7 @@ from unidle_collector.model import Incident
 from unidle_collector.recommend import recommend
 from unidle_collector.series import open_feed, open_series
 from unidle_collector.settings import CollectorSettings
+from unidle_collector.settled import Settled
 from unidle_collector.store import Store
 from unidle_collector.taking import Ack, BusyError, Push, Taking
 from unidle_collector.timings import Timings
@@ -102,6 +103,7 @@ class Live:
         )
         self.taking.own = self.attribution.hear
         self.series, self.feed = open_series(settings, store), open_feed(settings, store)
+        self.settled = Settled(self.engine.ledger, self.engine.inventory)
         self.tick_s, self.finding_delay_s = Timings(), Timings()
         self.accounts_directory = store.directory / "accounts"
         self.notes: list[str] = []
@@ -273,6 +275,7 @@ class Live:
 
     def _snapshot(self) -> keeping.Snapshot | None:
         reached = self.window.time_ns
+        self.settled.advance(reached)
         return None if reached is None else keeping.snapshot(self.engine, reached)
 
     def _write(self, kept: keeping.Snapshot | None) -> None:
@@ -302,6 +305,7 @@ class Live:
         for received_ns, clock_ns, batch in self.store.replay():
             self.taking.take([(batch, received_ns, clock_ns)])
             self._advance(received_ns)
+        self.settled.begin(self.window.time_ns)
 
     def _keep_up(self) -> None:
         while not self._stop.wait(UPKEEP_EACH_S):

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from unidle_agent.exporter.own_names import metric_name
+from unidle_agent.fields import GPU_FIELDS
 from unidle_collector import reading
 from unidle_collector.live import Live
 from unidle_collector.model import TargetNow
@@ -49,11 +53,16 @@ COUNTERS = {
 }
 
 
+SHOWN_AS = {"counter_resets": "values_reset"}
+"""A metric's name must not say what type it has."""
+
+
 def render(live: Live, targets: list[TargetNow]) -> str:
     """Prometheus text."""
     lines: list[str] = []
     for name, text in COUNTERS.items():
-        _add(lines, f"unidle_collector_{name}_total", "counter", text, [("", live.counters[name])])
+        shown = SHOWN_AS.get(name, name)
+        _add(lines, f"unidle_collector_{shown}_total", "counter", text, [("", live.counters[name])])
     scraped = [(f'{{state="{state}"}}', count) for state, count in counted(targets).items()]
     _add(lines, "unidle_collector_scrape_targets", "gauge", "dcgm-exporters to scrape, by state.", scraped)
     for name, (text, timings) in {
@@ -70,10 +79,10 @@ def render(live: Live, targets: list[TargetNow]) -> str:
     account = fleet.account
     _add(
         lines,
-        "unidle_fleet_lost_gpu_hours",
+        "unidle_fleet_lost_gpu_seconds",
         "gauge",
-        "GPU-hours lost to jobs within the last hour.",
-        [("", account.lost.gpu_h)],
+        "GPU-seconds lost to jobs within the last hour.",
+        [("", account.lost.gpu_h * 3600)],
     )
     if account.effective_ratio is not None:
         _add(
@@ -89,11 +98,69 @@ def render(live: Live, targets: list[TargetNow]) -> str:
             kinds[finding.kind] = kinds.get(finding.kind, 0) + 1
     rows = [(f'{{kind="{kind}"}}', count) for kind, count in sorted(kinds.items())]
     _add(lines, "unidle_open_findings", "gauge", "Open findings that people were told.", rows)
+    _add_findings(lines, live)
+    _add_accounts(lines, live)
+    _add_means(lines, live)
     _add_scheduler(lines, live)
     _add_series(lines, live.feed)
+    sides = {"0": fleet.gpus - fleet.simulated_gpus, "1": fleet.simulated_gpus}
+    rows = [(f'{{simulated="{side}"}}', count) for side, count in sides.items()]
+    _add(lines, "unidle_gpus", "gauge", "GPUs ever seen, real and simulated.", rows)
     flag = [("", int(fleet.simulated))]
     _add(lines, "unidle_simulated", "gauge", "1 when anything here is SIMULATED.", flag)
     return "\n".join(lines) + "\n"
+
+
+def _add_findings(lines: list[str], live: Live) -> None:
+    """By kind, never by subject: a series per job would be a new one with every job."""
+    counts: dict[tuple[str, str, str], int] = {}
+    for finding in live.engine.findings():
+        state = "developing" if finding.told_ns is None else "told"
+        key = (finding.kind, state, str(int(finding.simulated)))
+        counts[key] = counts.get(key, 0) + 1
+    rows = [
+        (f'{{kind="{kind}",state="{state}",simulated="{side}"}}', count)
+        for (kind, state, side), count in sorted(counts.items())
+    ]
+    _add(lines, "unidle_findings", "gauge", "Findings that are told or still developing.", rows)
+
+
+def _add_accounts(lines: list[str], live: Live) -> None:
+    """Counters of settled time: see `settled`."""
+    live.settled.advance(live.window.time_ns)
+    counts = {
+        f'{{state="{state}",cause="{cause}",simulated="{side}"}}': count
+        for (state, cause, side), count in sorted(live.settled.counts.items())
+    }
+    for name, text, rows in (
+        ("gpu", "GPU-seconds by state and cause.", [(key, one.gpu_s) for key, one in counts.items()]),
+        (
+            "lost_gpu",
+            "GPU-seconds lost, by loss weight.",
+            [(key, one.lost_gpu_s) for key, one in counts.items()],
+        ),
+    ):
+        _add(lines, f"unidle_account_{name}_seconds_total", "counter", text, rows)
+    energy = [(key, one.lost_j) for key, one in counts.items()]
+    _add(lines, "unidle_account_lost_joules_total", "counter", "Energy drawn in lost time.", energy)
+
+
+def _add_means(lines: list[str], live: Live) -> None:
+    """Gauges at the last step: over the GPUs that have a value, real and simulated apart."""
+    last, count = live.engine.last, len(live.engine.inventory)
+    simulated = np.array(live.engine.inventory.simulated, dtype=np.bool_)
+    for spec in GPU_FIELDS:
+        if last is None or spec.kind != "gauge" or spec.name not in last.columns:
+            continue
+        column = last.columns[spec.name][:count]
+        known = ~np.isnan(column)
+        rows = []
+        for side, members in (("0", ~simulated), ("1", simulated)):
+            chosen = known & members[: column.size]
+            if chosen.any():
+                rows.append((f'{{simulated="{side}"}}', float(column[chosen].mean())))
+        name = metric_name(spec).replace("unidle_gpu_", "unidle_fleet_mean_", 1)
+        _add(lines, name, "gauge", f"Mean over the GPUs that say it now: {spec.doc}.", rows)
 
 
 def _add_scheduler(lines: list[str], live: Live) -> None:
@@ -131,4 +198,4 @@ def _summary(lines: list[str], name: str, text: str, timings: Timings) -> None:
 
 def _add(lines: list[str], name: str, kind: str, text: str, rows: Sequence[tuple[str, float]]) -> None:
     lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
-    lines += [f"{name}{labels} {value:g}" for labels, value in rows]
+    lines += [f"{name}{labels} {value:.10g}" for labels, value in rows]

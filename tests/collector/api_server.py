@@ -65,11 +65,13 @@ def data_of(number: int, gpus: int, first_s: int, seconds: int, seq: int) -> byt
     return encode(sent)
 
 
-def full_data_of(number: int, gpus: int, fields: int) -> bytes:
+def full_data_of(number: int, gpus: int, fields: int, second: int = 0) -> bytes:
     """One second of a node with `fields` float fields of noise."""
     random = np.random.default_rng(number)
     some = [spec for spec in GPU_FIELDS if spec.dtype == "f4"][:fields]
     values = {spec.name: random.random(gpus).astype("<f4").tobytes() for spec in some}
-    sent = batch(0, 0, 1, {}, node=f"n{number:04d}", gpus=tuple(f"GPU-{number:04d}-{i}" for i in range(gpus)))
+    sent = batch(
+        second, second, 1, {}, node=f"n{number:04d}", gpus=tuple(f"GPU-{number:04d}-{i}" for i in range(gpus))
+    )
     host = {spec.name: np.float32(0.5).tobytes() for spec in HOST_FIELDS if spec.dtype == "f4"}
     return encode(replace(sent, columns=values, host=host))

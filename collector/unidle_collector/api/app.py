@@ -13,6 +13,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from unidle_agent.errors import UnidleError
 from unidle_collector import reading
 from unidle_collector.api import now, past, scraped, wrong
+from unidle_collector.api.describe import complete
 from unidle_collector.api.desk import ANSWER_WITHIN_S, Desk
 from unidle_collector.federation import gate as federation
 from unidle_collector.federation.gate import PATH as FEDERATION_PATH
@@ -32,6 +33,13 @@ def create_app(
     live: Live, tokens: Tokens, receiver: Receiver | None = None, scraper: Scraper | None = None
 ) -> PushApp:
     """The application; who may read and push is for `tokens` to say."""
+    return PushApp(Door(live, tokens), reading_app(live, tokens, receiver, scraper))
+
+
+def reading_app(
+    live: Live, tokens: Tokens, receiver: Receiver | None = None, scraper: Scraper | None = None
+) -> FastAPI:
+    """Everything but pushes."""
     app = FastAPI(
         title="unidle collector",
         version=version("unidle"),
@@ -95,7 +103,8 @@ def create_app(
         scraped.routes(desk, scraper),
     ):
         app.include_router(router)
-    return PushApp(Door(live, tokens), app)
+    complete(app)
+    return app
 
 
 def _simulated_words(live: Live) -> str:

@@ -103,7 +103,9 @@ def mount(app: FastAPI, live: Live) -> None:
         return await gate.answer(request)
 
     @app.get(f"{PATH}/crossings")
-    def crossings(limit: int = Query(default=100, ge=1, le=5000)) -> list[Crossing]:
+    def crossings(
+        limit: int = Query(default=100, ge=1, le=5000, description="most crossings of the answer"),
+    ) -> list[Crossing]:
         """What left this site, to whom and when; newest first."""
         return live.store.state.crossings(limit)
 
