@@ -13,7 +13,7 @@ import pytest
 from tests import metric_pages
 from unidle_agent.exporter import metric_name
 from unidle_agent.fields import FIELDS
-from unidle_agent.push import OUTCOMES
+from unidle_agent.sender import OUTCOMES
 
 ROOT = Path(__file__).parents[1]
 HEADER = ["situation", "what happens", "what you see", "what is lost", "proved by"]

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from unidle_agent import fetch
 from unidle_agent.config import AgentSettings
@@ -23,6 +24,7 @@ from unidle_agent.errors import SourceError
 from unidle_agent.push import PATH, calls_batch_bad
 from unidle_agent.sample import Reading
 from unidle_agent.settings import load
+from unidle_agent.shards import is_nats
 from unidle_agent.sources.dcgm_exporter import MAX_PAGE_BYTES
 from unidle_agent.wire import CONTENT_TYPE
 
@@ -194,6 +196,22 @@ def pressure(proc: Path = Path("/proc")) -> CheckResult:
     return CheckResult("pressure", "ok", f"{proc}/pressure is readable")
 
 
+def _nats(urls: str) -> CheckResult:
+    """Does one of these servers greet as NATS does; who may publish there shows in /health of the agent."""
+    problems = []
+    for url in urls.split(","):
+        parts = urlsplit(url.strip())
+        try:
+            with socket.create_connection((parts.hostname or "", parts.port or 4222), DEADLINE_S) as over:
+                over.settimeout(DEADLINE_S)
+                if over.recv(5).startswith(b"INFO"):
+                    return CheckResult("collector", "ok", f"{url}: a NATS server answers")
+                problems.append(f"{url}: expected the greeting of a NATS server")
+        except (OSError, ValueError) as error:
+            problems.append(f"{url}: {error}")
+    return CheckResult("collector", "fail", "; ".join(problems), "start nats-server, or correct push_url")
+
+
 def collector() -> CheckResult:
     """Does the collector that this agent pushes to answer, and take its token."""
     name = "collector"
@@ -201,6 +219,8 @@ def collector() -> CheckResult:
     if not settings.push_url:
         todo = "set push_url; until then the agent only serves /metrics"
         return CheckResult(name, "warn", "push_url is not set: this agent pushes nowhere", todo)
+    if is_nats(settings.push_url):
+        return _nats(settings.push_url)
     to = fetch.target(settings.push_url, "agent.push_url")
     headers = {"Content-Type": CONTENT_TYPE}
     if settings.push_token:

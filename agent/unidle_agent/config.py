@@ -23,8 +23,15 @@ class AgentSettings:
     batch_s: float = setting(
         5.0, "seconds of samples in one batch; a GPU that changes state goes at once", low=0.1, high=60
     )
-    push_url: str = setting("", "address of the collector, e.g. http://10.0.0.1:9470; empty: do not push")
-    push_token: Secret = setting(Secret(), "token that the collector takes pushes with")
+    push_url: str = setting(
+        "",
+        "address of the collector, e.g. http://10.0.0.1:9470, or of NATS, e.g. nats://10.0.0.1:4222 (more by "
+        "commas; tls:// for TLS; needs unidle[nats]); empty: do not push",
+    )
+    push_token: Secret = setting(
+        Secret(), "token that the collector takes pushes with; NATS: or USER:PASSWORD"
+    )
+    push_creds_file: str = setting("", "NATS: file of the node's credentials (.creds), instead of a token")
     push_ca_file: str = setting(
         "", "PEM file of the authority that signed the collector's certificate; empty: the system's"
     )

@@ -15,9 +15,12 @@ from dataclasses import replace
 
 from unidle_agent.batcher import Batcher
 from unidle_agent.config import AgentSettings
+from unidle_agent.errors import SettingError
 from unidle_agent.exporter import Metric, single
 from unidle_agent.push import Pusher
 from unidle_agent.sample import Tick
+from unidle_agent.sender import Sender
+from unidle_agent.shards import is_nats
 from unidle_agent.sources.dcgm_exporter import DcgmExporterSource
 from unidle_agent.spool import Spool
 from unidle_agent.wire import Batch, encode
@@ -45,16 +48,7 @@ class Delivery:
         self._batcher = Batcher(settings.node_name, settings.period_s, settings.batch_s, slow)
         self._spool = Spool(settings.state_path, settings.spool_max_bytes, settings.spool_max_age_s)
         try:
-            self._pusher = Pusher(
-                settings.push_url,
-                settings.push_token,
-                self._spool,
-                ca_file=settings.push_ca_file,
-                cert_file=settings.push_cert_file,
-                key_file=settings.push_key_file,
-                on_send_facts=self._batcher.request_facts,
-                on_flights=on_flights,
-            )
+            self._pusher = _sender(settings, self._spool, self._batcher.request_facts, on_flights)
         except BaseException:
             self._spool.close()
             raise
@@ -153,3 +147,42 @@ class Delivery:
                 self._lost += 1
                 log.exception("a batch could not be spooled")
             self._pusher.wake()
+
+
+def _sender(
+    settings: AgentSettings,
+    spool: Spool,
+    on_send_facts: Callable[[], None],
+    on_flights: Callable[[Sequence[tuple[str, str]]], None],
+) -> Sender:
+    """The way that push_url names."""
+    url, token = settings.push_url, settings.push_token
+    if not is_nats(url):
+        return Pusher(
+            url,
+            token,
+            spool,
+            ca_file=settings.push_ca_file,
+            cert_file=settings.push_cert_file,
+            key_file=settings.push_key_file,
+            on_send_facts=on_send_facts,
+            on_flights=on_flights,
+        )
+    try:
+        from unidle_agent.push_nats import NatsPusher  # asyncio and a client: only where they are wanted
+    except ModuleNotFoundError as error:
+        raise SettingError(
+            "agent.push_url", "nats-py for an address of NATS (pip install 'unidle[nats]')", url, "settings"
+        ) from error
+    return NatsPusher(
+        url,
+        settings.node_name,
+        token,
+        spool,
+        creds_file=settings.push_creds_file,
+        ca_file=settings.push_ca_file,
+        cert_file=settings.push_cert_file,
+        key_file=settings.push_key_file,
+        on_send_facts=on_send_facts,
+        on_flights=on_flights,
+    )

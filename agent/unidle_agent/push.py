@@ -1,4 +1,4 @@
-"""Sends the spool's batches to the collector, oldest first, until each is acknowledged.
+"""Sends the spool's batches to the collector by HTTP, oldest first, until each is acknowledged.
 
 | answer | what follows |
 |---|---|
@@ -19,36 +19,31 @@ import email.utils
 import json
 import logging
 import random
-import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from unidle_agent import fetch
 from unidle_agent.errors import SettingError
 from unidle_agent.segment import Record
+from unidle_agent.sender import Sender, flights_asked
 from unidle_agent.settings import Secret
 from unidle_agent.spool import Spool
 from unidle_agent.wire import CLOCK_HEADER, CONTENT_TYPE
-from unidle_agent.wire_flight import MAX_TEXT
 
 log = logging.getLogger("unidle.agent")
 
 PATH = "/api/v1/push"
 TIMEOUT_S = 10.0
 MAX_ANSWER_BYTES = 64 * 1024
-FIRST_BACKOFF_S, MAX_BACKOFF_S = 1.0, 60.0
 MISCONFIGURED_RETRY_S = 60.0
 MAX_RETRY_AFTER_S = 3600.0
 BAD_BATCH = (400, 413, 422)
 """The collector's word on the batch itself, where it gives a reason as JSON: see `calls_batch_bad`."""
 BUSY = (429, 503)
 MISCONFIGURED = (401, 403, 404, 405)
-OUTCOMES = ("acknowledged", "rejected", "busy", "misconfigured", "failed")
-"""What a push can come to; `Pusher.counts` has one number for each."""
 
 
-class Pusher:
+class Pusher(Sender):
     """Sends from `spool` to the collector at `url`.
 
     `on_send_facts` is called when it asks for facts, `on_flights` with (GPU, request id) of each window of
@@ -70,19 +65,11 @@ class Pusher:
         chance: Callable[[], float] = random.random,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        self.url = url
-        self.counts = dict.fromkeys(OUTCOMES, 0)
-        self.problem = ""
-        """Why nothing goes through now; empty while it does."""
+        super().__init__(
+            url, spool, timeout_s=timeout_s, on_send_facts=on_send_facts, on_flights=on_flights, chance=chance
+        )
         self._token = token
-        self._spool = spool
-        self._timeout_s = timeout_s
-        self._on_send_facts = on_send_facts
-        self._on_flights = on_flights
-        self._chance = chance
         self._now_ns = now_ns
-        self._failures = 0
-        self._wake = threading.Event()
         # http.client shows a header that it cannot send: no such token may get as far as that.
         if not (token.reveal().isascii() and token.reveal().isprintable()):
             raise SettingError("agent.push_token", "printable ASCII without line ends", "***", "settings")
@@ -91,31 +78,6 @@ class Pusher:
         self._over = fetch.connection(to, timeout_s, ca_file, cert_file, key_file)
         if token and not to.secure and not to.loopback:
             log.warning("push_url %s has no TLS: the push token travels in clear text", url)
-
-    def wake(self) -> None:
-        """Say that there is something new to send. May be called by any thread."""
-        self._wake.set()
-
-    def run(self, stop: threading.Event) -> None:
-        """Send until `stop` is set (call `wake` too, to leave at once)."""
-        while not stop.is_set():
-            self._wake.clear()
-            try:
-                wait_s = self.step()
-            except Exception:  # a bug must not end all delivery: the batch is still in the spool
-                log.exception("unexpected error while pushing; trying again in %g s", MAX_BACKOFF_S)
-                wait_s = MAX_BACKOFF_S
-            if wait_s is None:
-                self._wake.wait()
-            else:
-                stop.wait(wait_s)
-
-    def drain(self, for_s: float) -> None:
-        """Send what is left for at most about `for_s` seconds, giving up at the first failure."""
-        end_s = time.monotonic() + for_s
-        self._timeout_s = min(self._timeout_s, for_s)
-        while self.step() == 0 and time.monotonic() < end_s:
-            pass
 
     def close(self) -> None:
         """Close the connection."""
@@ -185,29 +147,11 @@ class Pusher:
             return self._back_off(f'{self.url}: expected {{"ack": n}}, came {answer.body[:80]!r}')
         if acknowledged != record.seq:
             return self._back_off(f"{self.url}: expected ack {record.seq}, came {acknowledged}")
-        self._spool.ack(record.seq)
         if send_facts:
             self._on_send_facts()
-        if flights := _flights_asked(reply.get("flight")):
+        if flights := flights_asked(reply.get("flight")):
             self._on_flights(flights)
-        self.counts["acknowledged"] += 1
-        self._failures = 0
-        self._say("")
-        return 0
-
-    def _set_aside(self, record: Record, why: str) -> float:
-        log.warning("batch %d is set aside, the collector cannot take it: %s", record.seq, why)
-        self._spool.set_aside(record)
-        self.counts["rejected"] += 1
-        self._failures = 0
-        return 0
-
-    def _back_off(self, why: str, *, busy: bool = False) -> float:
-        self.counts["busy" if busy else "failed"] += 1
-        delay_s: float = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(self._failures, 30))
-        self._failures += 1
-        self._say(f"{why}; batches wait in the spool")
-        return delay_s * (0.5 + 0.5 * self._chance())
+        return self._accepted(record)
 
     def _retry_after_s(self, answer: fetch.Answer) -> float | None:
         text = answer.headers.get("retry-after", "").strip()
@@ -218,14 +162,6 @@ class Pusher:
         except (ValueError, TypeError):
             return None
         return min(MAX_RETRY_AFTER_S, max(0.0, until.timestamp() - self._now_ns() / 1e9))
-
-    def _say(self, problem: str) -> None:
-        """Log a problem when it begins, changes or ends; who has read the log finds it on the page."""
-        before, self.problem = self.problem, problem
-        if problem and problem != before:
-            log.warning("%s", problem)
-        if not problem and before:
-            log.info("the collector at %s takes batches again", self.url)
 
 
 def calls_batch_bad(answer: fetch.Answer) -> bool:
@@ -240,17 +176,6 @@ def calls_batch_bad(answer: fetch.Answer) -> bool:
         return answer.status in BAD_BATCH and "detail" in json.loads(answer.body)
     except (ValueError, TypeError):
         return False
-
-
-def _flights_asked(wanted: Any) -> list[tuple[str, str]]:
-    """(GPU, request id) of every request that is one; no request is worth an acknowledgement."""
-    found = []
-    for one in wanted if isinstance(wanted, list) else ():
-        if isinstance(one, dict):
-            pair = one.get("gpu"), one.get("request")
-            if all(isinstance(text, str) and 0 < len(text) <= MAX_TEXT for text in pair):
-                found.append((str(pair[0]), str(pair[1])))
-    return found
 
 
 def _detail(body: bytes) -> str:

@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import asdict, astuple, dataclass, fields
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unidle_agent.wire import Owner
+from unidle_agent.wire import Batch, Owner
 from unidle_collector.buckets import HOUR_NS, Packed
 from unidle_collector.engine import Engine
 from unidle_collector.inventory import Tenure
@@ -31,7 +31,7 @@ from unidle_collector.layout import clocks, copied, layout, put, set_clocks
 from unidle_collector.ledger import KEEP_NS
 from unidle_collector.model import GpuRef
 from unidle_collector.pergpu import SECOND_NS, Array
-from unidle_collector.store import StoreFull
+from unidle_collector.store import Store, StoreFull
 
 VERSION = 1
 CHECKPOINT = "checkpoint"
@@ -50,6 +50,8 @@ class Snapshot:
     tenures: list[Tenure]
     hours: list[tuple[int, pa.Table]]
     """Finished ones that no file holds as they are."""
+    mark: Any = None
+    """What a keeper keeps together with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,45 @@ class Restored:
     """Event time that the accounts reach; None when there are none."""
     note: str = ""
     """What could not be taken up, for people."""
+
+
+class Keeper(Protocol):
+    """Where a collector's accounts are between two runs."""
+
+    def restore(self, engine: Engine) -> Restored:
+        """Put back what the last run wrote, into an engine that is still empty."""
+
+    def snapshot(self, engine: Engine, reached_ns: int) -> Snapshot:
+        """All that `restore` needs; for the thread that owns the engine."""
+
+    def write(self, kept: Snapshot) -> None:
+        """Keep a snapshot for good; raises UnidleError when that fails, and the last one stays."""
+
+    def past(self, store: Store) -> Iterator[tuple[int, int | None, Batch]]:
+        """(time of receipt, sender's clock then, batch) of what came after the snapshot."""
+
+
+class InFiles:
+    """Accounts in a directory; what came after them is in the store's log."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def restore(self, engine: Engine) -> Restored:
+        """See Keeper."""
+        return restore(engine, self._directory)
+
+    def snapshot(self, engine: Engine, reached_ns: int) -> Snapshot:
+        """See Keeper."""
+        return snapshot(engine, reached_ns)
+
+    def write(self, kept: Snapshot) -> None:
+        """See Keeper."""
+        write(kept, self._directory)
+
+    def past(self, store: Store) -> Iterator[tuple[int, int | None, Batch]]:
+        """See Keeper."""
+        return store.replay()
 
 
 def snapshot(engine: Engine, reached_ns: int) -> Snapshot:
@@ -93,10 +134,7 @@ def snapshot(engine: Engine, reached_ns: int) -> Snapshot:
 
 def write(kept: Snapshot, directory: Path) -> None:
     """Put a snapshot on disk, hours first; raises StoreFull when that fails, and the last one stays."""
-    header = kept.header | {
-        "refs": [[*astuple(ref), share, simulated] for ref, share, simulated in kept.refs],
-        "tenures": [[tenure.gpu, asdict(tenure.owner)] for tenure in kept.tenures],
-    }
+    header = whole_header(kept)
     try:
         (directory / "hours").mkdir(parents=True, exist_ok=True)
         for hour, table in kept.hours:
@@ -111,29 +149,49 @@ def write(kept: Snapshot, directory: Path) -> None:
         ) from error
 
 
+def whole_header(kept: Snapshot) -> dict[str, Any]:
+    """The header of a snapshot with its GPUs and owners in it."""
+    return kept.header | {
+        "refs": [[*astuple(ref), share, simulated] for ref, share, simulated in kept.refs],
+        "tenures": [[tenure.gpu, asdict(tenure.owner)] for tenure in kept.tenures],
+    }
+
+
 def restore(engine: Engine, directory: Path) -> Restored:
     """Put back what `write` kept into an engine that is still empty."""
     path = directory / CHECKPOINT
     try:
         with path.open("rb") as file:
             header, arrays = read_arrays(file)
-        known = header["version"] == VERSION
     except FileNotFoundError:
         return Restored(None)
     except (OSError, ValueError, KeyError, EOFError) as error:
         return Restored(None, f"{path}: expected a checkpoint, came {error}: accounts and timers start anew")
-    if not known:
-        what = f"expected a checkpoint of version {VERSION}, came {header['version']}"
-        return Restored(None, f"{path}: {what}: accounts and timers start anew")
+    hours = {_hour_of(hour): hour for hour in sorted((directory / "hours").glob("*.parquet"))}
+    tables = {begin: partial(pq.read_table, hour) for begin, hour in hours.items()}
+    return restore_from(engine, header, arrays, tables, path)
+
+
+def restore_from(
+    engine: Engine,
+    header: Mapping[str, Any],
+    arrays: Mapping[str, Array],
+    hours: Mapping[int, Callable[[], pa.Table]],
+    where: object,
+) -> Restored:
+    """Put back a checkpoint and finished hours, by their begin, into an engine that is still empty."""
+    if header.get("version") != VERSION:
+        what = f"expected a checkpoint of version {VERSION}, came {header.get('version')}"
+        return Restored(None, f"{where}: {what}: accounts and timers start anew")
     for node, gpu, index, model, share, simulated in header["refs"]:
         engine.add(GpuRef(node, gpu, index, model), share, simulated)
-    hours = {_hour_of(hour): hour for hour in sorted((directory / "hours").glob("*.parquet"))}
     note = _restore_accounts(engine, header, arrays, hours)
     note += _restore_memory(engine, header, arrays)
-    for begin, hour in hours.items():
+    for begin, read in hours.items():
         try:
-            engine.ledger.buckets.restore_hour(begin, _packed(engine, pq.read_table(hour)))
+            engine.ledger.buckets.restore_hour(begin, _packed(engine, read()))
         except (OSError, pa.ArrowException, KeyError) as error:
+            hour = datetime.fromtimestamp(begin // SECOND_NS, UTC)
             note += f"{hour}: expected the accounts of an hour, came {error}: that hour is left out. "
     return Restored(int(header["reached_ns"]), note.strip())
 

@@ -72,6 +72,11 @@ class LateRows:
         self.corrected = 0
         """Silences that were filled in, in whole or in part."""
 
+    @property
+    def busy(self) -> bool:
+        """Do late rows wait to be looked at, or are some being lived through."""
+        return self._lane is not None or any(node.changed_ns is not None for node in self._nodes.values())
+
     def before(self, step: Step) -> None:
         """Put aside what is remembered of nodes that fall silent at `step`, which the engine has not seen."""
         last = self._engine.last

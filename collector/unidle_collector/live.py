@@ -28,8 +28,8 @@ from unidle_collector.recommend import recommend
 from unidle_collector.series import open_feed, open_series
 from unidle_collector.settings import CollectorSettings
 from unidle_collector.settled import Settled
-from unidle_collector.store import Store
-from unidle_collector.taking import Ack, BusyError, Push, Taking
+from unidle_collector.store import State, Store
+from unidle_collector.taking import Accounted, Ack, BusyError, Push, Taking
 from unidle_collector.timings import Timings
 from unidle_collector.window import Window
 
@@ -43,6 +43,10 @@ CROWD_PER_S = 50.0
 LINGER_S = 0.1
 """... the first of a group waits this long for others, because a group costs little more than one push."""
 UPKEEP_EACH_S = 20.0
+MOST_DEFERRED = 5
+"""Times in a row that a snapshot waits for late rows."""
+STATE_PATIENCE = 10
+"""A state database that took a while to fail is left alone for this many times as long."""
 QUESTIONS_AT_ONCE = 8
 """Questions answered before the pushes that came meanwhile have their turn, however many readers ask."""
 STEPS_AT_ONCE = 200
@@ -83,16 +87,31 @@ class Live:
         store: Store,
         clock_ns: Callable[[], int] = time.time_ns,
         source: scheduler.Source | None = None,
+        *,
+        state: State | None = None,
+        keeper: keeping.Keeper | None = None,
+        pace_ns: Callable[[], int] | None = None,
+        accounted: Accounted | None = None,
+        part: str = "",
     ) -> None:
-        """`source` None: the scheduler that the settings name; raises UnidleError where that cannot be."""
+        """`source` None: the scheduler that the settings name; raises UnidleError where that cannot be.
+
+        `state` keeps the incidents (None: the store's own), `keeper` the accounts (None: files beside the
+        store). Where rows come by way of a broker, `pace_ns` says up to when they have come, and `accounted`
+        which of them the accounts hold; otherwise that is now, and what the store's log holds. `part` tells
+        the findings of this part of a site from those of its others.
+        """
         self.settings = settings
         self.store = store
         self.clock_ns = clock_ns
-        self.engine = Engine(STEP_S, settings.site, settings.silence)
+        self.state = state or store.state
+        self._keeper = keeper or keeping.InFiles(store.directory / "accounts")
+        self._pace_ns = pace_ns or clock_ns
+        self.engine = Engine(STEP_S, settings.site + part, settings.silence)
         budget_bytes = int(settings.window_mb * 2**20)
         self.window = Window(STEP_S, self.engine.inventory.capacity, budget_bytes)
         self.late = LateRows(self.engine, self.window)
-        self.taking = Taking(settings, store, self.engine, self.window, clock_ns)
+        self.taking = Taking(settings, store, self.engine, self.window, clock_ns, self.state, accounted)
         # What is counted and known to be wrong, of batches and of time alike.
         self.nodes, self.events = self.taking.nodes, self.taking.events
         self.counters, self.problems = self.taking.counters, self.taking.problems
@@ -105,7 +124,6 @@ class Live:
         self.series, self.feed = open_series(settings, store), open_feed(settings, store)
         self.settled = Settled(self.engine.ledger, self.engine.inventory)
         self.tick_s, self.finding_delay_s = Timings(), Timings()
-        self.accounts_directory = store.directory / "accounts"
         self.notes: list[str] = []
         """What the start has to say, for people."""
         self.started_ns = clock_ns()
@@ -116,6 +134,9 @@ class Live:
         self._crowd = _Crowd()
         self._unkept: deque[Change] = deque()
         """Changes that the state database has not taken yet, in order."""
+        self._keep_again_s = 0.0
+        self._by_broker = accounted is not None
+        self._deferred = 0
 
     # -- from other threads ----------------------------------------------------------------------
 
@@ -166,7 +187,7 @@ class Live:
             pushes = self._collect()
             if pushes:
                 self.taking.accept(pushes)
-            self._advance(self.clock_ns())
+            self._advance(self._pace_ns())
         self._save_at_end()
         self._answer_waiting()
 
@@ -228,6 +249,9 @@ class Live:
 
     def _keep(self) -> None:
         """A finding that was told, changed or ended becomes an event of its incident; none is left out."""
+        began_s = time.monotonic()
+        if began_s < self._keep_again_s:
+            return
         try:
             while self._unkept:
                 self._keep_one(self._unkept[0])
@@ -237,6 +261,8 @@ class Live:
                 self.problems.pop("state", None)
         except UnidleError as error:
             self.problems["state"] = str(error)
+            failed_s = time.monotonic()
+            self._keep_again_s = failed_s + STATE_PATIENCE * (failed_s - began_s)
 
     def _note_delay(self, change: Change) -> None:
         """How long ago the rows came by which a finding was told."""
@@ -250,7 +276,7 @@ class Live:
 
     def _keep_one(self, change: Change) -> None:
         finding, now = change.finding, change.finding.updated_ns
-        before = self.store.state.incident(finding.id)
+        before = self.state.incident(finding.id)
         if before is not None and before.finding.updated_ns >= now:
             return  # known from before a restart, whose rows are gone through again
         over = change.what == "ended"
@@ -263,7 +289,7 @@ class Live:
             finding=finding,
             recommendations=() if over else tuple(recommend([finding], now)),
         )
-        self.store.state.save_incident(incident, now)
+        self.state.save_incident(incident, now)
         if change.asks_flight:
             self.taking.flights.ask(finding)
 
@@ -276,13 +302,20 @@ class Live:
     def _snapshot(self) -> keeping.Snapshot | None:
         reached = self.window.time_ns
         self.settled.advance(reached)
-        return None if reached is None else keeping.snapshot(self.engine, reached)
+        if reached is None:
+            return None
+        # Late rows that wait to be lived through would be neither in these accounts nor sent again.
+        if self._by_broker and self.late.busy and self._deferred < MOST_DEFERRED:
+            self._deferred += 1
+            return None
+        self._deferred = 0
+        return self._keeper.snapshot(self.engine, reached)
 
     def _write(self, kept: keeping.Snapshot | None) -> None:
         if kept is None:
             return
         try:
-            keeping.write(kept, self.accounts_directory)
+            self._keeper.write(kept)
             self.problems.pop("accounts", None)
         except UnidleError as error:
             for hour, _ in kept.hours:
@@ -292,17 +325,17 @@ class Live:
 
     def _restore(self) -> None:
         """Accounts, timers, open findings and the rows still in the log, as the last run left them."""
-        restored = keeping.restore(self.engine, self.accounts_directory)
+        restored = self._keeper.restore(self.engine)
         if restored.note:
             self.notes.append(restored.note)
-        for incident in self.store.state.open_incidents():
+        for incident in self.state.open_incidents():
             self.engine.remember(incident.finding)
         if restored.reached_ns is not None:
             self.window.start_at(restored.reached_ns)
             self.window.resize(self.engine.inventory.capacity)
             for name in self.engine.inventory.node_names:
-                self.window.expect(name, self.clock_ns())
-        for received_ns, clock_ns, batch in self.store.replay():
+                self.window.expect(name, self._pace_ns())
+        for received_ns, clock_ns, batch in self._keeper.past(self.store):
             self.taking.take([(batch, received_ns, clock_ns)])
             self._advance(received_ns)
         self.settled.begin(self.window.time_ns)

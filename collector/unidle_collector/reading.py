@@ -67,7 +67,7 @@ def fleet(live: Live, window_s: float) -> Fleet:
         jobs=inventory.jobs,
         states=states,
         account=found[0] if found else empty,
-        open_incidents=live.store.state.open_count(),
+        open_incidents=live.state.open_count(),
         recommendations=len(recommendations(live)),
         simulated_gpus=simulated_gpus(live),
     )

@@ -25,6 +25,33 @@ class CollectorSettings:
         "node's rows without a token; empty: none",
     )
     data_dir: Path = setting(Path(".unidle/collector"), "folder of the store")
+    state_url: Secret = setting(
+        Secret(),
+        "database of incidents and tokens: postgresql://USER:PASSWORD@HOST/DATABASE (unidle[postgres]); "
+        "empty: SQLite in data_dir",
+    )
+    nats_url: tuple[str, ...] = setting(
+        (),
+        "NATS servers to take rows from, shared with other collectors: nats://10.0.0.1:4222 (unidle[nats], "
+        "and a PostgreSQL as state_url); empty: agents push here",
+    )
+    nats_token: Secret = setting(Secret(), "token that NATS is entered with, or USER:PASSWORD")
+    nats_creds_file: str = setting("", "file of credentials (.creds) for NATS, instead of a token")
+    nats_ca_file: str = setting(
+        "", "PEM file of the authority that signed NATS's certificate; empty: the system's"
+    )
+    nats_replicas: int = setting(
+        1,
+        "servers that hold each message of a stream that is made anew; 3 where three form a cluster",
+        low=1,
+        high=5,
+    )
+    nats_keep_h: float = setting(
+        72.0, "hours that a stream that is made anew keeps messages", low=0.1, high=8760
+    )
+    advertise_url: str = setting(
+        "", "where other collectors find this one, e.g. http://10.0.0.5:9470; empty: its own bind and port"
+    )
     site: str = setting("local", "name of this site, shown in findings and messages")
     jurisdiction: str = setting("", "whose law holds at this site, e.g. EU; empty: the same as nobody's")
     federation_file: str = setting(

@@ -11,6 +11,7 @@ import heapq
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from unidle_collector.flights import FlightBook
 from unidle_collector.model import GpuRef
 from unidle_collector.pergpu import SECOND_NS
 from unidle_collector.settings import CollectorSettings
-from unidle_collector.store import Store, StoreFull
+from unidle_collector.store import State, Store, StoreFull
 from unidle_collector.window import Arrival, Window
 
 EVENTS_KEPT = 1000
@@ -65,8 +66,17 @@ class Push:
     """Called once per group, in the owning thread, with those of its pushes that have their answer."""
     writes_for: Collection[str] | None = None
     """The nodes whose rows the sender may write; None: any."""
+    batch: Batch | None = None
+    """What `data` decodes to, once it was read."""
     answer: Ack | UnidleError | None = None
     """The error is a WireError, ForbiddenError, BusyError or StoreFull."""
+
+
+class Accounted(Protocol):
+    """Which batches the accounts hold, where that is not what the store's log holds."""
+
+    def seen(self, node: str, boot: str, seq: int) -> bool: ...
+    def remember(self, batches: Iterable[tuple[str, str, int]]) -> None: ...
 
 
 @dataclass(slots=True)
@@ -102,15 +112,18 @@ class Taking:
         engine: Engine,
         window: Window,
         clock_ns: Callable[[], int],
+        state: State | None = None,
+        accounted: Accounted | None = None,
     ) -> None:
         self.nodes: dict[str, NodeBook] = {}
         self.counters: Counter[str] = Counter()
         self.events: deque[tuple[str, Event]] = deque(maxlen=EVENTS_KEPT)
         """(Node, event), by arrival."""
         self.problems: dict[str, str] = {}
-        self.flights = FlightBook(store.state, clock_ns, self.counters)
+        self.flights = FlightBook(state or store.state, clock_ns, self.counters)
         self._settings = settings
         self._store = store
+        self._accounted = accounted or store.state
         self._engine = engine
         self._window = window
         self.own: Callable[[int, Owner], object] = engine.own
@@ -131,14 +144,15 @@ class Taking:
             if batch is None:
                 continue
             key = (batch.node, batch.boot, batch.seq)
-            if self._store.state.seen(*key):
+            if self._accounted.seen(*key):
                 self._duplicate(push, batch)
             elif key in group:
                 again.append((push, batch))
             elif self._has_room(push, batch):
                 group.add(key)
                 try:
-                    self._store.append(push.data, push.received_ns, push.clock_ns, batch)
+                    if not self._store.state.seen(*key):  # a broker sends again what this log has already
+                        self._store.append(push.data, push.received_ns, push.clock_ns, batch)
                     taken.append((push, batch))
                 except StoreFull as error:
                     self._full(push, error)
@@ -154,7 +168,10 @@ class Taking:
                 self._full(push, error)
             return
         self.problems.pop("store", None)
-        self._store.state.remember((batch.node, batch.boot, batch.seq) for _, batch in taken)
+        keys = [(batch.node, batch.boot, batch.seq) for _, batch in taken]
+        self._store.state.remember(keys)
+        if self._accounted is not self._store.state:
+            self._accounted.remember(keys)
         for push, batch in again:
             self._duplicate(push, batch)
         self.take((batch, push.received_ns, push.clock_ns) for push, batch in taken)
@@ -215,15 +232,20 @@ class Taking:
                 f"came rows of {batch.node}: nothing is stored; give each node its own"
             )
             return None
+        push.batch = batch
         return batch
 
     def _has_room(self, push: Push, batch: Batch) -> bool:
-        skew_ns = 0 if push.clock_ns is None else self._shift(push.received_ns - push.clock_ns)
+        skew_ns = self.shift_ns(push)
         if self._window.has_room(batch, push.received_ns, skew_ns):
             return True
         self.counters["pushes_busy"] += 1
         push.answer = BusyError("event time has to advance first")
         return False
+
+    def shift_ns(self, push: Push) -> int:
+        """By how much the times of its rows are corrected."""
+        return 0 if push.clock_ns is None else self._shift(push.received_ns - push.clock_ns)
 
     def _shift(self, skew_ns: int) -> int:
         return skew_ns if abs(skew_ns) > self._settings.clock_skew_s * SECOND_NS else 0

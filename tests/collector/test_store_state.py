@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +13,7 @@ from alembic.migration import MigrationContext
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import URL, create_engine
+from tests.collector.postgres_server import Server, postgres
 
 from unidle_agent.wire import GpuFacts, Owner
 from unidle_collector.model import Cost, Evidence, Finding, Gain, GpuRef, Incident, Recommendation
@@ -28,8 +30,29 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "100% state?x=1#.sqlite"  # a config file or a URL could stumble over it
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with postgres() as running:
+        yield running
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def where(request: pytest.FixtureRequest) -> Path | str:
+    """Where the state is; each test that has no word of a file holds on both."""
+    if request.param == "sqlite":
+        return request.getfixturevalue("path")
+    return request.getfixturevalue("server").database()
+
+
 @pytest.fixture
-def state(path: Path) -> State:
+def state(where: Path | str) -> Iterator[State]:
+    opened = open_state(where)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def in_file(path: Path) -> State:
     return open_state(path)
 
 
@@ -71,21 +94,21 @@ def incident(number: int = 1, *, opened_ns: int = 1_000, gpu_h: float = 2.5) -> 
     return Incident(f"incident-{number}", "open", 1, opened_ns, None, finding, (advice,))
 
 
-def test_a_new_database_has_exactly_the_tables_of_the_code(state: State, path: Path) -> None:
+def test_a_new_database_has_exactly_the_tables_of_the_code(in_file: State, path: Path) -> None:
     with create_engine(URL.create("sqlite", database=str(path))).connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
     again = open_state(path)  # at its version already
     assert again.open_incidents() == []
 
 
-def test_durability_is_asked_of_sqlite(state: State) -> None:
-    with state._engine.connect() as connection:
+def test_durability_is_asked_of_sqlite(in_file: State) -> None:
+    with in_file._engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
 
 
-def test_a_database_of_a_newer_unidle_is_left_alone(state: State, path: Path) -> None:
-    state.close()
+def test_a_database_of_a_newer_unidle_is_left_alone(in_file: State, path: Path) -> None:
+    in_file.close()
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(StoreError, match="update unidle"):
@@ -99,12 +122,12 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
         open_state(path)
 
 
-def test_an_incident_and_its_events_come_back_as_they_were(state: State, path: Path) -> None:
+def test_an_incident_and_its_events_come_back_as_they_were(state: State, where: Path | str) -> None:
     first = incident()
     resolved = replace(first, state="resolved", revision=2, resolved_ns=2_000)
     assert [state.save_incident(item, 10 + n).seq for n, item in enumerate((first, resolved))] == [1, 2]
     state.close()
-    again = open_state(path)
+    again = open_state(where)
     assert again.incident(first.id) == resolved
     assert again.incident("no such") is None
     assert again.open_incidents() == []
@@ -132,14 +155,14 @@ def test_what_could_not_be_read_again_is_not_written(state: State) -> None:
     assert state.hours(0, 1) == []
 
 
-def test_an_incident_is_not_saved_without_its_event(state: State, path: Path) -> None:
+def test_an_incident_is_not_saved_without_its_event(in_file: State, path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute(
             "CREATE TRIGGER refuse BEFORE INSERT ON incident_events BEGIN SELECT RAISE(ABORT, 'refused'); END"
         )
     with pytest.raises(Exception, match="refused"):
-        state.save_incident(incident(), 1)
-    assert state.incidents("all") == []
+        in_file.save_incident(incident(), 1)
+    assert in_file.incidents("all") == []
 
 
 def test_accounts_are_replaced_by_hour_gpu_and_job(state: State) -> None:
@@ -154,30 +177,31 @@ def test_accounts_are_replaced_by_hour_gpu_and_job(state: State) -> None:
     assert state.hours(2 * HOUR_NS, 3 * HOUR_NS) == [later]
 
 
-def test_a_batch_is_seen_once_acknowledged_in_any_order_and_per_boot(state: State, path: Path) -> None:
+def test_a_batch_is_seen_once_acknowledged_in_any_order_and_per_boot(state: State, where: Path | str) -> None:
     state.acknowledge([("n", "b1", 5), ("n", "b1", 7), ("n", "b2", 0)], 1)
-    for store in (state, open_state(path)):
+    for store in (state, open_state(where)):
         assert [seq for seq in range(10) if store.seen("n", "b1", seq)] == [5, 7]
         assert not store.seen("n", "b2", 5)
         assert not store.seen("other", "b1", 5)
     state.acknowledge([("n", "b1", 6), ("n", "b1", 2), ("n", "b1", 5)], 2)  # late, and one twice
-    assert [seq for seq in range(10) if open_state(path).seen("n", "b1", seq)] == [2, 5, 6, 7]
-    with sqlite3.connect(path) as connection:
-        stored = connection.execute("SELECT highest, ranges FROM sequences WHERE boot = 'b1'").fetchone()
-    assert stored == (7, "[[2, 2], [5, 7]]")
+    assert [seq for seq in range(10) if open_state(where).seen("n", "b1", seq)] == [2, 5, 6, 7]
+    with state._engine.connect() as connection:
+        text = "SELECT highest, ranges FROM sequences WHERE boot = 'b1'"
+        stored = connection.exec_driver_sql(text).one()
+    assert tuple(stored) == (7, "[[2, 2], [5, 7]]")
 
 
-def test_what_is_only_remembered_is_seen_but_not_durable(state: State, path: Path) -> None:
+def test_what_is_only_remembered_is_seen_but_not_durable(state: State, where: Path | str) -> None:
     state.remember([("n", "b", 1)])
     assert state.seen("n", "b", 1)
-    assert not open_state(path).seen("n", "b", 1)
+    assert not open_state(where).seen("n", "b", 1)
     state.acknowledge([("n", "b", 2)], 1)  # takes along what was remembered
-    assert open_state(path).seen("n", "b", 1)
+    assert open_state(where).seen("n", "b", 1)
 
 
-def test_a_sequence_number_beyond_what_a_database_holds_does_no_harm(state: State, path: Path) -> None:
+def test_a_sequence_number_beyond_what_a_database_holds_does_no_harm(state: State, where: Path | str) -> None:
     state.acknowledge([("n", "b", 2**64 - 1)], 1)
-    assert open_state(path).seen("n", "b", 2**64 - 1)
+    assert open_state(where).seen("n", "b", 2**64 - 1)
 
 
 @settings(deadline=None)
@@ -217,7 +241,9 @@ def test_meta_values_are_replaced(state: State) -> None:
     assert state.meta("site") == "b"
 
 
-def test_forgetting_keeps_open_incidents_and_the_newest_of_every_node(state: State, path: Path) -> None:
+def test_forgetting_keeps_open_incidents_and_the_newest_of_every_node(
+    state: State, where: Path | str
+) -> None:
     state.save_incident(incident(1), 10)
     state.save_incident(replace(incident(2), state="resolved", resolved_ns=20), 20)
     state.save_incident(replace(incident(3), state="resolved", resolved_ns=200), 200)
@@ -230,7 +256,7 @@ def test_forgetting_keeps_open_incidents_and_the_newest_of_every_node(state: Sta
     assert {item.id for item in state.incidents("all")} == {"incident-1", "incident-3"}
     assert [event.seq for event in state.events()] == [3]
     assert [hour.hour_start_ns for hour in state.hours(0, 1000)] == [200]
-    again = open_state(path)
+    again = open_state(where)
     assert (again.seen("n", "old", 1), again.seen("n", "new", 1)) == (False, True)
     assert again.facts(("n", "new", 3)) == ()
     assert again.save_incident(incident(4), 300).seq == 4  # never a number that was given before
@@ -260,27 +286,84 @@ def test_one_writes_while_others_read(state: State) -> None:
     assert len(state.events()) == 30
 
 
-def test_a_full_disk_is_told_and_passes(state: State) -> None:
-    with state._engine.connect() as connection:
+def test_a_full_disk_is_told_and_passes(in_file: State) -> None:
+    with in_file._engine.connect() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
         connection.exec_driver_sql(
             f"PRAGMA max_page_count = {pages}"
         )  # of this connection, which is used again
     with pytest.raises(StoreFull, match="free space"):
-        state.save_hours([Hour(n, "node" * 100, "gpu", "", {"x": "y" * 4000}) for n in range(50)])
-    assert state.hours(0, 100) == []
-    with state._engine.connect() as connection:
+        in_file.save_hours([Hour(n, "node" * 100, "gpu", "", {"x": "y" * 4000}) for n in range(50)])
+    assert in_file.hours(0, 100) == []
+    with in_file._engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
-    state.save_hours([Hour(1, "n", "g", "", {})])
-    assert len(state.hours(0, 100)) == 1
+    in_file.save_hours([Hour(1, "n", "g", "", {})])
+    assert len(in_file.hours(0, 100)) == 1
 
 
-def test_a_damaged_database_is_found(state: State, path: Path) -> None:
-    state.save_hours([Hour(n, "node", "gpu", "", {"x": "y" * 1000}) for n in range(100)])
-    assert state.verify() == ()
-    state.close()
+def test_a_damaged_database_is_found(in_file: State, path: Path) -> None:
+    in_file.save_hours([Hour(n, "node", "gpu", "", {"x": "y" * 1000}) for n in range(100)])
+    assert in_file.verify() == ()
+    in_file.close()
     content = bytearray(path.read_bytes())
     for offset in range(len(content) - 8 * 4096, len(content), 4096):
         content[offset : offset + 100] = b"\xff" * 100
     path.write_bytes(bytes(content))
     assert open_state(path).verify() != ()
+
+
+@pytest.mark.slow
+def test_a_new_postgresql_has_exactly_the_tables_of_the_code_in_its_schema(server: Server) -> None:
+    url = server.database()
+    for _ in range(2):  # at its version already the second time
+        state = open_state(url, schema="shard_03")
+        with state._engine.connect() as connection:
+            assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
+        state.close()
+    other = open_state(url)
+    other.save_incident(incident(), 1)
+    assert open_state(url, schema="shard_03").incidents("all") == []
+
+
+@pytest.mark.slow
+def test_many_who_open_an_empty_postgresql_at_once_migrate_it_once(server: Server) -> None:
+    url, problems = server.database(), []
+
+    def opening() -> None:
+        try:
+            open_state(url).close()
+        except BaseException as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=opening) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+
+
+@pytest.mark.slow
+def test_a_postgresql_that_went_away_is_told_without_its_password_and_comes_back(server: Server) -> None:
+    state = open_state(server.database())
+    state.save_incident(incident(1), 1)
+    server.stop()
+    try:
+        for write in (lambda: state.save_incident(incident(2), 2), state.open_incidents):
+            with pytest.raises(StoreError, match="expected to") as told:
+                write()
+            assert "a-password" not in str(told.value)
+        assert state.verify() != ()
+    finally:
+        server.start()
+    state.save_incident(incident(3), 3)
+    assert next(event.seq for event in state.events()) == 1
+    assert {item.id for item in state.open_incidents()} == {"incident-1", "incident-3"}
+    assert state.verify() == ()
+
+
+@pytest.mark.parametrize("url", ["mysql://u:secret@h/d", "no url at all:secret"])
+def test_another_database_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(StoreError, match="expected postgresql") as told:
+        open_state(url)
+    assert "secret" not in str(told.value)

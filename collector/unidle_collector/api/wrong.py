@@ -23,7 +23,7 @@ IncidentId = Annotated[
 def routes(desk: Desk) -> APIRouter:
     """From a finding to its incident."""
     router = APIRouter(prefix="/api/v1", tags=["wrong"], responses=ERRORS)
-    live, state_of = desk.live, desk.live.store.state
+    live, state_of = desk.live, desk.live.state
 
     async def as_of_now(kept: list[Incident]) -> list[Incident]:
         time_ns, findings = await desk.ask(

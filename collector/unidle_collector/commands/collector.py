@@ -12,7 +12,13 @@ Who pushes: a node with its own token (`unidle tokens`), which writes that node'
 a client certificate of tls_client_ca_file whose CN or DNS name is the node's; or any node with the one
 push_token. Where that is not set, it is made and kept in DATA_DIR/push.token (mode 600): give the
 agents that file with --push-token-file. Reading needs a read token as soon as one was made or the
-address is not a loopback address. Stop with Ctrl-C or SIGTERM; what was acknowledged is on disk at any
+address is not a loopback address.
+
+Past one machine, --nats-url: rows come from NATS JetStream instead of by HTTP, and any number of collectors
+share the nodes (docs/scale-out.md). Each serves GET /api/v1/shards, and /shards/N/api/v1/... of every shard,
+by a redirect where another holds it.
+
+Stop with Ctrl-C or SIGTERM; what was acknowledged is on disk at any
 instant.
 
 Examples:
@@ -29,8 +35,10 @@ import ipaddress
 import os
 import secrets
 import signal
+import socket
 import ssl
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -46,8 +54,7 @@ from unidle_collector.live import Live
 from unidle_collector.prometheus.receiver import Receiver
 from unidle_collector.prometheus.scraper import Scraper, wanted
 from unidle_collector.settings import CollectorSettings
-from unidle_collector.store import open_state
-from unidle_collector.store.opening import open_store
+from unidle_collector.store.opening import open_shared_state, open_store
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve until told to stop."""
     settings = load(CollectorSettings, "collector", args)
     loopback = _is_loopback(settings.bind)
-    if not loopback and not settings.read_token and not _has_read_token(settings.data_dir):
+    if not loopback and not settings.read_token and not _has_read_token(settings):
         raise SettingError(
             "collector.read_token",
             "a token, because the address is not loopback (or make one: unidle tokens create --read NAME)",
@@ -68,11 +75,14 @@ def run(args: argparse.Namespace) -> int:
         )
     tls = _tls(settings)
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
+    if settings.nats_url:
+        return _run_shards(settings, tls, loopback)
     push_token = settings.push_token.reveal() or _kept_token(settings.data_dir / "push.token")
     store = open_store(settings)
-    live = Live(settings, store)
+    state = open_shared_state(settings) if settings.state_url else store.state
+    live = Live(settings, store, state=state)
     tokens = Tokens(
-        store.state,
+        state,
         live.clock_ns,
         shared_write=push_token,
         shared_read=settings.read_token.reveal(),
@@ -117,6 +127,48 @@ def run(args: argparse.Namespace) -> int:
                 source.stop()
         tokens.stop()
         live.stop()
+        state.close()
+    return 0
+
+
+def _run_shards(settings: CollectorSettings, tls: dict[str, Any], loopback: bool) -> int:
+    """Serve as one of several collectors, by way of NATS, until told to stop."""
+    try:
+        from unidle_collector.shards.app import ShardsApp  # needs nats-py, an extra of its own
+        from unidle_collector.shards.service import Shards
+    except ModuleNotFoundError as error:
+        raise SettingError(
+            "collector.nats_url", "nats-py (pip install 'unidle[nats]')", str(error.name), "settings"
+        ) from error
+    scheme = "https" if tls else "http"
+    url = settings.advertise_url.rstrip("/") or f"{scheme}://{settings.bind}:{settings.port}"
+    shards = Shards(settings, f"{socket.gethostname()}:{settings.port}", url)
+    tokens = Tokens(
+        shards.state,
+        time.time_ns,
+        shared_read=settings.read_token.reveal(),
+        shared_write="",
+        may_be_open=loopback,
+    )
+    tokens.start()
+    shards.start()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    print(f"unidle collector of shards: {url}, rows from {', '.join(settings.nats_url)}", flush=True)
+    try:
+        uvicorn.run(
+            ShardsApp(shards, tokens),
+            host=settings.bind,
+            port=settings.port,
+            loop="uvloop",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            **tls,
+        )
+    finally:
+        tokens.stop()
+        shards.stop()
     return 0
 
 
@@ -155,11 +207,10 @@ def _tls(settings: CollectorSettings) -> dict[str, Any]:
     return found
 
 
-def _has_read_token(data_dir: Path) -> bool:
-    path = data_dir / "state.sqlite"
-    if not path.is_file():
+def _has_read_token(settings: CollectorSettings) -> bool:
+    if not settings.state_url and not (settings.data_dir / "state.sqlite").is_file():
         return False
-    state = open_state(path)
+    state = open_shared_state(settings)
     try:
         return any(token.kind == "read" for token in state.tokens())
     finally:

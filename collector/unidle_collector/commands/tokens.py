@@ -31,7 +31,8 @@ from unidle_agent.errors import UnidleError
 from unidle_agent.settings import load
 from unidle_collector.ingest.tokens import Kind, Token, make
 from unidle_collector.settings import CollectorSettings
-from unidle_collector.store import State, open_state
+from unidle_collector.store import State
+from unidle_collector.store.opening import open_shared_state
 
 HOUR_NS = 3600 * 10**9
 DAY_NS = 24 * HOUR_NS
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     """Change or show the table of tokens."""
     settings = load(CollectorSettings, "collector", args)
     now_ns = time.time_ns()
-    with _state(settings.data_dir) as state:
+    with _state(settings) as state:
         if args.action == "create":
             kind: Kind = "write" if args.node else "read"
             expires_ns = None if args.expires_days is None else now_ns + int(args.expires_days * DAY_NS)
@@ -94,9 +95,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _state(data_dir: Path) -> Iterator[State]:
-    data_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
-    state = open_state(data_dir / "state.sqlite")
+def _state(settings: CollectorSettings) -> Iterator[State]:
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
+    state = open_shared_state(settings)
     try:
         yield state
     finally:

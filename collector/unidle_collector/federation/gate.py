@@ -80,7 +80,7 @@ class Gate:
 
     def _write_down(self, receiver: Receiver, body: bytes) -> None:
         shared = self._policy.shared_with(receiver)
-        self._live.store.state.save_crossing(
+        self._live.state.save_crossing(
             Crossing(
                 seq=0,  # the database gives it
                 time_ns=self._live.clock_ns(),
@@ -107,7 +107,7 @@ def mount(app: FastAPI, live: Live) -> None:
         limit: int = Query(default=100, ge=1, le=5000, description="most crossings of the answer"),
     ) -> list[Crossing]:
         """What left this site, to whom and when; newest first."""
-        return live.store.state.crossings(limit)
+        return live.state.crossings(limit)
 
 
 @cache

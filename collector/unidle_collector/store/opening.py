@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from unidle_collector.settings import CollectorSettings
-from unidle_collector.store import KeepRollups, Store
+from unidle_collector.store import KeepRollups, State, Store, open_state
 
 
 def open_store(settings: CollectorSettings) -> Store:
@@ -20,3 +20,8 @@ def open_store(settings: CollectorSettings) -> Store:
         ),
         links=None if settings.series == "embedded" else settings.data_dir / "series" / "queue",
     )
+
+
+def open_shared_state(settings: CollectorSettings) -> State:
+    """The database of incidents and tokens: that of `state_url`, else the store's own in `data_dir`."""
+    return open_state(settings.state_url.reveal() or settings.data_dir / "state.sqlite")

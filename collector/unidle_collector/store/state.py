@@ -1,8 +1,9 @@
 """The collector's state: incidents and their events, accounts by hour, sequence numbers, facts of
 nodes, windows of flight recorders.
 
-SQLite with a write-ahead log and full syncs: what a method has returned from survives a crash. One
-method is one transaction. Any thread may call any method; writers wait for each other, readers for nobody.
+SQLite with a write-ahead log and full syncs, or PostgreSQL: what a method has returned from survives a
+crash. One method is one transaction. Any thread may call any method; writers wait for each other, readers
+for nobody.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import secrets
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -18,33 +19,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.util import CommandError
 from pydantic import TypeAdapter
-from sqlalchemy.dialects.sqlite import insert
 
 from unidle_agent.wire import GpuFacts
 from unidle_collector.federation.report import Crossing
 from unidle_collector.ingest.tokens import Token
 from unidle_collector.model import Incident, IncidentEvent
-from unidle_collector.store import tables
-from unidle_collector.store.errors import StoreError, StoreFull
+from unidle_collector.store import database, tables
+from unidle_collector.store.errors import FencedError, StoreError, StoreFull
 from unidle_collector.store.sequences import Sequences
 
-_MIGRATIONS = Path(__file__).with_name("migrations")
-_PRAGMAS = (
-    "PRAGMA journal_mode = WAL",
-    "PRAGMA synchronous = FULL",
-    "PRAGMA busy_timeout = 10000",
-)
 TOKENS_REVISION = "tokens_revision"
 MOST_FLIGHTS, MOST_FLIGHTS_READ = 10_000, 64
 """Windows of flight recorders that are kept (about 10 kB each), and given in one answer."""
 CROSSINGS_KEPT_NS = 400 * 24 * 3600 * 10**9
 """A year and a month: longer than any report on it is due."""
 _LARGEST = 2**63 - 1
-"""The largest whole number that SQLite holds."""
+"""The largest whole number that the databases hold."""
+_LARGEST_SEQ = 2**31 - 1
+"""The same of a column that counts itself up."""
+
+Fence = Callable[[sa.Connection], None]
+"""Raises where this process may not write any more; asked within each transaction that writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,34 +67,19 @@ class KeptFlight:
     document: bytes
 
 
-def open_state(path: Path) -> State:
-    """Open the database at `path`, made or brought up to date first; raises StoreError when that fails."""
-    engine = sa.create_engine(sa.URL.create("sqlite", database=str(path)))
-    sa.event.listen(engine, "connect", _on_connect)
-    sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
-    config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    try:
-        with engine.begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-        return State(engine)
-    except CommandError as error:
-        engine.dispose()
-        raise StoreError(
-            f"{path}: expected a state database of this version of unidle or an older one ({error}): "
-            "update unidle"
-        ) from error
-    except sa.exc.DatabaseError as error:
-        engine.dispose()
-        raise StoreError(f"{path}: expected a state database, came {error.orig}") from error
+def open_state(where: Path | str, schema: str = "", fence: Fence = lambda _: None) -> State:
+    """Open the database at a path or URL, made or brought up to date first; see database.connect."""
+    return State(database.connect(where, schema), fence)
 
 
 class State:
     """The state database; made by `open_state`."""
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, engine: sa.Engine, fence: Fence = lambda _: None) -> None:
         self._engine = engine
+        self._fence = fence
+        self.fenced = 0
+        """Writes that the fence refused."""
         self._write_lock = threading.Lock()
         self._sequences: dict[tuple[str, str], Sequences] = {}
         self._sequences_lock = threading.Lock()
@@ -122,7 +103,7 @@ class State:
         }
         event = {"time_ns": time_ns, "incident_id": incident.id, "document": document}
         with self._writing() as connection:
-            connection.execute(_upsert(tables.incidents), row)
+            connection.execute(database.upsert(self._engine, tables.incidents), row)
             result = connection.execute(sa.insert(tables.incident_events), event)
             key = result.inserted_primary_key
         if key is None:
@@ -166,7 +147,9 @@ class State:
     def events(self, after: int = 0, limit: int = 500) -> list[IncidentEvent]:
         """Changes of incidents with seq > `after`, in order."""
         table = tables.incident_events
-        query = sa.select(table).where(table.c.seq > min(after, _LARGEST)).order_by(table.c.seq).limit(limit)
+        query = (
+            sa.select(table).where(table.c.seq > min(after, _LARGEST_SEQ)).order_by(table.c.seq).limit(limit)
+        )
         return [
             IncidentEvent(row.seq, row.time_ns, _incidents().validate_json(row.document))
             for row in self._rows(query)
@@ -188,7 +171,7 @@ class State:
         with self._writing() as connection:
             for table, rows_of_it in ((tables.hours, values), (tables.meta, pairs)):
                 if rows_of_it:
-                    connection.execute(_upsert(table), rows_of_it)
+                    connection.execute(database.upsert(self._engine, table), rows_of_it)
 
     def hours(self, start_ns: int, end_ns: int) -> list[Hour]:
         """Accounts of hours that begin at start_ns <= time < end_ns, by hour, node, GPU and job."""
@@ -268,7 +251,7 @@ class State:
         table = tables.flights
         too_many = sa.select(table.c.id).order_by(table.c.end_ns.desc()).offset(MOST_FLIGHTS)
         with self._writing() as connection:
-            connection.execute(_upsert(table), rows)
+            connection.execute(database.upsert(self._engine, table), rows)
             connection.execute(sa.delete(table).where(table.c.id.in_(too_many)))
 
     def flights(self, gpus: Iterable[str], start_ns: int, end_ns: int | None = None) -> list[KeptFlight]:
@@ -299,9 +282,11 @@ class State:
         if not tokens:
             return
         with self._writing() as connection:
-            connection.execute(_upsert(tables.tokens), [asdict(token) for token in tokens])
+            connection.execute(
+                database.upsert(self._engine, tables.tokens), [asdict(token) for token in tokens]
+            )
             revision = {"key": TOKENS_REVISION, "value": secrets.token_hex(8)}
-            connection.execute(_upsert(tables.meta), revision)
+            connection.execute(database.upsert(self._engine, tables.meta), revision)
 
     def tokens_revision(self) -> str:
         """Another text whenever tokens were made or changed."""
@@ -330,6 +315,25 @@ class State:
         rows = self._rows(sa.select(table).order_by(table.c.seq.desc()).limit(limit))
         return [replace(_crossings().validate_json(row.document), seq=row.seq) for row in rows]
 
+    def one(self, query: sa.Select[Any]) -> sa.Row[Any] | None:
+        """The first row that `query` finds."""
+        return next(iter(self._rows(query)), None)
+
+    def many(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+        """Every row that `query` finds."""
+        return self._rows(query)
+
+    def save_rows(
+        self, rows: Mapping[sa.Table, list[dict[str, Any]]], then: Iterable[sa.Delete] = ()
+    ) -> None:
+        """Insert or replace rows, then delete some, all in one transaction."""
+        with self._writing() as connection:
+            for table, values in rows.items():
+                if values:
+                    connection.execute(database.upsert(self._engine, table), values)
+            for statement in then:
+                connection.execute(statement)
+
     def forget(self, before_ns: int) -> int:
         """Remove what is older than `before_ns`; returns how many rows.
 
@@ -352,50 +356,36 @@ class State:
             return sum(connection.execute(statement).rowcount for statement in statements)
 
     def verify(self) -> tuple[str, ...]:
-        """What SQLite finds wrong with the file; empty when nothing is."""
-        try:
-            with self._engine.connect() as connection:
-                answers = connection.exec_driver_sql("PRAGMA quick_check").scalars().all()
-        except sa.exc.DatabaseError as error:
-            return (f"state database: {error.orig}",)
-        return tuple(f"state database: {answer}" for answer in answers if answer != "ok")
+        """What the database finds wrong with itself; empty when nothing is."""
+        return database.problems(self._engine)
 
     def close(self) -> None:
         """Let go of the database."""
         self._engine.dispose()
 
     def _rows(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
-        with self._engine.connect() as connection:
+        with database.reading(self._engine) as connection:
             return connection.execute(query).all()
 
     def _upsert_all(self, table: sa.Table, rows: list[dict[str, Any]]) -> None:
         if rows:
             with self._writing() as connection:
-                connection.execute(_upsert(table), rows)
+                connection.execute(database.upsert(self._engine, table), rows)
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
         try:
             with self._write_lock, self._engine.begin() as connection:
+                self._fence(connection)
                 yield connection
-        except sa.exc.OperationalError as error:
+        except FencedError:
+            self.fenced += 1
+            raise
+        except database.AWAY as error:
             raise StoreFull(
-                f"{self._engine.url.database}: expected to write the state, came {error.orig}: "
+                f"{database.shown(self._engine)}: expected to write the state, came {error.orig}: "
                 "free space there or check the disk"
             ) from error
-
-
-def _upsert(table: sa.Table) -> Any:
-    """Insert a row, or replace the one that has its key."""
-    statement = insert(table)
-    others = {column.name: statement.excluded[column.name] for column in table.c if not column.primary_key}
-    return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=others)
-
-
-def _on_connect(connection: Any, _: object) -> None:
-    connection.isolation_level = None  # transactions begin where the engine says, schema changes included
-    for pragma in _PRAGMAS:
-        connection.execute(pragma)
 
 
 @cache

@@ -105,3 +105,44 @@ crossings = Table(
     Column("document", Text, nullable=False),
     sqlite_autoincrement=True,
 )
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("shard", Integer, primary_key=True, autoincrement=False),
+    Column("holder", Text, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("until_ns", BigInteger, nullable=False),
+)
+"""Which collector holds which shard; only in the schema that all share."""
+
+collectors = Table(
+    "collectors",
+    metadata,
+    Column("holder", Text, primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("seen_ns", BigInteger, nullable=False),
+)
+"""The collectors that live; only in the schema that all share."""
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("held", Text, nullable=False),
+    Column("pace_ns", BigInteger, nullable=False),
+    Column("reached_ns", BigInteger, nullable=False),
+    Column("document", LargeBinary, nullable=False),
+)
+"""One row per shard, in its own schema: its accounts, and how far in the broker's stream they reach."""
+
+account_hours = Table(
+    "account_hours",
+    metadata,
+    Column("hour_ns", BigInteger, primary_key=True, autoincrement=False),
+    Column("document", LargeBinary, nullable=False),
+)
+"""Finished hours of a shard's accounts as Parquet."""

@@ -1,0 +1,253 @@
+"""The HTTP face of a collector of shards.
+
+GET /api/v1/shards            who holds which shard, and how far it is
+GET /shards/N/...             the whole API of shard N, from here or by a redirect to who holds it
+GET /api/v1/health            is anything wrong with this collector
+GET /metrics
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from unidle_agent.errors import UnidleError
+from unidle_collector.api import create_app
+from unidle_collector.ingest.door import PATH as PUSH_PATH
+from unidle_collector.ingest.tokens import Tokens
+from unidle_collector.live import Live
+from unidle_collector.shards.service import Shards
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_OF_SHARD = re.compile(r"/shards/(\d{1,3})(/.*)")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardNow:
+    """One shard as it is now."""
+
+    shard: int
+    holder: str
+    """Empty when nobody holds it."""
+    url: str
+    epoch: int
+    """How often it changed hands."""
+    here: bool
+    nodes: int | None = None
+    """The rest is known of shards that are held here."""
+    gpus: int | None = None
+    position: int | None = None
+    """In the broker's stream: up to there the last checkpoint holds everything."""
+    behind: int | None = None
+    """Messages that wait in the broker."""
+    reached_ns: int | None = None
+    """Event time that the accounts reach."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardsHealth:
+    """Can this collector be trusted now."""
+
+    holder: str
+    ok: bool
+    shards: int
+    problems: tuple[str, ...]
+
+
+class ShardsApp:
+    """ASGI application: paths below /shards/N go to that shard."""
+
+    def __init__(self, shards: Shards, tokens: Tokens) -> None:
+        self._shards = shards
+        self._tokens = tokens
+        self._apps: dict[int, tuple[Live, Any]] = {}
+        self._own = _own(shards, tokens)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request (or run the lifespan)."""
+        found = _OF_SHARD.fullmatch(scope["path"]) if scope["type"] == "http" else None
+        if found is None:
+            await self._own(scope, receive, send)
+            return
+        shard, rest = int(found[1]), found[2]
+        if rest == PUSH_PATH:
+            answer: Response = JSONResponse(
+                {"detail": "expected rows by way of NATS: set the agent's push_url"}, 404
+            )
+        elif (live := self._live(shard)) is not None:
+            await self._app(shard, live)({**scope, "path": rest, "raw_path": rest.encode()}, receive, send)
+            return
+        else:
+            answer = await self._elsewhere(shard, scope)
+        await answer(scope, receive, send)
+
+    def _live(self, shard: int) -> Live | None:
+        one = self._shards.held.get(shard)
+        return one.live if one is not None and not one.closing else None
+
+    def _app(self, shard: int, live: Live) -> Any:
+        known = self._apps.get(shard)
+        if known is None or known[0] is not live:
+            known = self._apps[shard] = (live, create_app(live, self._tokens))
+        return known[1]
+
+    async def _elsewhere(self, shard: int, scope: Scope) -> Response:
+        """A redirect to the holder: a reader asks any collector."""
+        try:
+            leases = await asyncio.to_thread(self._shards.table)
+        except UnidleError as error:
+            return JSONResponse({"detail": str(error)}, 503)
+        lease = next((one for one in leases if one.shard == shard), None)
+        if lease is None:
+            return JSONResponse({"detail": f"expected a shard from 0 to {len(leases) - 1}"}, 404)
+        if not lease.holder or lease.holder == self._shards.holder:
+            text = f"shard {shard} is changing hands: come again"
+            return JSONResponse({"detail": text}, 503, {"Retry-After": "2"})
+        query = scope.get("query_string", b"").decode("latin-1")
+        return RedirectResponse(f"{lease.url}{scope['path']}{'?' if query else ''}{query}", 307)
+
+
+def _own(shards: Shards, tokens: Tokens) -> FastAPI:
+    app = FastAPI(
+        title="unidle collector of shards", version=version("unidle"), docs_url=None, redoc_url=None
+    )
+    if tokens.reading_is_open():
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(shards.settings.allowed_hosts))
+
+    @app.middleware("http")
+    async def guard(request: Request, follow: Callable[[Request], Awaitable[Response]]) -> Response:
+        if tokens.reading_is_open() or tokens.may_read(request.headers.get("authorization", "")):
+            return await follow(request)
+        text = "expected the header 'Authorization: Bearer TOKEN' with a read token"
+        return JSONResponse({"detail": text}, 401, {"WWW-Authenticate": "Bearer"})
+
+    @app.exception_handler(UnidleError)
+    async def failed(_: Request, error: UnidleError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 503)
+
+    @app.get("/api/v1/shards")
+    def all_shards() -> list[ShardNow]:
+        """Who holds which shard, and how far those are that are held here."""
+        return status(shards)
+
+    @app.get("/api/v1/health")
+    def health() -> ShardsHealth:
+        """Can this collector be trusted now."""
+        problems = problems_of(shards)
+        return ShardsHealth(shards.holder, not problems, len(shards.held), problems)
+
+    @app.get("/metrics", include_in_schema=False)
+    def metrics() -> PlainTextResponse:
+        return PlainTextResponse(render(shards), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return app
+
+
+def status(shards: Shards) -> list[ShardNow]:
+    """Every shard as its lease and this collector see it; raises StoreError."""
+    out = []
+    for lease in shards.table():
+        one = shards.held.get(lease.shard)
+        mine = ShardNow(lease.shard, lease.holder, lease.url, lease.epoch, here=False)
+        if one is not None and one.live is not None and one.keeper is not None and one.feed is not None:
+            mine = ShardNow(
+                lease.shard,
+                lease.holder,
+                lease.url,
+                lease.epoch,
+                here=True,
+                nodes=len(one.live.nodes),
+                gpus=len(one.live.engine.inventory),
+                position=one.keeper.progress.position,
+                behind=one.feed.behind,
+                reached_ns=one.live.window.time_ns,
+            )
+        out.append(mine)
+    return out
+
+
+def problems_of(shards: Shards) -> tuple[str, ...]:
+    """What is wrong, in words."""
+    found = list(shards.problems.values())
+    for one in list(shards.held.values()):
+        if one.feed is not None and one.feed.problem:
+            found.append(f"shard {one.shard}: {one.feed.problem}")
+        if one.live is not None:
+            found += [f"shard {one.shard}: {text}" for text in list(one.live.problems.values())]
+    return tuple(found)
+
+
+COUNTERS = {
+    "rows_ingested": "GPU rows taken in.",
+    "rows_late": "GPU rows whose time had been handed out already.",
+    "batches_duplicate": "Batches that had been taken in before.",
+    "batches_malformed": "Batches that could not be read.",
+    "batches_forbidden": "Batches whose subject is another node's.",
+}
+
+
+def render(shards: Shards) -> str:
+    """Prometheus text."""
+    held = [one for one in list(shards.held.values()) if one.live is not None]
+    lines = [
+        *_family("shards_held", "gauge", "Shards that this collector holds.", [("", len(held))]),
+        *_family("takeovers_total", "counter", "Shards taken.", [("", shards.counters["takeovers"])]),
+        *_family(
+            "shards_lost_total",
+            "counter",
+            "Shards that another collector took from this one.",
+            [("", shards.counters["shards_lost"])],
+        ),
+        *_family(
+            "writes_fenced_total",
+            "counter",
+            "Writes refused because another collector had taken the shard.",
+            [("", shards.counters["writes_fenced"] + sum(one.live.state.fenced for one in held if one.live))],
+        ),
+        *_family(
+            "shard_behind_messages",
+            "gauge",
+            "Messages in the broker that wait for a shard held here.",
+            [
+                (f'{{shard="{one.shard}"}}', one.feed.behind)
+                for one in held
+                if one.feed is not None and one.feed.behind is not None
+            ],
+        ),
+        *_family(
+            "shard_checkpoints_total",
+            "counter",
+            "Checkpoints kept of a shard held here.",
+            [(f'{{shard="{one.shard}"}}', one.keeper.saves) for one in held if one.keeper is not None],
+        ),
+        *_family(
+            "shard_gpus",
+            "gauge",
+            "GPUs of a shard held here.",
+            [(f'{{shard="{one.shard}"}}', len(one.live.engine.inventory)) for one in held if one.live],
+        ),
+    ]
+    for name, text in COUNTERS.items():
+        rows = [(f'{{shard="{one.shard}"}}', one.live.counters[name]) for one in held if one.live]
+        lines += _family(f"{name}_total", "counter", text, rows)
+    return "\n".join(lines) + "\n"
+
+
+def _family(name: str, kind: str, text: str, rows: list[tuple[str, int]]) -> list[str]:
+    name = f"unidle_collector_{name}"
+    return [
+        f"# HELP {name} {text}",
+        f"# TYPE {name} {kind}",
+        *(f"{name}{labels} {value}" for labels, value in rows),
+    ]
