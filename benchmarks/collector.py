@@ -103,7 +103,7 @@ class Site:
 
     def generator(self) -> subprocess.Popen[bytes]:
         """Start the fleet; it goes on where its acknowledgements end."""
-        self.epoch = self.epoch or int(time.time()) + 1
+        self.epoch = self.epoch or (int(time.time()) // self.batch_s + 1) * self.batch_s + 1
         flags: dict[str, object] = {
             "port": self.port,
             "ca": self.pem,

@@ -42,6 +42,8 @@ CROWD_PER_S = 50.0
 """From this many pushes a second on ..."""
 LINGER_S = 0.1
 """... the first of a group waits this long for others, because a group costs little more than one push."""
+DECIDE_EACH_S = 6.0
+"""Batches of 5 s come at about the same time: a shorter look would find a crowd and a desert in turn."""
 UPKEEP_EACH_S = 20.0
 QUESTIONS_AT_ONCE = 8
 """Questions answered before the pushes that came meanwhile have their turn, however many readers ask."""
@@ -66,10 +68,10 @@ class _Crowd:
         self._since_s = time.monotonic()
 
     def count(self, pushes: int) -> None:
-        """Take more into account; decides once a second."""
+        """Take more into account; decides every DECIDE_EACH_S."""
         self._pushes += pushes
         passed_s = time.monotonic() - self._since_s
-        if passed_s >= 1.0:
+        if passed_s >= DECIDE_EACH_S:
             self.is_there = self._pushes >= CROWD_PER_S * passed_s
             self._pushes, self._since_s = 0, time.monotonic()
 
