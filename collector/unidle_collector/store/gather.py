@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from operator import itemgetter
 from typing import Literal
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from unidle_agent.fields import COLUMNS, Field
 from unidle_agent.wire import Batch
+from unidle_collector.joined import Joined
 from unidle_collector.store.columns import DTYPES
 from unidle_collector.store.rollup import Names, Rolled
 from unidle_collector.store.sheets import unknown_of
@@ -117,16 +117,11 @@ class _Places:
         every = (
             set(self._of[0]).intersection(*map(set, self._of[1:])) if len(self._of) > 1 else set(self._of[0])
         )
-        whole = [spec for spec in specs if spec.name in every]
-        if whole:
-            pick = itemgetter(*(spec.name for spec in whole))
-            found = (
-                [pick(columns) for columns in self._of] if len(whole) > 1 else [(pick(c),) for c in self._of]
-            )
-            for spec, columns in zip(whole, zip(*found, strict=True), strict=True):
-                yield spec, b"".join(columns)
+        joined = Joined(self._of)
         for spec in specs:
-            if spec.name not in every and any(spec.name in of for of in self._of):
+            if spec.name in every:
+                yield spec, joined.bytes_of(spec.name)
+            elif any(spec.name in of for of in self._of):
                 yield (
                     spec,
                     b"".join(
