@@ -8,11 +8,12 @@ incidents; accounts and timers are saved three times a minute with the event tim
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -33,6 +34,8 @@ from unidle_collector.taking import Ack, BusyError, Push, Taking
 from unidle_collector.timings import Timings
 from unidle_collector.window import Window
 
+log = logging.getLogger("unidle.collector")
+
 STEP_S = 1.0
 MOST_WAITING = 1024
 """Batches that may wait; beyond that a push is answered 503."""
@@ -47,6 +50,8 @@ DECIDE_EACH_S = 6.0
 UPKEEP_EACH_S = 20.0
 QUESTIONS_AT_ONCE = 8
 """Questions answered before the pushes that came meanwhile have their turn, however many readers ask."""
+GIVE_WAY_S = 0.2
+"""The conversion of rows waits this long at a time while batches are taken in or steps handed out."""
 STEPS_AT_ONCE = 200
 """Steps between two looks at the queue of questions."""
 
@@ -115,6 +120,10 @@ class Live:
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
         self._upkeep = threading.Thread(target=self._keep_up, name="store-upkeep", daemon=True)
         self._stop = threading.Event()
+        self._resting = threading.Event()
+        self._resting.set()
+        """Is the owning thread waiting for work."""
+        store.give_way = self._give_way
         self._crowd = _Crowd()
         self._unkept: deque[Change] = deque()
         """Changes that the state database has not taken yet, in order."""
@@ -166,11 +175,28 @@ class Live:
     def _run(self) -> None:
         while not self._stop.is_set():
             pushes = self._collect()
-            if pushes:
-                self.taking.accept(pushes)
-            self._advance(self.clock_ns())
+            self._resting.clear()
+            with self._unbroken("collector"):
+                if pushes:
+                    self.taking.accept(pushes)
+                self._advance(self.clock_ns())
+            self._resting.set()
         self._save_at_end()
         self._answer_waiting()
+
+    @contextlib.contextmanager
+    def _unbroken(self, what: str) -> Iterator[None]:
+        """What nobody expected is said and counted, and the thread goes on: it is the only one that can."""
+        try:
+            yield
+        except Exception as error:
+            text = f"unexpected {type(error).__name__}: {error}; the log says where"
+            if self.problems.get(what) != text:  # a step that breaks may do so each second
+                log.exception("%s: %s", what, text)
+            self.problems[what] = text
+            self.counters[f"{what}_broken"] += 1
+        else:
+            self.problems.pop(what, None)
 
     def _collect(self) -> list[Push]:
         """What waits: questions are answered at once, pushes come back as a group."""
@@ -205,8 +231,9 @@ class Live:
                 self.taking.own_due()
                 step = self.window.next(inventory.capacity, inventory.a["node"], inventory.node_names)
                 began_s = time.perf_counter()
-                self.late.before(step)
-                self._unkept += self.engine.step(step)
+                with self._unbroken("steps"):
+                    self.late.before(step)
+                    self._unkept += self.engine.step(step)
                 self.tick_s.add(time.perf_counter() - began_s)
                 self._keep()
                 self.counters["steps"] += 1
@@ -216,6 +243,10 @@ class Live:
         self.window.late.clear()
         self.late.work()
         self.counters["silences_filled"] = self.late.corrected
+
+    def _give_way(self) -> None:
+        """In the thread of the upkeep: let the owning thread work first."""
+        self._resting.wait(GIVE_WAY_S)
 
     def _answer_waiting(self) -> None:
         """Questions do not wait for a long catch-up; pushes do, which is the back-pressure."""
@@ -318,6 +349,9 @@ class Live:
                 self.problems.pop("upkeep", None)
             except (UnidleError, TimeoutError) as error:
                 self.problems["upkeep"] = str(error) or "the collector is too busy to save its accounts"
+            except Exception as error:  # a bug must not end the upkeep for good
+                log.exception("unexpected error in the upkeep of the store")
+                self.problems["upkeep"] = f"unexpected {type(error).__name__}: {error}; the log says where"
 
 
 def _answer(question: _Question) -> None:

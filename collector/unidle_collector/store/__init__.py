@@ -21,7 +21,7 @@ import contextlib
 import fcntl
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +94,8 @@ class Store:
         self._keep_days, self._keep_bytes = keep_days, keep_bytes
         self._keep_rollups = keep_rollups or KeepRollups()
         self._keep_state_ns = int(keep_state_days * DAY_NS)
+        self.give_way: Callable[[], None] = lambda: None
+        """Called by `upkeep` every few ms; may block for a moment while there is something more urgent."""
         self._upkeep_lock = threading.Lock()
         self._forgot_hour = -1
         self._counters = dict.fromkeys(
@@ -235,13 +237,15 @@ class Store:
         return self._reader.export(path, start_ns, end_ns)
 
     def sizes(self) -> dict[str, int]:
-        """Bytes on disk by what they hold: `log`, `segments` (rows), `rollups` (histograms too), `state`."""
+        """Bytes on disk by what they hold: `log`, `segments` (rows), `rollups` (histograms too), `state`,
+        `accounts`."""
         present = self.segments.counting()
         return {
             "log": _size(self._log_directory, "*"),
             "segments": sum(s.size_bytes for s in present if s.level == "raw"),
             "rollups": sum(s.size_bytes for s in present if s.level != "raw"),
             "state": _size(self.directory, "state.sqlite*"),
+            "accounts": _size(self.directory / "accounts", "*") + _size(self.directory / "accounts", "*/*"),
         }
 
     def counters(self) -> dict[str, int]:
@@ -284,7 +288,12 @@ class Store:
             counted = self._counted_until(number)
             fresh = Histograms()
             draft = convert(
-                path, self.segments.directory, self.state.facts, held=self._log.held(path), histograms=fresh
+                path,
+                self.segments.directory,
+                self.state.facts,
+                held=self._log.held(path),
+                histograms=fresh,
+                give_way=self.give_way,
             )
             self.state.acknowledge(draft.sequences, number)
             self.state.save_facts(draft.facts, number)
