@@ -39,11 +39,10 @@ from unidle_collector.store.histograms import Histograms, Quantile, quantile
 from unidle_collector.store.log import Disk, Log, LogFile, log_files, log_id
 from unidle_collector.store.reader import Reader
 from unidle_collector.store.segments import TEMPORARY, Segments, problem, segment_name
-from unidle_collector.store.state import Hour, State, open_state
+from unidle_collector.store.state import State, open_state
 from unidle_collector.store.steps import Steps
 
 __all__ = [
-    "Hour",
     "KeepRollups",
     "Quantile",
     "State",
@@ -93,7 +92,8 @@ class Store:
         self.directory = directory
         self._keep_days, self._keep_bytes = keep_days, keep_bytes
         self._keep_rollups = keep_rollups or KeepRollups()
-        self._keep_state_ns = int(keep_state_days * DAY_NS)
+        self.keep_state_ns = int(keep_state_days * DAY_NS)
+        """How long accounts and resolved incidents are kept."""
         self.give_way: Callable[[], None] = lambda: None
         """Called by `upkeep` every few ms; may block for a moment while there is something more urgent."""
         self._upkeep_lock = threading.Lock()
@@ -359,7 +359,7 @@ class Store:
             segments_removed_bytes=sum(one.size_bytes for one in removed),
         )
         if now_ns // HOUR_NS != self._forgot_hour:
-            self._count(state_rows_removed=self.state.forget(now_ns - self._keep_state_ns))
+            self._count(state_rows_removed=self.state.forget(now_ns - self.keep_state_ns))
             self._forgot_hour = now_ns // HOUR_NS
 
     def _count(self, **counts: int) -> None:
