@@ -91,8 +91,11 @@ def snapshot(engine: Engine, reached_ns: int) -> Snapshot:
     return Snapshot(header, arrays, refs, [inventory.tenures[n] for n in needed.tolist()], hours)
 
 
-def write(kept: Snapshot, directory: Path) -> None:
-    """Put a snapshot on disk, hours first; raises StoreFull when that fails, and the last one stays."""
+def write(kept: Snapshot, directory: Path, keep_ns: int = KEEP_NS) -> None:
+    """Put a snapshot on disk, hours first, and remove hours older than `keep_ns`.
+
+    Raises StoreFull when that fails, and the last snapshot stays.
+    """
     header = kept.header | {
         "refs": [[*astuple(ref), share, simulated] for ref, share, simulated in kept.refs],
         "tenures": [[tenure.gpu, asdict(tenure.owner)] for tenure in kept.tenures],
@@ -103,7 +106,7 @@ def write(kept: Snapshot, directory: Path) -> None:
             _replace(_hour_file(directory, hour), partial(pq.write_table, table))
         _replace(directory / CHECKPOINT, lambda file: write_arrays(file, header, kept.arrays))
         for path in (directory / "hours").glob("*.parquet"):
-            if _hour_of(path) < kept.header["reached_ns"] - KEEP_NS:
+            if _hour_of(path) < kept.header["reached_ns"] - max(keep_ns, KEEP_NS):
                 path.unlink()
     except OSError as error:
         raise StoreFull(
@@ -112,7 +115,7 @@ def write(kept: Snapshot, directory: Path) -> None:
 
 
 def restore(engine: Engine, directory: Path) -> Restored:
-    """Put back what `write` kept into an engine that is still empty."""
+    """Put back what `write` kept into an engine that is still empty; of the hours, those of KEEP_NS."""
     path = directory / CHECKPOINT
     try:
         with path.open("rb") as file:
@@ -127,7 +130,8 @@ def restore(engine: Engine, directory: Path) -> Restored:
         return Restored(None, f"{path}: {what}: accounts and timers start anew")
     for node, gpu, index, model, share, simulated in header["refs"]:
         engine.add(GpuRef(node, gpu, index, model), share, simulated)
-    hours = {_hour_of(hour): hour for hour in sorted((directory / "hours").glob("*.parquet"))}
+    files = {_hour_of(hour): hour for hour in sorted((directory / "hours").glob("*.parquet"))}
+    hours = {begin: path for begin, path in files.items() if begin >= header["reached_ns"] - KEEP_NS}
     note = _restore_accounts(engine, header, arrays, hours)
     note += _restore_memory(engine, header, arrays)
     for begin, hour in hours.items():

@@ -315,7 +315,7 @@ class Live:
         if kept is None:
             return
         try:
-            keeping.write(kept, self.accounts_directory)
+            keeping.write(kept, self.accounts_directory, self.store.keep_state_ns)
             self.problems.pop("accounts", None)
         except UnidleError as error:
             for hour, _ in kept.hours:
