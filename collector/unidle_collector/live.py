@@ -2,7 +2,7 @@
 
 Flow of a batch: see `unidle_collector.taking`.
 Flow of time: steps that every pushing node has reached go through the engine; what changes becomes
-incidents; accounts and timers are saved three times a minute with the event time that they reach.
+incidents; accounts and timers are saved about once a minute with the event time that they reach.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ DECIDE_EACH_S = 6.0
 UPKEEP_EACH_S = 20.0
 QUESTIONS_AT_ONCE = 8
 """Questions answered before the pushes that came meanwhile have their turn, however many readers ask."""
+SAVE_EACH_S = 60.0
+"""Accounts and timers are saved before log files become segments, and at least this often."""
 GIVE_WAY_S = 0.2
 """The conversion of rows waits this long at a time while batches are taken in or steps handed out."""
 STEPS_AT_ONCE = 200
@@ -125,6 +127,8 @@ class Live:
         """Is the owning thread waiting for work."""
         store.give_way = self._give_way
         self._crowd = _Crowd()
+        self._saved_ns = 0
+        """When accounts and timers were last saved."""
         self._unkept: deque[Change] = deque()
         """Changes that the state database has not taken yet, in order."""
 
@@ -340,12 +344,20 @@ class Live:
             self._advance(received_ns)
         self.settled.begin(self.window.time_ns)
 
+    def _upkeep_once(self) -> None:
+        """Rows of a log that becomes a segment are not replayed: their accounts are saved first."""
+        now_ns = self.clock_ns()
+        self.store.roll(now_ns)
+        closed = self.store.closed()
+        if closed or now_ns - self._saved_ns >= SAVE_EACH_S * 1e9:
+            self._write(self.ask(self._snapshot).result(timeout=10))
+            self._saved_ns = now_ns
+        self.store.upkeep(now_ns, closed)
+
     def _keep_up(self) -> None:
         while not self._stop.wait(UPKEEP_EACH_S):
             try:
-                # Rows of a log that becomes a segment are not replayed: their accounts are saved first.
-                self._write(self.ask(self._snapshot).result(timeout=10))
-                self.store.upkeep(self.clock_ns())
+                self._upkeep_once()
                 self.problems.pop("upkeep", None)
             except (UnidleError, TimeoutError) as error:
                 self.problems["upkeep"] = str(error) or "the collector is too busy to save its accounts"

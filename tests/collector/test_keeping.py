@@ -22,7 +22,7 @@ SECOND = 10**9
 
 
 def save(here: Site) -> None:
-    """What the upkeep does three times a minute."""
+    """What the upkeep does about once a minute."""
     here.live._write(here.live.ask(here.live._snapshot).result(timeout=30))
 
 

@@ -21,7 +21,7 @@ import contextlib
 import fcntl
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,20 +168,26 @@ class Store:
         """
         return self._log.sync()
 
-    def upkeep(self, now_ns: int) -> None:
+    def closed(self) -> list[Path]:
+        """Log files that wait to become segments: what `replay` would give after a crash, but the newest."""
+        return self._log.closed()
+
+    def upkeep(self, now_ns: int, closed: Collection[Path] | None = None) -> None:
         """Turn closed logs into segments, merge those of past hours, remove what is too old or too much.
 
+        With `closed`, only those log files become segments: of them the caller needs no replay any more.
         For a background thread, every few seconds. Raises StoreFull when the disk takes no more;
         nothing is lost then, and the next call goes on.
         """
         with self._upkeep_lock:
             self._retain(now_ns)
+            between = self._convert_closed if closed is None else self.give_way
             try:
                 self._log.roll(now_ns)
-                self._convert_closed()
+                self._convert_closed(closed)
                 if self._counted().last // HOUR_NS < now_ns // HOUR_NS:
                     self._publish_histograms()
-                self._count(segments_merged=compact(self.segments, now_ns, self._convert_closed))
+                self._count(segments_merged=compact(self.segments, now_ns, between))
             except OSError as error:
                 raise StoreFull(
                     f"{self.directory}: expected to write segments, came {error}: free space there or lower "
@@ -277,13 +283,15 @@ class Store:
                 self.state.close()
                 os.close(self._held)
 
-    def _convert_closed(self) -> None:
-        """Turn closed logs into segments, the oldest first.
+    def _convert_closed(self, only: Collection[Path] | None = None) -> None:
+        """Turn closed logs into segments, `only` those if given, the oldest first.
 
         The first that fails ends it, and with it the upkeep: a log that is not converted must never come
         to lie between the ids of a merged segment, which would count as holding it.
         """
         for path in self._log.closed():
+            if only is not None and path not in only:
+                return
             number = log_id(path)
             counted = self._counted_until(number)
             fresh = Histograms()
