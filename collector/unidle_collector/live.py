@@ -37,8 +37,9 @@ from unidle_collector.window import Window
 log = logging.getLogger("unidle.collector")
 
 STEP_S = 1.0
-MOST_WAITING = 1024
-"""Batches that may wait; beyond that a push is answered 503."""
+MOST_WAITING = 4096
+"""Batches that may wait; beyond that a push is answered 503. Nodes send within the same second: three batches
+of 1,250 nodes find room while the collector is held up."""
 GROUP = 256
 """Batches that share one sync of the log."""
 CROWD_PER_S = 50.0
