@@ -45,9 +45,6 @@ class FastClock(sampler.SystemClock):
     def time_ns(self) -> int:
         return super().time_ns() + int(self.ahead_s * 1e9)
 
-    def monotonic(self) -> float:
-        return super().monotonic() + self.ahead_s
-
     def wait(self, stop: threading.Event, timeout_s: float) -> None:
         self.ahead_s += max(0.0, timeout_s)
         self.ticks += 1

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from benchmarks.store import fleet
 from unidle_agent.fields import BY_NAME
+from unidle_agent.schedule import sending_delay_s
 from unidle_agent.wire import CLOCK_HEADER, VERSION, GpuFacts, Owner
 
 SECOND_NS = 1_000_000_000
@@ -157,7 +158,7 @@ class Fleet:
             "node": node.name,
             "boot": "boot",
             "seq": k,
-            "sent_ns": time.time_ns(),
+            "sent_ns": int(times[-1]),
             "period_s": 1.0,
             "simulated": True,
             "times_ns": times.tobytes(),
@@ -171,13 +172,20 @@ class Fleet:
         return zlib.compress(msgpack.packb(document), 1)
 
     async def push_for_ever(self, node: Node) -> None:
-        """Send each batch when it is due, oldest first, until it is acknowledged."""
-        phase_s = self.args.batch_s * node.number / self.args.nodes
+        """Send each batch when it is due, oldest first, until it is acknowledged.
+
+        As agents do: batches of all nodes end at the same seconds, each node sends after a delay of its own.
+        A batch is made before it is due: on a real fleet that is the work of 1,250 processors.
+        """
+        delay_s = sending_delay_s(node.name)
+        prepare_s = (self.args.batch_s - 1) * (1 - node.number / self.args.nodes)
         body, over = b"", None
         while not self.stop.is_set():
-            due_s = self.args.epoch + (node.seq + 1) * self.args.batch_s + phase_s
+            due_s = self.args.epoch - 1 + (node.seq + 1) * self.args.batch_s + delay_s  # its last row
+            if not body:
+                await asyncio.sleep(max(0.0, due_s - prepare_s - time.time()))
+                body = self.body(node)
             await asyncio.sleep(max(0.0, due_s - time.time()))
-            body = body or self.body(node)
             try:
                 over = over or await self._connect()
                 status, reply, wait_s = await self._exchange(over, node, body)

@@ -60,11 +60,14 @@ QUERIED = (
 """The fields of the queries' fixture."""
 
 
-def fleet(gpus: int, seconds: int, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
-    """Field -> [gpus, seconds] as on the wire (counters in steps of their resolution)."""
+def fleet(
+    gpus: int, seconds: int, rng: np.random.Generator, names: Sequence[str] = ()
+) -> dict[str, NDArray[Any]]:
+    """Field -> [gpus, seconds] as on the wire (counters in steps of their resolution); `names` or all."""
     return {
         spec.name: _clean(spec, _values(spec, gpus, seconds, rng)).astype(DTYPES[spec.dtype])
         for spec in GPU_FIELDS
+        if not names or spec.name in names
     }
 
 
@@ -212,7 +215,7 @@ def make_fixture(directory: Path, gpus: int = 10_000, raw_gpus: int = 200, hours
     )
     minute = 60 * SECOND
     for hour in range(hours - 1):
-        data = fleet(gpus, 60, rng)
+        data = fleet(gpus, 60, rng, QUERIED)
         now_ns = begin + (hour + 1) * HOUR_NS
         for batch in _batches(
             {name: data[name] for name in QUERIED}, gpus, 0, begin + hour * HOUR_NS, 60, minute
@@ -222,8 +225,8 @@ def make_fixture(directory: Path, gpus: int = 10_000, raw_gpus: int = 200, hours
         store.convert_all(now_ns)
         print(f"  fixture: {hour + 1} of {hours} hours", file=sys.stderr)
     last = begin + (hours - 1) * HOUR_NS
-    data = fleet(gpus, 60, rng)
-    some = fleet(raw_gpus, 3600, rng)
+    data = fleet(gpus, 60, rng, QUERIED)
+    some = fleet(raw_gpus, 3600, rng, QUERIED)
     for number in range(60):
         now_ns = last + (number + 1) * minute
         slow = {name: data[name][:, number : number + 1] for name in QUERIED}

@@ -1,10 +1,10 @@
 """Ticks -> batches of columns, ready for the wire but for boot, sequence and time of sending.
 
-A batch holds one set of GPUs with one state of their facts. It is closed every `batch_s` seconds, and at
-once when a GPU appears or goes, when facts or an owner change or are asked for, when a GPU's `gpu_state`
-changes, when its hardware or heat begins to throttle it, when its driver reports an event, and when the
-flight recorder has something to send. A GPU that no source sees for a moment keeps its place, with
-unknown values; after `FORGET_S` it is gone.
+A batch holds one set of GPUs with one state of their facts. It is closed on whole multiples of `batch_s` of
+the wall clock (`unidle_agent.schedule`), and at once when a GPU appears or goes, when facts or an owner
+change or are asked for, when a GPU's `gpu_state` changes, when its hardware or heat begins to throttle it,
+when its driver reports an event, and when the flight recorder has something to send. A GPU that no source
+sees for a moment keeps its place, with unknown values; after `FORGET_S` it is gone.
 
 `Batch.period_s` is the spacing at which GPUs have samples: the sampler's period, or the scrape interval
 where a GPU is seen by dcgm-exporter alone. A row in which every field of a GPU is unknown is no sample.
@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from unidle_agent import schedule
 from unidle_agent.fields import COLUMNS, UNKNOWN_U8, Field, Scope
 from unidle_agent.sample import Tick, Value, is_simulated
 from unidle_agent.wire import NAN, TYPECODES, Batch, GpuFacts, column
@@ -62,8 +63,8 @@ class Batcher:
     ) -> None:
         self._node = node
         self._period_s = period_s
-        self._batch_s = batch_s
-        self._most_ticks = max(1, round(batch_s / period_s))
+        self._period_ns = round(period_s * 1e9)
+        self._ticks_in_batch = max(1, round(batch_s / period_s))
         self._source_period_s = dict(source_period_s or {})
         self._ticks: list[Tick] = []
         self._facts: dict[str, GpuFacts] = {}
@@ -76,8 +77,12 @@ class Batcher:
         """(UUID, bit) -> when it was last seen."""
         self._send_facts = threading.Event()
         self._send_facts.set()
+        self._turn = 0
+        """Which multiple of `batch_s` the open batch is to be closed on."""
         self.rows = 0
         """GPU rows with at least one known value, since the start."""
+        self.urgent = False
+        """Did the last tick close a batch for something that must not wait."""
 
     def request_facts(self) -> None:
         """Put the facts into the next batch whether they changed or not. May be called by any thread."""
@@ -89,17 +94,19 @@ class Batcher:
         stepped_back = bool(self._ticks) and tick.time_ns <= self._ticks[-1].time_ns
         facts = self._merge_facts(tick, stepped_back)
         changed = facts != self._facts
-        if (changed or stepped_back) and self._ticks:
+        number = schedule.number_of(tick.time_ns, self._period_ns)
+        turn = -(-number // self._ticks_in_batch)
+        if (changed or stepped_back or turn != self._turn) and self._ticks:
             out.append(self._close())
+        self._turn = turn
         if changed:
             self._facts = facts
             self._known = self._know()
             self._send_facts.set()
         self._ticks.append(tick)
         self.rows += sum(1 for gpu in tick.gpus if gpu.values)
-        urgent = self._is_urgent(tick) or self._send_facts.is_set()
-        age_s = (tick.time_ns - self._ticks[0].time_ns) / 1e9
-        if urgent or len(self._ticks) >= self._most_ticks or age_s >= self._batch_s:
+        self.urgent = self._is_urgent(tick) or self._send_facts.is_set()
+        if self.urgent or number % self._ticks_in_batch == 0:
             out.append(self._close())
         return out
 

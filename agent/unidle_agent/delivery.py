@@ -1,7 +1,8 @@
 """From tick to collector: batcher, spool and pusher with the two threads between them.
 
 A batch goes through a queue to the thread that syncs it to the spool, so that a slow disk delays no
-sample; the pusher reads the spool in a thread of its own, so that a slow collector delays no sync.
+sample; the pusher reads the spool in a thread of its own, so that a slow collector delays no sync. Batches of
+all nodes are closed at the same instants: each node sends its own a moment later, urgent ones at once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from unidle_agent import schedule
 from unidle_agent.batcher import Batcher
 from unidle_agent.config import AgentSettings
 from unidle_agent.errors import SettingError
@@ -52,7 +54,9 @@ class Delivery:
         except BaseException:
             self._spool.close()
             raise
-        self._queue: queue.Queue[Batch | None] = queue.Queue(WAITING_BATCHES)
+        self._delay_s = schedule.sending_delay_s(settings.node_name)
+        self._queue: queue.Queue[tuple[Batch, float] | None] = queue.Queue(WAITING_BATCHES)
+        """Batches, and how long the sending of each can wait, s."""
         self._lost = 0
         """Batches that never reached the spool."""
         self._stop = threading.Event()
@@ -64,13 +68,13 @@ class Delivery:
     def take(self, tick: Tick) -> None:
         """Take one tick; returns at once."""
         for batch in self._batcher.add(tick):
-            self._enqueue(batch)
+            self._enqueue(batch, 0.0 if self._batcher.urgent else self._delay_s)
 
     def close(self) -> None:
         """Spool what is open, try to send it for a moment, and let go of everything."""
         last = self._batcher.flush()
         if last is not None:
-            self._enqueue(last)
+            self._enqueue(last, 0.0)
         self._queue.put(None)
         self._writer.join(timeout=10)
         self._stop.set()
@@ -129,15 +133,16 @@ class Delivery:
             ),
         ]
 
-    def _enqueue(self, batch: Batch) -> None:
+    def _enqueue(self, batch: Batch, after_s: float) -> None:
         try:
-            self._queue.put_nowait(batch)
+            self._queue.put_nowait((batch, after_s))
         except queue.Full:
             self._lost += 1
             log.warning("the disk does not keep up: a batch was dropped (%d so far)", self._lost)
 
     def _write(self) -> None:
-        while (batch := self._queue.get()) is not None:
+        while (item := self._queue.get()) is not None:
+            batch, after_s = item
             try:
                 stamped = replace(
                     batch, boot=self._spool.boot, seq=self._spool.next_seq, sent_ns=time.time_ns()
@@ -146,7 +151,7 @@ class Delivery:
             except Exception:  # a bug in one batch must not end the delivery of all that follow
                 self._lost += 1
                 log.exception("a batch could not be spooled")
-            self._pusher.wake()
+            self._pusher.wake(after_s)
 
 
 def _sender(

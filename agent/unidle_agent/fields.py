@@ -92,9 +92,9 @@ FIELDS: tuple[Field, ...] = (
     Field("memory_reserved_bytes", "gpu", "gauge", "f8", "By", 1, "framebuffer reserved by the driver", "MemoryInfo_v2.reserved", _dev("FB_RESERVED", MIB, "FB_RESERVED_BYTES")),
     Field("process_count", "gpu", "gauge", "f4", "{process}", 1, "compute processes that hold a context on the GPU", "ComputeRunningProcesses_v3"),
     # Power, clocks, heat.
-    Field("power_w", "gpu", "gauge", "f4", "W", 0.001, "board power, the driver's average (1 s on Ampere and newer, instant on GA100)", "field 185", _dev("POWER_USAGE", 1, "BOARD_POWER_WATTS"), "hw.power"),
-    Field("power_instant_w", "gpu", "gauge", "f4", "W", 0.001, "board power, instant", "field 186", _dev("POWER_USAGE_INSTANT", 1, "BOARD_POWER_RAW_WATTS"), stats=True),
-    Field("power_limit_w", "gpu", "gauge", "f4", "W", 0.001, "enforced power limit", "EnforcedPowerLimit", _dev("ENFORCED_POWER_LIMIT", 1, "BOARD_POWER_LIMIT_ENFORCED_WATTS")),
+    Field("power_w", "gpu", "gauge", "f4", "W", 0.1, "board power, the driver's average (1 s on Ampere and newer, instant on GA100)", "field 185", _dev("POWER_USAGE", 1, "BOARD_POWER_WATTS"), "hw.power"),
+    Field("power_instant_w", "gpu", "gauge", "f4", "W", 0.1, "board power, instant", "field 186", _dev("POWER_USAGE_INSTANT", 1, "BOARD_POWER_RAW_WATTS"), stats=True),
+    Field("power_limit_w", "gpu", "gauge", "f4", "W", 0.1, "enforced power limit", "EnforcedPowerLimit", _dev("ENFORCED_POWER_LIMIT", 1, "BOARD_POWER_LIMIT_ENFORCED_WATTS")),
     Field("energy_j", "gpu", "counter", "u8", "J", 0.001, "energy since the driver was loaded", "field 83", _dev("TOTAL_ENERGY_CONSUMPTION", 1e-3, "GPU_ENERGY_JOULES_TOTAL"), "hw.energy"),
     Field("sm_clock_hz", "gpu", "gauge", "f4", "Hz", 1e6, "SM clock", "ClockInfo(SM)", _dev("SM_CLOCK", 1e6, "SM_CLOCK_HERTZ"), stats=True),
     Field("memory_clock_hz", "gpu", "gauge", "f4", "Hz", 1e6, "memory clock", "ClockInfo(MEM)", _dev("MEM_CLOCK", 1e6, "MEMORY_CLOCK_HERTZ")),

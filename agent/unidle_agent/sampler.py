@@ -3,14 +3,13 @@
 Each source has a worker thread of its own, so that a slow or hung one delays neither the others nor the
 tick: at the deadline the tick goes out without it. While it is still busy it is left alone, and said so;
 an answer that comes late counts at the next tick. One that says that it is not due is left in peace.
-Ticks keep an absolute schedule: a late tick does not shift those after it, and instants that were missed
-(a suspended machine) are counted, not made up for.
+Ticks are on whole multiples of the period of the wall clock (`unidle_agent.schedule`): a late tick does not
+shift those after it, and instants that were missed (a suspended machine) are counted, not made up for.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import queue
 import threading
 import time
@@ -18,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from unidle_agent import schedule
 from unidle_agent.errors import SourceError
 from unidle_agent.sample import Memory, Paced, Reading, Source, Tick, merge
 
@@ -35,9 +35,6 @@ class Clock(Protocol):
     def time_ns(self) -> int:
         """Wall clock, nanoseconds since the epoch."""
 
-    def monotonic(self) -> float:
-        """Seconds that never step."""
-
     def wait(self, stop: threading.Event, timeout_s: float) -> None:
         """Return after `timeout_s` seconds, or at once when `stop` is set."""
 
@@ -52,9 +49,6 @@ class SystemClock:
 
     def time_ns(self) -> int:
         return time.time_ns()
-
-    def monotonic(self) -> float:
-        return time.monotonic()
 
     def wait(self, stop: threading.Event, timeout_s: float) -> None:
         stop.wait(max(0.0, timeout_s))
@@ -127,18 +121,16 @@ class Sampler:
         return tuple(worker.stats for worker in self._workers)
 
     def run(self, stop: threading.Event) -> None:
-        """Tick until `stop` is set."""
-        start_s = self._clock.monotonic()
-        number = 0
+        """Tick at once, then on whole multiples of the period until `stop` is set."""
+        period_ns = round(self.period_s * 1e9)
+        before_ns: int | None = None
         while not stop.is_set():
-            self.tick()
-            number += 1
-            behind_s = self._clock.monotonic() - (start_s + number * self.period_s)
-            if behind_s >= self.period_s:
-                skipped = math.ceil(behind_s / self.period_s)
-                number += skipped
-                self.missed += skipped
-            self._clock.wait(stop, start_s + number * self.period_s - self._clock.monotonic())
+            last_ns = self.tick().time_ns
+            if before_ns is not None:
+                self.missed += schedule.missed(before_ns, last_ns, period_ns)
+            before_ns = last_ns
+            now_ns = self._clock.time_ns()
+            self._clock.wait(stop, (schedule.next_ns(last_ns, now_ns, period_ns) - now_ns) / 1e9)
 
     def tick(self, deadline_s: float | None = None) -> Tick:
         """Read all sources now, within the deadline; never raises for a source or a consumer."""

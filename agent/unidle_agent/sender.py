@@ -6,6 +6,7 @@ A way is a `Sender` with its own `step`: one try with the oldest batch of the sp
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -53,6 +54,8 @@ class Sender(ABC):
         self._chance = chance
         self._failures = 0
         self._wake = threading.Event()
+        self._due_s = 0.0
+        """When to look for something to send, by the clock that never steps; infinite: not before a wake."""
 
     @abstractmethod
     def step(self) -> float | None:
@@ -62,23 +65,28 @@ class Sender(ABC):
     def close(self) -> None:
         """Close the connection."""
 
-    def wake(self) -> None:
-        """Say that there is something new to send. May be called by any thread."""
+    def wake(self, after_s: float = 0.0) -> None:
+        """Say that there is something new, to be sent after `after_s` at the latest. For any thread."""
+        self._due_s = min(self._due_s, time.monotonic() + after_s)
         self._wake.set()
 
     def run(self, stop: threading.Event) -> None:
         """Send until `stop` is set (call `wake` too, to leave at once)."""
         while not stop.is_set():
             self._wake.clear()
+            early_s = self._due_s - time.monotonic()
+            if early_s > 0:
+                self._wake.wait(None if math.isinf(early_s) else early_s)
+                continue
+            self._due_s = math.inf  # before the look: whoever wakes after it is not overlooked
             try:
                 wait_s = self.step()
             except Exception:  # a bug must not end all delivery: the batch is still in the spool
                 log.exception("unexpected error while pushing; trying again in %g s", MAX_BACKOFF_S)
                 wait_s = MAX_BACKOFF_S
-            if wait_s is None:
-                self._wake.wait()
-            else:
+            if wait_s is not None:
                 stop.wait(wait_s)
+                self._due_s = 0.0
 
     def drain(self, for_s: float) -> None:
         """Send what is left for at most about `for_s` seconds, giving up at the first failure."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import zlib
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgpack
@@ -82,6 +83,40 @@ class Event:
     text: str = ""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """Where in one buffer each column lies; batches with the same columns and rows share theirs."""
+
+    names: tuple[str, ...]
+    places: Mapping[str, tuple[int, int, Literal["f", "d", "Q"]]]
+    """Column -> first byte, end, typecode."""
+
+
+class Columns(Mapping[str, memoryview]):
+    """The columns of a batch that was read: one buffer, of which views of little-endian values are made when
+    they are asked for. A collector holds tens of thousands of batches: an object per column would be most of
+    their memory, and whoever wants one column of all of them takes it from the buffers at once."""
+
+    __slots__ = ("data", "layout")
+
+    def __init__(self, data: bytes, layout: Layout) -> None:
+        self.data = data
+        self.layout = layout
+
+    def __getitem__(self, name: str) -> memoryview[Any]:
+        first, end, code = self.layout.places[name]
+        return memoryview(self.data)[first:end].cast(code)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.layout.places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layout.places)
+
+    def __len__(self) -> int:
+        return len(self.layout.places)
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Rows of one node: `len(times_ns)` instants x `len(gpus)` GPUs, time-major.
@@ -145,7 +180,7 @@ def encode(batch: Batch) -> bytes:
 def decode(data: bytes) -> Batch:
     """Read what `encode` wrote, by any neighbouring version; raises WireError saying what is wrong.
 
-    Columns come back as memoryviews of little-endian values; those of unknown fields are dropped.
+    Columns come back as `Columns`; those of unknown fields are dropped.
     """
     document = _unpack(data)
     try:
@@ -220,23 +255,31 @@ def _codes(scope: str) -> dict[str, tuple[Literal["f", "d", "Q"], int]]:
 _GPU_CODES, _HOST_CODES = _codes("gpu"), _codes("host")
 
 
-def _columns(
-    raw: Any, codes: Mapping[str, tuple[Literal["f", "d", "Q"], int]], count: int
-) -> dict[str, memoryview[Any]]:
-    out: dict[str, memoryview[Any]] = {}
+def _columns(raw: Any, codes: Mapping[str, tuple[Literal["f", "d", "Q"], int]], count: int) -> Columns:
+    known: list[str] = []
     for name, data in raw.items():
-        known = codes.get(name)
-        if known is None:
+        if name not in codes:
             continue
-        code, value_bytes = known
+        value_bytes = codes[name][1]
         if type(data) is not bytes or len(data) != value_bytes * count:
             came = len(data) if isinstance(data, bytes) else type(data).__name__
             raise WireError(
                 f"column {name}: expected {count} values of {COLUMNS[name].dtype} "
                 f"({value_bytes * count} bytes), came {came}"
             )
-        out[name] = memoryview(data).cast(code)
-    return out
+        known.append(name)
+    return Columns(b"".join([raw[name] for name in known]), _layout(tuple(known), count))
+
+
+@lru_cache(maxsize=4096)
+def _layout(names: tuple[str, ...], count: int) -> Layout:
+    places: dict[str, tuple[int, int, Literal["f", "d", "Q"]]] = {}
+    end = 0
+    for name in names:
+        code, value_bytes = _GPU_CODES[name] if name in _GPU_CODES else _HOST_CODES[name]
+        places[name] = (end, end + value_bytes * count, code)
+        end += value_bytes * count
+    return Layout(names, places)
 
 
 _OWNER_KEYS = frozenset(item.name for item in fields(Owner))

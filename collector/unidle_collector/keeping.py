@@ -3,7 +3,7 @@
     accounts/checkpoint      all that is not over yet, with the event time that it reaches
     accounts/hours/HOUR.parquet  a finished hour: seconds and losses by GPU, owner, state and cause
 
-The checkpoint is replaced three times a minute, atomically; an hour is written once, and again only where
+The checkpoint is replaced about once a minute, atomically; an hour is written once, and again only where
 late rows changed it. The accounts in a checkpoint outlive a change of the detectors; their memory does not,
 because half of an older detector's timers is worse than none.
 """
@@ -83,8 +83,9 @@ class Keeper(Protocol):
 class InFiles:
     """Accounts in a directory; what came after them is in the store's log."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, keep_ns: int) -> None:
+        """Hours are kept for `keep_ns`."""
+        self._directory, self._keep_ns = directory, keep_ns
 
     def restore(self, engine: Engine) -> Restored:
         """See Keeper."""
@@ -96,7 +97,7 @@ class InFiles:
 
     def write(self, kept: Snapshot) -> None:
         """See Keeper."""
-        write(kept, self._directory)
+        write(kept, self._directory, self._keep_ns)
 
     def past(self, store: Store) -> Iterator[tuple[int, int | None, Batch]]:
         """See Keeper."""
@@ -132,8 +133,11 @@ def snapshot(engine: Engine, reached_ns: int) -> Snapshot:
     return Snapshot(header, arrays, refs, [inventory.tenures[n] for n in needed.tolist()], hours)
 
 
-def write(kept: Snapshot, directory: Path) -> None:
-    """Put a snapshot on disk, hours first; raises StoreFull when that fails, and the last one stays."""
+def write(kept: Snapshot, directory: Path, keep_ns: int = KEEP_NS) -> None:
+    """Put a snapshot on disk, hours first, and remove hours older than `keep_ns`.
+
+    Raises StoreFull when that fails, and the last snapshot stays.
+    """
     header = whole_header(kept)
     try:
         (directory / "hours").mkdir(parents=True, exist_ok=True)
@@ -141,7 +145,7 @@ def write(kept: Snapshot, directory: Path) -> None:
             _replace(_hour_file(directory, hour), partial(pq.write_table, table))
         _replace(directory / CHECKPOINT, lambda file: write_arrays(file, header, kept.arrays))
         for path in (directory / "hours").glob("*.parquet"):
-            if _hour_of(path) < kept.header["reached_ns"] - KEEP_NS:
+            if _hour_of(path) < kept.header["reached_ns"] - max(keep_ns, KEEP_NS):
                 path.unlink()
     except OSError as error:
         raise StoreFull(
@@ -158,7 +162,7 @@ def whole_header(kept: Snapshot) -> dict[str, Any]:
 
 
 def restore(engine: Engine, directory: Path) -> Restored:
-    """Put back what `write` kept into an engine that is still empty."""
+    """Put back what `write` kept into an engine that is still empty; of the hours, those of KEEP_NS."""
     path = directory / CHECKPOINT
     try:
         with path.open("rb") as file:
@@ -168,7 +172,8 @@ def restore(engine: Engine, directory: Path) -> Restored:
     except (OSError, ValueError, KeyError, EOFError) as error:
         return Restored(None, f"{path}: expected a checkpoint, came {error}: accounts and timers start anew")
     hours = {_hour_of(hour): hour for hour in sorted((directory / "hours").glob("*.parquet"))}
-    tables = {begin: partial(pq.read_table, hour) for begin, hour in hours.items()}
+    oldest_ns = header["reached_ns"] - KEEP_NS
+    tables = {begin: partial(pq.read_table, hour) for begin, hour in hours.items() if begin >= oldest_ns}
     return restore_from(engine, header, arrays, tables, path)
 
 

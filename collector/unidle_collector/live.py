@@ -2,17 +2,18 @@
 
 Flow of a batch: see `unidle_collector.taking`.
 Flow of time: steps that every pushing node has reached go through the engine; what changes becomes
-incidents; accounts and timers are saved three times a minute with the event time that they reach.
+incidents; accounts and timers are saved about once a minute with the event time that they reach.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -33,15 +34,20 @@ from unidle_collector.taking import Accounted, Ack, BusyError, Push, Taking
 from unidle_collector.timings import Timings
 from unidle_collector.window import Window
 
+log = logging.getLogger("unidle.collector")
+
 STEP_S = 1.0
-MOST_WAITING = 1024
-"""Batches that may wait; beyond that a push is answered 503."""
+MOST_WAITING = 4096
+"""Batches that may wait; beyond that a push is answered 503. Nodes send within the same second: three batches
+of 1,250 nodes find room while the collector is held up."""
 GROUP = 256
 """Batches that share one sync of the log."""
 CROWD_PER_S = 50.0
 """From this many pushes a second on ..."""
 LINGER_S = 0.1
 """... the first of a group waits this long for others, because a group costs little more than one push."""
+DECIDE_EACH_S = 6.0
+"""Batches of 5 s come at about the same time: a shorter look would find a crowd and a desert in turn."""
 UPKEEP_EACH_S = 20.0
 MOST_DEFERRED = 5
 """Times in a row that a snapshot waits for late rows."""
@@ -49,6 +55,10 @@ STATE_PATIENCE = 10
 """A state database that took a while to fail is left alone for this many times as long."""
 QUESTIONS_AT_ONCE = 8
 """Questions answered before the pushes that came meanwhile have their turn, however many readers ask."""
+SAVE_EACH_S = 60.0
+"""Accounts and timers are saved before log files become segments, and at least this often."""
+GIVE_WAY_S = 0.2
+"""The conversion of rows waits this long at a time while batches are taken in or steps handed out."""
 STEPS_AT_ONCE = 200
 """Steps between two looks at the queue of questions."""
 
@@ -70,10 +80,10 @@ class _Crowd:
         self._since_s = time.monotonic()
 
     def count(self, pushes: int) -> None:
-        """Take more into account; decides once a second."""
+        """Take more into account; decides every DECIDE_EACH_S."""
         self._pushes += pushes
         passed_s = time.monotonic() - self._since_s
-        if passed_s >= 1.0:
+        if passed_s >= DECIDE_EACH_S:
             self.is_there = self._pushes >= CROWD_PER_S * passed_s
             self._pushes, self._since_s = 0, time.monotonic()
 
@@ -105,7 +115,7 @@ class Live:
         self.store = store
         self.clock_ns = clock_ns
         self.state = state or store.state
-        self._keeper = keeper or keeping.InFiles(store.directory / "accounts")
+        self._keeper = keeper or keeping.InFiles(store.directory / "accounts", store.keep_state_ns)
         self._pace_ns = pace_ns or clock_ns
         self.engine = Engine(STEP_S, settings.site + part, settings.silence)
         budget_bytes = int(settings.window_mb * 2**20)
@@ -131,7 +141,13 @@ class Live:
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
         self._upkeep = threading.Thread(target=self._keep_up, name="store-upkeep", daemon=True)
         self._stop = threading.Event()
+        self._resting = threading.Event()
+        self._resting.set()
+        """Is the owning thread waiting for work."""
+        store.give_way = self._give_way
         self._crowd = _Crowd()
+        self._saved_ns = 0
+        """When accounts and timers were last saved."""
         self._unkept: deque[Change] = deque()
         """Changes that the state database has not taken yet, in order."""
         self._keep_again_s = 0.0
@@ -185,11 +201,28 @@ class Live:
     def _run(self) -> None:
         while not self._stop.is_set():
             pushes = self._collect()
-            if pushes:
-                self.taking.accept(pushes)
-            self._advance(self._pace_ns())
+            self._resting.clear()
+            with self._unbroken("collector"):
+                if pushes:
+                    self.taking.accept(pushes)
+                self._advance(self._pace_ns())
+            self._resting.set()
         self._save_at_end()
         self._answer_waiting()
+
+    @contextlib.contextmanager
+    def _unbroken(self, what: str) -> Iterator[None]:
+        """What nobody expected is said and counted, and the thread goes on: it is the only one that can."""
+        try:
+            yield
+        except Exception as error:
+            text = f"unexpected {type(error).__name__}: {error}; the log says where"
+            if self.problems.get(what) != text:  # a step that breaks may do so each second
+                log.exception("%s: %s", what, text)
+            self.problems[what] = text
+            self.counters[f"{what}_broken"] += 1
+        else:
+            self.problems.pop(what, None)
 
     def _collect(self) -> list[Push]:
         """What waits: questions are answered at once, pushes come back as a group."""
@@ -224,8 +257,9 @@ class Live:
                 self.taking.own_due()
                 step = self.window.next(inventory.capacity, inventory.a["node"], inventory.node_names)
                 began_s = time.perf_counter()
-                self.late.before(step)
-                self._unkept += self.engine.step(step)
+                with self._unbroken("steps"):
+                    self.late.before(step)
+                    self._unkept += self.engine.step(step)
                 self.tick_s.add(time.perf_counter() - began_s)
                 self._keep()
                 self.counters["steps"] += 1
@@ -235,6 +269,10 @@ class Live:
         self.window.late.clear()
         self.late.work()
         self.counters["silences_filled"] = self.late.corrected
+
+    def _give_way(self) -> None:
+        """In the thread of the upkeep: let the owning thread work first."""
+        self._resting.wait(GIVE_WAY_S)
 
     def _answer_waiting(self) -> None:
         """Questions do not wait for a long catch-up; pushes do, which is the back-pressure."""
@@ -340,15 +378,26 @@ class Live:
             self._advance(received_ns)
         self.settled.begin(self.window.time_ns)
 
+    def _upkeep_once(self) -> None:
+        """Rows of a log that becomes a segment are not replayed: their accounts are saved first."""
+        now_ns = self.clock_ns()
+        self.store.roll(now_ns)
+        closed = self.store.closed()
+        if closed or now_ns - self._saved_ns >= SAVE_EACH_S * 1e9:
+            self._write(self.ask(self._snapshot).result(timeout=10))
+            self._saved_ns = now_ns
+        self.store.upkeep(now_ns, closed)
+
     def _keep_up(self) -> None:
         while not self._stop.wait(UPKEEP_EACH_S):
             try:
-                # Rows of a log that becomes a segment are not replayed: their accounts are saved first.
-                self._write(self.ask(self._snapshot).result(timeout=10))
-                self.store.upkeep(self.clock_ns())
+                self._upkeep_once()
                 self.problems.pop("upkeep", None)
             except (UnidleError, TimeoutError) as error:
                 self.problems["upkeep"] = str(error) or "the collector is too busy to save its accounts"
+            except Exception as error:  # a bug must not end the upkeep for good
+                log.exception("unexpected error in the upkeep of the store")
+                self.problems["upkeep"] = f"unexpected {type(error).__name__}: {error}; the log says where"
 
 
 def _answer(question: _Question) -> None:

@@ -35,6 +35,10 @@ COUNTERS = {
     "values_refused": "Impossible values that became unknown.",
     "requests_unauthorized": "Requests without the right token.",
     "pushes_busy": "Pushes that were asked to come again.",
+    "pushes_broken": "Pushes at which something unexpected broke; they are sent again.",
+    "steps_broken": "Steps of event time at which something unexpected broke: they are not accounted.",
+    "collector_broken": "Rounds of the collector at which something unexpected broke.",
+    "silences_filled": "Silences of nodes that late rows have filled in.",
     "pushes_store_full": "Pushes that the store could not take.",
     "remote_write_requests": "Requests of a Prometheus by remote_write.",
     "remote_write_refused": "Requests of remote_write that could not be read.",
@@ -106,6 +110,7 @@ def render(live: Live, targets: list[TargetNow]) -> str:
     sides = {"0": fleet.gpus - fleet.simulated_gpus, "1": fleet.simulated_gpus}
     rows = [(f'{{simulated="{side}"}}', count) for side, count in sides.items()]
     _add(lines, "unidle_gpus", "gauge", "GPUs ever seen, real and simulated.", rows)
+    _add_store(lines, live)
     flag = [("", int(fleet.simulated))]
     _add(lines, "unidle_simulated", "gauge", "1 when anything here is SIMULATED.", flag)
     return "\n".join(lines) + "\n"
@@ -161,6 +166,16 @@ def _add_means(lines: list[str], live: Live) -> None:
                 rows.append((f'{{simulated="{side}"}}', float(column[chosen].mean())))
         name = metric_name(spec).replace("unidle_gpu_", "unidle_fleet_mean_", 1)
         _add(lines, name, "gauge", f"Mean over the GPUs that say it now: {spec.doc}.", rows)
+
+
+def _add_store(lines: list[str], live: Live) -> None:
+    counts = [(f'{{what="{name}"}}', count) for name, count in sorted(live.store.counters().items())]
+    text = "What the store has done and dropped since the start: rows, bytes, records or files."
+    _add(lines, "unidle_collector_store_total", "counter", text, counts)
+    sizes = [(f'{{what="{name}"}}', size) for name, size in sorted(live.store.sizes().items())]
+    _add(lines, "unidle_collector_store_bytes", "gauge", "Disk that the store takes.", sizes)
+    window = [("", live.window.bytes)]
+    _add(lines, "unidle_collector_window_bytes", "gauge", "Memory of the live window.", window)
 
 
 def _add_scheduler(lines: list[str], live: Live) -> None:

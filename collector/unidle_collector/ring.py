@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from unidle_agent.fields import UNKNOWN_U8, Field
 from unidle_collector.counters import increases
+from unidle_collector.joined import Joined
 from unidle_collector.pergpu import Array, Bools, Floats
 
 MOST_RATIO = 1.5
@@ -139,11 +140,12 @@ class Ring:
         known: Bools = np.zeros(rows.count, dtype=np.bool_)
         refused = np.zeros(block.instants.size, dtype=np.int64)
         resets = np.zeros_like(refused)
+        joined = Joined(raws)
         for name in raws[0]:
             spec = self._specs.get(name)
             if spec is None:  # of another scope, or a statistic
                 continue
-            read = np.frombuffer(b"".join(raw[name] for raw in raws), dtype=WIRE[spec.dtype])
+            read = np.frombuffer(joined.bytes_of(name), dtype=WIRE[spec.dtype])
             if spec.kind == "counter":
                 values, went_back = self._increase(spec, read, rows)
                 resets += went_back

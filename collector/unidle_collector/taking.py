@@ -8,6 +8,7 @@ waits for the answers.
 from __future__ import annotations
 
 import heapq
+import logging
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from unidle_collector.settings import CollectorSettings
 from unidle_collector.store import State, Store, StoreFull
 from unidle_collector.window import Arrival, Window
 
+log = logging.getLogger("unidle.collector")
+
 EVENTS_KEPT = 1000
 """Events of GPUs (XIDs and the like) that are held in memory."""
 
@@ -37,6 +40,10 @@ class BusyError(UnidleError):
     """Too much waits to be taken in; the node should come again."""
 
     retry_after_s = 1
+
+
+class BrokenError(UnidleError):
+    """A batch by which unidle itself broke; it stays with who has it, and may be sent again."""
 
 
 class ForbiddenError(UnidleError):
@@ -69,7 +76,7 @@ class Push:
     batch: Batch | None = None
     """What `data` decodes to, once it was read."""
     answer: Ack | UnidleError | None = None
-    """The error is a WireError, ForbiddenError, BusyError or StoreFull."""
+    """The error is a WireError, ForbiddenError, BusyError, BrokenError or StoreFull."""
 
 
 class Accounted(Protocol):
@@ -134,7 +141,33 @@ class Taking:
         self._noted = 0
 
     def accept(self, pushes: Sequence[Push]) -> None:
-        """Decode, log and sync a group, then put it into the window and give each its answer."""
+        """Decode, log and sync a group, then put it into the window and give each its answer.
+
+        Where a batch breaks something that no batch should, the others of its group are taken without it.
+        """
+        try:
+            self._accept(pushes)
+            self.problems.pop("push", None)
+        except Exception:
+            log.exception("a group of %d pushes could not be taken: each is tried alone", len(pushes))
+            for push in pushes:
+                if push.answer is None:
+                    self._accept_alone(push)
+        _tell(pushes)
+
+    def _accept_alone(self, push: Push) -> None:
+        try:
+            self._accept([push])
+        except Exception as error:
+            log.exception("a push of %d bytes could not be taken", len(push.data))
+            self.counters["pushes_broken"] += 1
+            text = (
+                f"a batch could not be taken: unexpected {type(error).__name__}: {error}; the log says where"
+            )
+            self.problems["push"] = text
+            push.answer = BrokenError(text)
+
+    def _accept(self, pushes: Sequence[Push]) -> None:
         taken: list[tuple[Push, Batch]] = []
         again: list[tuple[Push, Batch]] = []
         # `again`: a second copy within the group is as good as the first, which is known after the sync.
@@ -158,7 +191,6 @@ class Taking:
                     self._full(push, error)
         if taken:
             self._commit(taken, again)
-        _tell(pushes)
 
     def _commit(self, taken: list[tuple[Push, Batch]], again: list[tuple[Push, Batch]]) -> None:
         try:

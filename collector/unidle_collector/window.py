@@ -7,14 +7,15 @@ samples every 30 s fills every step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unidle_agent.fields import BY_NAME, GPU_FIELDS, HOST_FIELDS
-from unidle_agent.wire import Batch
+from unidle_agent.wire import Batch, Columns
 from unidle_collector.pergpu import SECOND_NS, Floats, PerGpu
 from unidle_collector.ring import Block, Numbers, Ring
 from unidle_collector.signals import Step
@@ -436,15 +437,20 @@ class _StepColumns(Mapping[str, Floats]):
         return len(self._names)
 
 
+def _names(columns: Mapping[str, Any]) -> Hashable:
+    """The same for columns of the same names, however a batch keeps them."""
+    return columns.layout.names if isinstance(columns, Columns) else tuple(columns)
+
+
 def _alike(arrivals: Sequence[Arrival]) -> Iterator[list[int]]:
     """Groups of batches (by number) with the same columns, each node once in a group, in order of arrival."""
     turns: dict[str, int] = {}
-    groups: dict[tuple[int, bool, tuple[str, ...], tuple[str, ...]], list[int]] = {}
+    groups: dict[tuple[int, Hashable], list[int]] = {}
     for number, arrival in enumerate(arrivals):
         batch = arrival.batch
         if not len(batch.times_ns):
             continue
         turn = turns[batch.node] = turns.get(batch.node, -1) + 1
-        key = (turn, len(arrival.positions) > 0, tuple(batch.columns), tuple(batch.host))
+        key = (turn, (len(arrival.positions) > 0, _names(batch.columns), _names(batch.host)))
         groups.setdefault(key, []).append(number)
     yield from (groups[key] for key in sorted(groups, key=lambda key: key[0]))

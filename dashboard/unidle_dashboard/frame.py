@@ -123,6 +123,8 @@ def _simulated_words(now: Fleet, in_view: Callable[[], bool]) -> tuple[str, str]
         return None
     if now.simulated_sites:
         return "SIMULATED", f"{SOME_SIMULATED} {', '.join(now.simulated_sites)}."
+    if now.simulated_sites:
+        return "SIMULATED", f"{SOME_SIMULATED} {', '.join(now.simulated_sites)}."
     if now.simulated_gpus in (0, now.gpus):  # 0: of nodes without GPUs, or an older collector's word
         return "SIMULATED", ALL_SIMULATED
     if not in_view():

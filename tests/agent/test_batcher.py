@@ -44,8 +44,23 @@ def test_ticks_that_come_a_hair_late_do_not_lengthen_a_batch() -> None:
     assert lengths(feed(Batcher("n", 1.0, 5.0), *(tick(second, A) for second in times))) == [1, 5]
 
 
-def test_a_batch_closes_by_age_where_ticks_are_missing() -> None:
-    assert lengths(feed(Batcher("n", 1.0, 5.0), *(tick(second, A) for second in (0, 1, 2, 7)))) == [1, 3]
+def test_a_batch_whose_last_tick_is_missing_closes_with_the_next_one() -> None:
+    assert lengths(feed(Batcher("n", 1.0, 5.0), *(tick(second, A) for second in (0, 1, 2, 7)))) == [1, 2]
+
+
+def test_batches_close_on_whole_multiples_whenever_an_agent_began() -> None:
+    batches = feed(Batcher("n", 1.0, 5.0), *(tick(second, A) for second in (3.2, 4, 5, 6, 7, 8, 9, 10)))
+    assert [[round(t / 1e9) for t in batch.times_ns] for batch in batches] == [[3], [4, 5], [6, 7, 8, 9, 10]]
+
+
+def test_only_what_cannot_wait_is_urgent() -> None:
+    batcher, urgent = Batcher("n", 1.0, 5.0), []
+    for second in range(11):
+        gpus = (A,) if second < 7 else (A, B)
+        urgent += [batcher.urgent] * len(batcher.add(tick(second, *gpus)))
+        if batcher.urgent:
+            assert second in (0, 7)
+    assert lengths(feed(batcher, tick(11, A, B))) == []
 
 
 def test_a_new_gpu_closes_the_open_batch_and_goes_at_once() -> None:
@@ -78,7 +93,7 @@ XID = Event(2 * 10**9, "GPU-a", "xid", 79, "the driver reported XID 79")
 def test_an_event_goes_at_once_and_once() -> None:
     struck = replace(tick(2, A), events=(XID,))
     batches = feed(Batcher("n", 1.0, 5.0), tick(0, A), tick(1, A), struck, *(tick(s, A) for s in range(3, 8)))
-    assert lengths(batches) == [1, 2, 5]
+    assert lengths(batches) == [1, 2, 3]
     assert [batch.events for batch in batches] == [(), (XID,), ()]
 
 
@@ -155,7 +170,7 @@ def test_a_source_that_is_late_for_one_tick_changes_no_facts() -> None:
     thin = GpuFacts("GPU-a", 0, sources={"last_xid": "dcgm-exporter"})
     batches = feed(Batcher("n", 1.0, 2.0), tick(0, A), tick(1, thin), tick(2, A), tick(3, thin), tick(4, A))
     # The exporter's field is new at tick 1; nothing is ever taken away again.
-    assert [batch.facts is not None for batch in batches] == [True, True, False]
+    assert [batch.facts is not None for batch in batches] == [True, True, False, False]
     assert batches[1].facts is not None
     assert batches[1].facts[0].model == "B200"
 
@@ -165,7 +180,7 @@ def test_a_clock_that_is_set_back_starts_a_new_batch() -> None:
     assert [list(batch.times_ns) for batch in batches] == [
         [100 * 10**9],
         [101 * 10**9],
-        [50 * 10**9, 51 * 10**9, 52 * 10**9],
+        [50 * 10**9, 51 * 10**9],
     ]
 
 

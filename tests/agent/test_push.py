@@ -354,6 +354,60 @@ def test_a_thread_sends_what_comes_and_leaves_when_told(spool: Spool) -> None:
     assert sent(server) == [1, 2, 3, 4, 5]
 
 
+def test_a_batch_that_may_wait_goes_with_an_urgent_one_that_may_not(spool: Spool) -> None:
+    arrived, looked = threading.Event(), threading.Event()
+    peek = spool.peek
+
+    def script(request: Request) -> Reply:
+        if decode(request.body).seq == 2:
+            arrived.set()
+        return acknowledge(request)
+
+    def peeked() -> object:
+        looked.set()
+        return peek()
+
+    spool.peek = peeked  # type: ignore[assignment,method-assign]
+    with serving(script) as server:
+        push = pusher(spool, server.url)
+        stop = threading.Event()
+        thread = threading.Thread(target=push.run, args=(stop,), daemon=True)
+        thread.start()
+        assert looked.wait(20), "it looks once at the start"
+        fill(spool, 1)
+        push.wake(3600)
+        fill(spool, 1)
+        push.wake()
+        assert arrived.wait(20)
+        stop.set()
+        push.wake()
+        thread.join(20)
+        push.close()
+    assert sent(server) == [1, 2]
+
+
+def test_a_batch_is_sent_once_its_delay_is_over(spool: Spool) -> None:
+    arrived = threading.Event()
+
+    def script(request: Request) -> Reply:
+        arrived.set()
+        return acknowledge(request)
+
+    with serving(script) as server:
+        push = pusher(spool, server.url)
+        stop = threading.Event()
+        thread = threading.Thread(target=push.run, args=(stop,), daemon=True)
+        thread.start()
+        fill(spool, 1)
+        push.wake(0.02)
+        assert arrived.wait(20)
+        stop.set()
+        push.wake()
+        thread.join(20)
+        assert not thread.is_alive()
+        push.close()
+
+
 def test_a_password_in_the_address_is_refused_and_not_shown(spool: Spool) -> None:
     with pytest.raises(SettingError, match="push_url") as refused:
         pusher(spool, "http://me:hunter2@host:1")

@@ -225,14 +225,20 @@ def test_the_schedule_does_not_drift_by_what_a_tick_takes() -> None:
     assert times == pytest.approx([1000.0 + number for number in range(200)])
 
 
+def test_the_first_tick_comes_at_once_and_those_after_it_on_whole_seconds() -> None:
+    _, times = run_for(FakeClock(now_s=1000.3), ticks=4)
+    assert times == pytest.approx([1000.3, 1001, 1002, 1003])
+
+
 def test_a_tick_that_comes_late_does_not_shift_those_after_it() -> None:
-    _, times = run_for(FakeClock(jumps_s=[0.0, 0.6, 0.0]), ticks=5)
-    assert times == pytest.approx([1000, 1001, 1002.6, 1003, 1004])
+    sampler, times = run_for(FakeClock(jumps_s=[0.0, 0.4, 0.0, 0.6]), ticks=6)
+    assert times == pytest.approx([1000, 1001, 1002.4, 1003, 1004.6, 1006])
+    assert sampler.missed == 1, "the row of 1004.6 counts to 1005"
 
 
 def test_a_suspended_machine_is_not_made_up_for_but_counted() -> None:
-    sampler, times = run_for(FakeClock(jumps_s=[0.0, 10.5]), ticks=5)
-    assert times == pytest.approx([1000, 1001, 1012.5, 1013, 1014])
+    sampler, times = run_for(FakeClock(jumps_s=[0.0, 10.4]), ticks=5)
+    assert times == pytest.approx([1000, 1001, 1012.4, 1013, 1014])
     assert sampler.missed == 10
     assert sampler.ticks == 5
 

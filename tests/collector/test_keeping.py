@@ -22,7 +22,7 @@ SECOND = 10**9
 
 
 def save(here: Site) -> None:
-    """What the upkeep does three times a minute."""
+    """What the upkeep does about once a minute."""
     here.live._write(here.live.ask(here.live._snapshot).result(timeout=30))
 
 
@@ -133,3 +133,20 @@ def test_finished_hours_are_written_once_and_read_back_exactly(tmp_path: Path) -
             assert after[account.key].lost.gpu_h == pytest.approx(account.lost.gpu_h, rel=1e-6)
             assert after[account.key].lost.kwh == pytest.approx(account.lost.kwh, rel=1e-6)
             assert after[account.key].sm_active_ratio == pytest.approx(account.sm_active_ratio, rel=1e-6)
+
+
+def test_hours_live_as_long_as_they_are_kept_and_a_restart_reads_those_of_eight_days(tmp_path: Path) -> None:
+    engine = Engine(60.0)
+    engine.add(GpuRef("n", "GPU-0", 0, "NVIDIA H100"))
+    size = engine.inventory.capacity
+    start = START_S * SECOND // HOUR_NS * HOUR_NS
+    day = 24 * HOUR_NS
+    for at in (start, start + 3 * HOUR_NS, start + 10 * day, start + 10 * day + 3 * HOUR_NS):
+        engine.step(Step(at + 60 * SECOND, 60 * SECOND, {}, np.arange(size) < 1))
+        keeping.write(keeping.snapshot(engine, at), tmp_path, 400 * day)
+    assert len(list((tmp_path / "hours").iterdir())) == 2, "one hour of ten days ago, one of today"
+    again = Engine(60.0)
+    keeping.restore(again, tmp_path)
+    assert again.ledger.buckets.first_ns(0, 2**62) == start + 10 * day
+    keeping.write(keeping.snapshot(engine, start + 411 * day), tmp_path, 400 * day)
+    assert [path.name for path in (tmp_path / "hours").iterdir()] == []

@@ -83,3 +83,17 @@ def test_what_is_not_held_whole_is_read_from_the_log(tmp_path: Path, why: str) -
         log.sync()
     log.close()
     assert log.held(log.closed()[0]) is None
+
+
+def test_only_the_log_files_that_were_asked_for_become_segments(tmp_path: Path) -> None:
+    store = Store(tmp_path, roll_age_s=1.0)
+    for second in (0, 2, 4):
+        at_ns = NOON + second * SECOND
+        store.append(encode(batch("node-1", seq=second, times=[at_ns])), at_ns)
+        store.sync()
+    older, newer = store.closed()
+    store.upkeep(NOON + 6 * SECOND, [older])
+    assert store.closed()[0] == newer, "the caller has not saved what follows from it"
+    store.upkeep(NOON + 6 * SECOND)
+    assert store.closed() == []
+    store.close()

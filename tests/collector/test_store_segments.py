@@ -259,8 +259,8 @@ def test_segments_of_another_version_are_merged_with_ours(
     store(segments, batch(seq=1, times=[NOON + 1], columns={"power_w": [5.678]}), received_ns=NOON + 1)
     compact(segments, NOON + HOUR_NS)
     assert [(str(r["power_w"]), r["of_the_future"]) for r in rows(segments)] == [
-        ("1.200", "x"),
-        ("5.678", None),
+        ("1.2", "x"),
+        ("5.7", None),
     ]
 
 

@@ -20,9 +20,9 @@ from unidle_collector.model import Cost, Evidence, Finding, Gain, GpuRef, Incide
 from unidle_collector.store import tables
 from unidle_collector.store.errors import StoreError, StoreFull
 from unidle_collector.store.sequences import MOST_RANGES, Sequences
-from unidle_collector.store.state import Hour, State, open_state
+from unidle_collector.store.state import State, open_state
 
-HOUR_NS = 3_600_000_000_000
+LONG = GpuFacts("GPU-a", model="x" * 4000)
 
 
 @pytest.fixture
@@ -149,10 +149,7 @@ def test_what_could_not_be_read_again_is_not_written(state: State) -> None:
     state.save_incident(incident(), 1)
     with pytest.raises(ValueError, match="number"):
         state.save_incident(replace(incident(gpu_h=float("nan")), revision=2), 2)
-    with pytest.raises(ValueError, match="JSON"):
-        state.save_hours([Hour(0, "n", "g", "j", {"lost_gpu_s": float("nan")})])
     assert [event.incident.revision for event in state.events()] == [1]
-    assert state.hours(0, 1) == []
 
 
 def test_an_incident_is_not_saved_without_its_event(in_file: State, path: Path) -> None:
@@ -163,18 +160,6 @@ def test_an_incident_is_not_saved_without_its_event(in_file: State, path: Path) 
     with pytest.raises(Exception, match="refused"):
         in_file.save_incident(incident(), 1)
     assert in_file.incidents("all") == []
-
-
-def test_accounts_are_replaced_by_hour_gpu_and_job(state: State) -> None:
-    first = Hour(HOUR_NS, "n1", "g1", "job", {"seconds": {"idle": 10.0}})
-    other = Hour(HOUR_NS, "n1", "g1", "", {"seconds": {"unallocated": 5.0}})
-    later = Hour(2 * HOUR_NS, "n1", "g1", "job", {})
-    state.save_hours([first, other, later])
-    corrected = replace(first, document={"seconds": {"idle": 20.0}, "eur": None})
-    state.save_hours([corrected])
-    state.save_hours([])
-    assert state.hours(0, 2 * HOUR_NS) == [other, corrected]
-    assert state.hours(2 * HOUR_NS, 3 * HOUR_NS) == [later]
 
 
 def test_a_batch_is_seen_once_acknowledged_in_any_order_and_per_boot(state: State, where: Path | str) -> None:
@@ -247,15 +232,13 @@ def test_forgetting_keeps_open_incidents_and_the_newest_of_every_node(
     state.save_incident(incident(1), 10)
     state.save_incident(replace(incident(2), state="resolved", resolved_ns=20), 20)
     state.save_incident(replace(incident(3), state="resolved", resolved_ns=200), 200)
-    state.save_hours([Hour(10, "n", "g", "", {}), Hour(200, "n", "g", "", {})])
     for boot, time_ns in (("old", 10), ("new", 20)):
         state.acknowledge([("n", boot, 1)], time_ns)
         state.save_facts({("n", boot, 1): (), ("n", boot, 2): ()}, time_ns)
         state.save_facts({("n", boot, 3): ()}, time_ns + 1)
-    assert state.forget(100) == 1 + 2 + 1 + 1 + 4
+    assert state.forget(100) == 1 + 2 + 1 + 4
     assert {item.id for item in state.incidents("all")} == {"incident-1", "incident-3"}
     assert [event.seq for event in state.events()] == [3]
-    assert [hour.hour_start_ns for hour in state.hours(0, 1000)] == [200]
     again = open_state(where)
     assert (again.seen("n", "old", 1), again.seen("n", "new", 1)) == (False, True)
     assert again.facts(("n", "new", 3)) == ()
@@ -293,16 +276,16 @@ def test_a_full_disk_is_told_and_passes(in_file: State) -> None:
             f"PRAGMA max_page_count = {pages}"
         )  # of this connection, which is used again
     with pytest.raises(StoreFull, match="free space"):
-        in_file.save_hours([Hour(n, "node" * 100, "gpu", "", {"x": "y" * 4000}) for n in range(50)])
-    assert in_file.hours(0, 100) == []
+        in_file.save_facts({("n", "b", n): (LONG,) for n in range(50)}, 1)
+    assert in_file.facts(("n", "b", 0)) is None
     with in_file._engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
-    in_file.save_hours([Hour(1, "n", "g", "", {})])
-    assert len(in_file.hours(0, 100)) == 1
+    in_file.save_facts({("n", "b", 1): (LONG,)}, 1)
+    assert in_file.facts(("n", "b", 1)) == (LONG,)
 
 
 def test_a_damaged_database_is_found(in_file: State, path: Path) -> None:
-    in_file.save_hours([Hour(n, "node", "gpu", "", {"x": "y" * 1000}) for n in range(100)])
+    in_file.save_facts({("n", "b", n): (LONG,) for n in range(30)}, 1)
     assert in_file.verify() == ()
     in_file.close()
     content = bytearray(path.read_bytes())

@@ -8,6 +8,7 @@
 | 403 | the rows are another node's; nothing is stored |
 | 413 | more than MAX_BODY_BYTES |
 | 429, Retry-After | this node has MOST_OF_ONE batches waiting already |
+| 500 | something unexpected broke at this batch; it is in the log and in health |
 | 503, Retry-After | too much waits, event time has to advance, or the disk is full |
 """
 
@@ -24,7 +25,7 @@ from unidle_agent.wire import CLOCK_HEADER
 from unidle_collector.ingest.tokens import NOBODY, Tokens
 from unidle_collector.live import Live
 from unidle_collector.store import StoreFull
-from unidle_collector.taking import Ack, BusyError, ForbiddenError, Push
+from unidle_collector.taking import Ack, BrokenError, BusyError, ForbiddenError, Push
 
 PATH = "/api/v1/push"
 CLOCK = CLOCK_HEADER.lower().encode()
@@ -148,6 +149,8 @@ def _reply(answer: Ack | UnidleError | None) -> Reply:
         return refusal(400, str(answer))
     if isinstance(answer, ForbiddenError):
         return refusal(403, str(answer))
+    if isinstance(answer, BrokenError):
+        return refusal(500, str(answer))
     return refusal(503, str(answer), FULL_RETRY_S if isinstance(answer, StoreFull) else 1)
 
 

@@ -21,7 +21,7 @@ import contextlib
 import fcntl
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,11 +39,10 @@ from unidle_collector.store.histograms import Histograms, Quantile, quantile
 from unidle_collector.store.log import Disk, Log, LogFile, log_files, log_id
 from unidle_collector.store.reader import Reader
 from unidle_collector.store.segments import TEMPORARY, Segments, problem, segment_name
-from unidle_collector.store.state import Hour, State, open_state
+from unidle_collector.store.state import State, open_state
 from unidle_collector.store.steps import Steps
 
 __all__ = [
-    "Hour",
     "KeepRollups",
     "Quantile",
     "State",
@@ -93,7 +92,10 @@ class Store:
         self.directory = directory
         self._keep_days, self._keep_bytes = keep_days, keep_bytes
         self._keep_rollups = keep_rollups or KeepRollups()
-        self._keep_state_ns = int(keep_state_days * DAY_NS)
+        self.keep_state_ns = int(keep_state_days * DAY_NS)
+        """How long accounts and resolved incidents are kept."""
+        self.give_way: Callable[[], None] = lambda: None
+        """Called by `upkeep` every few ms; may block for a moment while there is something more urgent."""
         self._upkeep_lock = threading.Lock()
         self._forgot_hour = -1
         self._counters = dict.fromkeys(
@@ -166,20 +168,26 @@ class Store:
         """
         return self._log.sync()
 
-    def upkeep(self, now_ns: int) -> None:
+    def closed(self) -> list[Path]:
+        """Log files that wait to become segments: what `replay` would give after a crash, but the newest."""
+        return self._log.closed()
+
+    def upkeep(self, now_ns: int, closed: Collection[Path] | None = None) -> None:
         """Turn closed logs into segments, merge those of past hours, remove what is too old or too much.
 
+        With `closed`, only those log files become segments: of them the caller needs no replay any more.
         For a background thread, every few seconds. Raises StoreFull when the disk takes no more;
         nothing is lost then, and the next call goes on.
         """
         with self._upkeep_lock:
             self._retain(now_ns)
+            between = self._convert_closed if closed is None else self.give_way
             try:
                 self._log.roll(now_ns)
-                self._convert_closed()
+                self._convert_closed(closed)
                 if self._counted().last // HOUR_NS < now_ns // HOUR_NS:
                     self._publish_histograms()
-                self._count(segments_merged=compact(self.segments, now_ns, self._convert_closed))
+                self._count(segments_merged=compact(self.segments, now_ns, between))
             except OSError as error:
                 raise StoreFull(
                     f"{self.directory}: expected to write segments, came {error}: free space there or lower "
@@ -235,13 +243,15 @@ class Store:
         return self._reader.export(path, start_ns, end_ns)
 
     def sizes(self) -> dict[str, int]:
-        """Bytes on disk by what they hold: `log`, `segments` (rows), `rollups` (histograms too), `state`."""
+        """Bytes on disk by what they hold: `log`, `segments` (rows), `rollups` (histograms too), `state`,
+        `accounts`."""
         present = self.segments.counting()
         return {
             "log": _size(self._log_directory, "*"),
             "segments": sum(s.size_bytes for s in present if s.level == "raw"),
             "rollups": sum(s.size_bytes for s in present if s.level != "raw"),
             "state": _size(self.directory, "state.sqlite*"),
+            "accounts": _size(self.directory / "accounts", "*") + _size(self.directory / "accounts", "*/*"),
         }
 
     def counters(self) -> dict[str, int]:
@@ -273,18 +283,25 @@ class Store:
                 self.state.close()
                 os.close(self._held)
 
-    def _convert_closed(self) -> None:
-        """Turn closed logs into segments, the oldest first.
+    def _convert_closed(self, only: Collection[Path] | None = None) -> None:
+        """Turn closed logs into segments, `only` those if given, the oldest first.
 
         The first that fails ends it, and with it the upkeep: a log that is not converted must never come
         to lie between the ids of a merged segment, which would count as holding it.
         """
         for path in self._log.closed():
+            if only is not None and path not in only:
+                return
             number = log_id(path)
             counted = self._counted_until(number)
             fresh = Histograms()
             draft = convert(
-                path, self.segments.directory, self.state.facts, held=self._log.held(path), histograms=fresh
+                path,
+                self.segments.directory,
+                self.state.facts,
+                held=self._log.held(path),
+                histograms=fresh,
+                give_way=self.give_way,
             )
             self.state.acknowledge(draft.sequences, number)
             self.state.save_facts(draft.facts, number)
@@ -350,7 +367,7 @@ class Store:
             segments_removed_bytes=sum(one.size_bytes for one in removed),
         )
         if now_ns // HOUR_NS != self._forgot_hour:
-            self._count(state_rows_removed=self.state.forget(now_ns - self._keep_state_ns))
+            self._count(state_rows_removed=self.state.forget(now_ns - self.keep_state_ns))
             self._forgot_hour = now_ns // HOUR_NS
 
     def _count(self, **counts: int) -> None:

@@ -58,11 +58,13 @@ def convert(
     *,
     held: Sequence[Batch] | None = None,
     histograms: Histograms | None = None,
+    give_way: Callable[[], None] = lambda: None,
 ) -> Draft:
     """Write the segments of `log` into `directory` under temporary names; raises OSError when it cannot.
 
     `held` are all batches of the log, in order, where they are still in memory. The rows are counted into
-    `histograms`, if given, which belong to the draft: they are of use once it is published.
+    `histograms`, if given, which belong to the draft: they are of use once it is published. `give_way` is
+    called every few ms and may block, for what must not wait.
     """
     file = LogFile(log)
     undecodable = 0
@@ -86,7 +88,7 @@ def convert(
         jobs = _jobs(filled, facts, facts_of)
         for scope in ("host", "gpu"):  # the gpu segment, though it be empty, completes the conversion
             if scope == "gpu" or any(b.host for b in filled):
-                files += _Scope(scope, filled, jobs, directory, log_id(log)).write(histograms)
+                files += _Scope(scope, filled, jobs, directory, log_id(log), give_way).write(histograms)
     return Draft(
         files=tuple(files),
         sequences=tuple(batches),
@@ -97,17 +99,40 @@ def convert(
     )
 
 
+class _Unhurried(tuple[Field, ...]):
+    """Fields with a pause before each one that is gone through: what takes long is a loop over the fields."""
+
+    pause: Callable[[], None]
+
+    def __iter__(self) -> Iterator[Field]:
+        for spec in super().__iter__():
+            self.pause()
+            yield spec
+
+
+def _unhurried(specs: Iterable[Field], pause: Callable[[], None]) -> _Unhurried:
+    out = _Unhurried(specs)
+    out.pause = pause
+    return out
+
+
 class _Scope:
     """The segments of one log file for GPUs or for hosts: rows, and parts of buckets of 10 s and 1 min."""
 
     def __init__(
-        self, scope: Scope, batches: Sequence[Batch], jobs: Jobs, directory: Path, number: int
+        self,
+        scope: Scope,
+        batches: Sequence[Batch],
+        jobs: Jobs,
+        directory: Path,
+        number: int,
+        give_way: Callable[[], None],
     ) -> None:
         self._scope, self._batches, self._jobs = scope, batches, jobs
         self._directory, self._number = directory, number
         self._window = min(min(b.times_ns) for b in batches), max(max(b.times_ns) for b in batches)
         brought = {name for b in batches for name in (b.columns if scope == "gpu" else b.host)}
-        self._specs = [spec for spec in _SPECS[scope] if spec.name in brought]
+        self._specs = _unhurried([spec for spec in _SPECS[scope] if spec.name in brought], give_way)
 
     def write(self, histograms: Histograms | None) -> list[tuple[Path, str]]:
         """(temporary file, name), the one that completes the conversion last."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from operator import itemgetter
 from typing import Literal
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from unidle_agent.fields import COLUMNS, Field
 from unidle_agent.wire import Batch
+from unidle_collector.joined import Joined
 from unidle_collector.store.columns import DTYPES
 from unidle_collector.store.rollup import Names, Rolled
 from unidle_collector.store.sheets import unknown_of
@@ -50,8 +50,7 @@ def gather(scope: Scope, specs: Iterable[Field], batches: Sequence[Batch], jobs:
         series = series * len(names["gpu"].texts) + names["gpu"].places()
     order = _order(series, time_ns)
     values = {
-        spec.name: np.frombuffer(joined, DTYPES[spec.dtype])[order]
-        for spec, joined in places.columns(_with_statistics(specs))
+        spec.name: np.frombuffer(joined, DTYPES[spec.dtype])[order] for spec, joined in places.columns(specs)
     }
     time_ns = time_ns[order]
     return Rolled(
@@ -112,37 +111,28 @@ class _Places:
         del known[None]
         return Names(np.array(flat, np.int32)[rows], [text for text in known if text is not None])
 
-    def columns(self, specs: Sequence[Field]) -> Iterator[tuple[Field, bytes]]:
-        """The bytes of each column that any batch has, batch after batch."""
+    def columns(self, specs: Iterable[Field]) -> Iterator[tuple[Field, bytes]]:
+        """The bytes of each column that any batch has, statistics too, batch after batch."""
         every = (
             set(self._of[0]).intersection(*map(set, self._of[1:])) if len(self._of) > 1 else set(self._of[0])
         )
-        whole = [spec for spec in specs if spec.name in every]
-        if whole:
-            pick = itemgetter(*(spec.name for spec in whole))
-            found = (
-                [pick(columns) for columns in self._of] if len(whole) > 1 else [(pick(c),) for c in self._of]
-            )
-            for spec, columns in zip(whole, zip(*found, strict=True), strict=True):
-                yield spec, b"".join(columns)
-        for spec in specs:
-            if spec.name not in every and any(spec.name in of for of in self._of):
-                yield (
-                    spec,
-                    b"".join(
+        joined = Joined(self._of)
+        for one in specs:
+            for spec in _with_statistics(one):
+                if spec.name in every:
+                    yield spec, joined.bytes_of(spec.name)
+                elif any(spec.name in of for of in self._of):
+                    parts = (
                         of[spec.name] if spec.name in of else unknown_of(spec, count).tobytes()
                         for of, count in zip(self._of, self._counts, strict=True)
-                    ),
-                )
+                    )
+                    yield spec, b"".join(parts)
 
 
-def _with_statistics(specs: Iterable[Field]) -> list[Field]:
-    wanted: list[Field] = []
-    for spec in specs:
-        wanted.append(spec)
-        if spec.stats:
-            wanted += [COLUMNS[f"{spec.name}.{end}"] for end in ("min", "max", "zero")]
-    return wanted
+def _with_statistics(spec: Field) -> tuple[Field, ...]:
+    if not spec.stats:
+        return (spec,)
+    return (spec, *(COLUMNS[f"{spec.name}.{end}"] for end in ("min", "max", "zero")))
 
 
 def _order(series: NDArray[np.int64], time_ns: NDArray[np.int64]) -> NDArray[np.intp]:

@@ -18,12 +18,12 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from unidle_agent.wire import Batch
+from unidle_agent.wire import Batch, Columns
 from unidle_collector.store.errors import StoreError, StoreFull
 
 MAGIC = b"unidlog2"
@@ -329,8 +329,13 @@ def log_id(path: Path) -> int:
 
 def _memory(batch: Batch) -> int:
     """About how many bytes a decoded batch takes."""
-    columns = (*batch.columns.values(), *batch.host.values())
-    return 2048 + sum(memoryview(column).nbytes + 96 for column in columns)
+    return 2048 + sum(_size(columns) for columns in (batch.columns, batch.host))
+
+
+def _size(columns: Mapping[str, Any]) -> int:
+    if isinstance(columns, Columns):
+        return len(columns.data)
+    return sum(memoryview(column).nbytes + 96 for column in columns.values())
 
 
 def sync_directory(directory: Path) -> None:

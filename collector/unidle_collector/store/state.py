@@ -1,4 +1,4 @@
-"""The collector's state: incidents and their events, accounts by hour, sequence numbers, facts of
+"""The collector's state: incidents and their events, sequence numbers, facts of
 nodes, windows of flight recorders.
 
 SQLite with a write-ahead log and full syncs, or PostgreSQL: what a method has returned from survives a
@@ -41,18 +41,6 @@ _LARGEST_SEQ = 2**31 - 1
 
 Fence = Callable[[sa.Connection], None]
 """Raises where this process may not write any more; asked within each transaction that writes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hour:
-    """The account of one GPU, for one job, within one hour."""
-
-    hour_start_ns: int
-    node: str
-    gpu: str
-    job: str
-    document: Mapping[str, Any]
-    """What the accounts keep: JSON values, NaN is not one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,34 +140,6 @@ class State:
         )
         return [
             IncidentEvent(row.seq, row.time_ns, _incidents().validate_json(row.document))
-            for row in self._rows(query)
-        ]
-
-    def save_hours(self, rows: Iterable[Hour], meta: Mapping[str, str] | None = None) -> None:
-        """Keep accounts and, in the same transaction, `meta`; what is there already is replaced."""
-        values = [
-            {
-                "hour_start_ns": row.hour_start_ns,
-                "node": row.node,
-                "gpu": row.gpu,
-                "job": row.job,
-                "document": json.dumps(dict(row.document), separators=(",", ":"), allow_nan=False),
-            }
-            for row in rows
-        ]
-        pairs = [{"key": key, "value": value} for key, value in (meta or {}).items()]
-        with self._writing() as connection:
-            for table, rows_of_it in ((tables.hours, values), (tables.meta, pairs)):
-                if rows_of_it:
-                    connection.execute(database.upsert(self._engine, table), rows_of_it)
-
-    def hours(self, start_ns: int, end_ns: int) -> list[Hour]:
-        """Accounts of hours that begin at start_ns <= time < end_ns, by hour, node, GPU and job."""
-        table = tables.hours
-        query = sa.select(table).where(table.c.hour_start_ns >= start_ns, table.c.hour_start_ns < end_ns)
-        query = query.order_by(*table.primary_key)
-        return [
-            Hour(row.hour_start_ns, row.node, row.gpu, row.job, json.loads(row.document))
             for row in self._rows(query)
         ]
 
@@ -339,9 +299,8 @@ class State:
 
         Open incidents stay, and so do the newest sequence numbers and facts of every node.
         """
-        hours, incidents, events = tables.hours, tables.incidents, tables.incident_events
+        incidents, events = tables.incidents, tables.incident_events
         statements = [
-            sa.delete(hours).where(hours.c.hour_start_ns < before_ns),
             sa.delete(incidents).where(incidents.c.state == "resolved", incidents.c.resolved_ns < before_ns),
             sa.delete(events).where(events.c.time_ns < before_ns),
             sa.delete(tables.flights).where(tables.flights.c.end_ns < before_ns),

@@ -53,17 +53,6 @@ facts = Table(
     Column("document", Text, nullable=False),
 )
 
-hours = Table(
-    "hours",
-    metadata,
-    Column("hour_start_ns", BigInteger, primary_key=True),
-    Column("node", Text, primary_key=True),
-    Column("gpu", Text, primary_key=True),
-    Column("job", Text, primary_key=True),
-    Column("document", Text, nullable=False),
-    sqlite_with_rowid=False,  # the key is most of the row: keep it once
-)
-
 flights = Table(
     "flights",
     metadata,
