@@ -302,6 +302,7 @@ class Live:
             self.window.resize(self.engine.inventory.capacity)
             for name in self.engine.inventory.node_names:
                 self.window.expect(name, self.clock_ns())
+            self.engine.inventory.a["heard_ns"][: len(self.engine.inventory)] = self.clock_ns()
         for received_ns, clock_ns, batch in self.store.replay():
             self.taking.take([(batch, received_ns, clock_ns)])
             self._advance(received_ns)
