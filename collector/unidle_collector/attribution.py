@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from unidle_agent.wire import GpuFacts, Owner
 from unidle_collector.engine import Engine
 from unidle_collector.model import SchedulerNow
@@ -74,6 +76,10 @@ class Attribution:
         """The scheduler's word, or None: the last one has grown older."""
         if snapshot is not None:
             self.ownership.take(snapshot)
+            inventory = self._engine.inventory
+            out = {node.name for node in snapshot.nodes if node.down or not node.available}
+            by_node = np.array([name in out for name in inventory.node_names] + [False])
+            inventory.a["out_of_service"][:] = by_node[inventory.a["node"]]  # -1: an empty place
         self._join(self.ownership.heard())
 
     def _join(self, positions: list[int]) -> None:

@@ -214,14 +214,15 @@ class Book:
                 if entry.finding is not None and entry.told_ns is not None:
                     changes.append(Change("ended", self._ended(entry, entry.finding, now)))
                 continue
-            if now - entry.refreshed_ns < REFRESH_NS:
+            silenced = f"{detector.kind}:{entry.subject}" in self._silence
+            due = not silenced and _is_due(entry, detector, now)
+            if now - entry.refreshed_ns < REFRESH_NS and not due:
                 continue
             before = entry.finding
             entry.refreshed_ns = now
             entry.finding = self._say(detector, verdict, view, entry)
             if entry.told_ns is None:
                 lasted = (now - entry.since_ns) / SECOND_NS
-                silenced = f"{detector.kind}:{entry.subject}" in self._silence
                 if lasted < detector.delay_s(entry.finding.cause) or silenced:
                     continue
                 entry.told_ns = now
@@ -298,6 +299,13 @@ class Book:
             cost_so_far=_cost(np.array(entry.left)),
             cost_per_h=Cost(0.0, 0.0, 0.0),
         )
+
+
+def _is_due(entry: _Open, detector: Detector, now: int) -> bool:
+    """Is its delay over by the cause that it had last, before anybody was told."""
+    if entry.told_ns is not None or entry.finding is None:
+        return False
+    return (now - entry.since_ns) / SECOND_NS >= detector.delay_s(entry.finding.cause)
 
 
 def finding_id(site: str, kind: str, subject: str, since_ns: int) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from unidle_agent.wire import Owner
 from unidle_collector.catalogue import catalogue
 from unidle_collector.model import GpuRef
-from unidle_collector.pergpu import PerGpu
+from unidle_collector.pergpu import NEVER, PerGpu
 
 UNSAID, NO, YES = -1, 0, 1
 """What is known of a GPU's allocation."""
@@ -49,6 +49,9 @@ class Inventory:
         self.a.make("eur_per_h", np.float64, np.nan)
         self.a.make("slowdown_margin_c", np.float64, np.nan)
         self.a.make("limit_c", np.float64, np.nan)
+        self.a.make("heard_ns", np.int64, NEVER)  # when its node pushed last, receiver's clock
+        self.a.make("clock_ahead_s", np.float64, np.nan)  # its node's clock before the receiver's
+        self.a.make("out_of_service", np.bool_, False)  # its node is down or drained, says the scheduler
         self._nodes: dict[str, int] = {}
         self._models: dict[str, int] = {}
         self._jobs: dict[str, int] = {"": 0}

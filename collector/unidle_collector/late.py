@@ -182,6 +182,8 @@ class _Lane:
                 inventory.refs[gpu], float(inventory.a["share"][gpu]), inventory.simulated[gpu]
             )
             self._engine.own(place, inventory.owner(gpu))
+            for name in ("heard_ns", "clock_ahead_s", "out_of_service"):
+                self._engine.inventory.a[name][place] = inventory.a[name][gpu]
         self._count = seed.gpus.size
         memory = _memory(self._engine)
         put(memory, slice(0, self._count), seed.memory)
@@ -271,7 +273,9 @@ class _Lane:
         if late.any():
             rows = {name: column[: self._count] for name, column in own.columns.items()}
             self._rows[self._now] = late.copy(), rows
-        return Step(own.end_ns, own.period_ns, columns, sampled)
+        events = self._main_window.events_at(self._now, self.seed.gpus)
+        mine = tuple(replace(event, gpu=place) for place, event in events)
+        return Step(own.end_ns, own.period_ns, columns, sampled, mine)
 
     def apply(self) -> None:
         """Let the bookings and the memory of these GPUs take the place of the fleet's."""

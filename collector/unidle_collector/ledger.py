@@ -19,6 +19,7 @@ from unidle_collector.inventory import Inventory, Tenure
 from unidle_collector.model import STATES, Account, State
 from unidle_collector.pergpu import SECOND_NS, Floats, PerGpu
 from unidle_collector.signals import Step, View
+from unidle_collector.silence import believed, silent
 from unidle_collector.tally import Members, Tally
 
 KEEP_NS = 8 * 24 * HOUR_NS
@@ -147,6 +148,7 @@ class Ledger:
         bucket, tenure = self._bucket(end_ns), self._inventory.a["tenure"][gpus]
         seconds = self._period_ns / SECOND_NS
         nothing = np.full(gpus.shape, np.nan)
+        values = believed(values, silent(values, gpus.size))
         for number, field in enumerate(("gpu_util_ratio", "sm_active_ratio")):
             column = values.get(field, nothing)
             known = there & ~np.isnan(column)

@@ -373,6 +373,7 @@ class Live:
             self.window.resize(self.engine.inventory.capacity)
             for name in self.engine.inventory.node_names:
                 self.window.expect(name, self._pace_ns())
+            self.engine.inventory.a["heard_ns"][: len(self.engine.inventory)] = self.clock_ns()
         for received_ns, clock_ns, batch in self._keeper.past(self.store):
             self.taking.take([(batch, received_ns, clock_ns)])
             self._advance(received_ns)

@@ -20,6 +20,8 @@ from unidle_collector.counters import increases
 from unidle_collector.joined import Joined
 from unidle_collector.pergpu import Array, Bools, Floats
 
+DRIVER_COUNTER = "energy_j"
+"""Counts since the driver was loaded: it goes back when that, or the GPU, was reset (NVML, field 83)."""
 MOST_RATIO = 1.5
 """A ratio above this is nonsense (MIG shows a little over 1) and becomes unknown."""
 WIRE = {"f4": "<f4", "f8": "<f8", "u8": "<u8"}
@@ -70,6 +72,15 @@ class Ring:
         """Last known value of each counter."""
         self.sampled: Bools = np.zeros((steps, size), dtype=np.bool_)
         self.last_step: Numbers = np.full(size, -1, dtype=np.int64)
+        self._resets: list[tuple[int, int]] = []
+
+    def take_resets(self) -> list[tuple[int, int]]:
+        """(Thing, step) at which the driver's own counter has begun anew, since this was asked last.
+
+        The step is the newest one of the batch that showed it.
+        """
+        taken, self._resets = self._resets, []
+        return taken
 
     @property
     def names(self) -> list[str]:
@@ -170,6 +181,10 @@ class Ring:
             raw = self._raw[spec.name] = np.full(self._size, UNKNOWN_U8, dtype=np.uint64)
         result = increases(read[rows.order], raw[rows.thing_by_order], rows.series_begin, spec.resolution)
         raw[rows.thing_by_order[rows.series_end]] = result.last[rows.series_end]
+        if spec.name == DRIVER_COUNTER and result.reset.any():
+            newest = rows.newest[rows.batch[rows.order][result.reset]]
+            things = rows.thing_by_order[result.reset]
+            self._resets += zip(things.tolist(), newest.tolist(), strict=True)
         values = np.empty(rows.count)
         values[rows.order] = result.values
         return values / rows.span, np.bincount(rows.batch[rows.order][result.reset], minlength=rows.batches)

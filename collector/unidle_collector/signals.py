@@ -6,12 +6,13 @@ One step is one sampling period of the whole fleet, [end - period, end], on even
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from unidle_collector.inventory import NO, UNSAID, YES, Inventory
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, PerGpu, RunningMean, Times
+from unidle_collector.silence import believed, silent
 
 NOTHING_RAN = 0.01
 """Activity below this is nothing: profilers have a noise floor, exactly 0 misses idle GPUs (gpu-pruner)."""
@@ -49,6 +50,22 @@ MEANS = (
 
 
 @dataclass(frozen=True, slots=True)
+class Happened:
+    """Something that happened to one GPU at an instant."""
+
+    gpu: int
+    """Its position."""
+    time_ns: int
+    kind: str
+    """That of `unidle_agent.wire.Event`; or REBOOTED, RESET: what the collector concludes itself."""
+    code: int = 0
+
+
+REBOOTED, RESET = "rebooted", "counters_reset"
+"""The node was booted anew; the driver's own counters began anew: it was loaded again, or the GPU reset."""
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One sampling period of the fleet. `columns`: field -> [GPUs] in base units, NaN unknown; a
     counter is its increase within the step. `sampled`: is there a row at all."""
@@ -57,6 +74,8 @@ class Step:
     period_ns: int
     columns: Mapping[str, Floats]
     sampled: Bools
+    events: tuple[Happened, ...] = ()
+    """By time; those that came too late for their own step come with the next one."""
 
     @property
     def start_ns(self) -> int:
@@ -93,6 +112,8 @@ class View:
     """Nothing has run since the job got the GPU."""
     held_since: Times
     """Since when the owner holds it, NEVER where not known."""
+    silent: Bools
+    """The profiling counters say 0 while the GPU works: they are unknown in `step`."""
 
 
 class Signals:
@@ -123,6 +144,8 @@ class Signals:
 
     def view(self, step: Step) -> View:
         """Take one step and say what is to be seen."""
+        quiet = silent(step.columns, step.sampled.size)
+        step = replace(step, columns=believed(step.columns, quiet)) if quiet.any() else step
         activity = _most(
             step.get("gpu_util_ratio"), step.get("sm_active_ratio"), step.get("graphics_active_ratio")
         )
@@ -146,6 +169,7 @@ class Signals:
             in_grace=allocated & (step.end_ns <= self._a["grace_until"]),
             never_ran=self._a["never_ran"],
             held_since=self._a["held_since"],
+            silent=quiet,
         )
 
     def _push(self, step: Step, activity: Floats) -> None:

@@ -19,13 +19,15 @@ from numpy.typing import NDArray
 
 from unidle_agent.errors import UnidleError, WireError
 from unidle_agent.wire import Batch, Event, GpuFacts, Owner, decode
+from unidle_agent.wire_flight import whole
 from unidle_collector.engine import Engine
 from unidle_collector.flights import FlightBook
 from unidle_collector.model import GpuRef
 from unidle_collector.pergpu import SECOND_NS
 from unidle_collector.settings import CollectorSettings
+from unidle_collector.signals import REBOOTED, Happened
 from unidle_collector.store import State, Store, StoreFull
-from unidle_collector.window import Arrival, Window
+from unidle_collector.window import FUTURE_NS, Arrival, Window
 
 log = logging.getLogger("unidle.collector")
 
@@ -298,6 +300,7 @@ class Taking:
         if node is None:
             node = self.nodes[batch.node] = NodeBook()
         shift_ns = self._skew(batch.node, node, received_ns, clock_ns)
+        rebooted = bool(node.boot) and machine_boot(node.boot) != machine_boot(batch.boot)
         if node.boot != batch.boot:
             node.boot, node.facts_id = batch.boot, -1
         node.simulated = batch.simulated
@@ -315,10 +318,29 @@ class Taking:
             node.owners_due = True
         if batch.flights:
             self.flights.take(batch, shift_ns)
+        about = self._engine.inventory.a
+        about["heard_ns"][node.positions] = received_ns
+        if node.clock_skew_s is not None:
+            about["clock_ahead_s"][node.positions] = -node.clock_skew_s
+        if rebooted and batch.times_ns:
+            for position in node.positions.tolist():
+                self._window.happened(Happened(position, batch.times_ns[0] + shift_ns, REBOOTED))
         if batch.events:
-            self.events.extend((batch.node, event) for event in batch.events)
-            self.counters["events_received"] += len(batch.events)
+            self._happened(batch, shift_ns)
         return Arrival(batch, node.positions, received_ns, shift_ns)
+
+    def _happened(self, batch: Batch, shift_ns: int) -> None:
+        """Events go to the step of their time; those of a GPU that nobody knows are only counted."""
+        self.events.extend((batch.node, event) for event in batch.events)
+        self.counters["events_received"] += len(batch.events)
+        node = self.nodes[batch.node]
+        for event in batch.events:
+            time_ns = min(event.time_ns + shift_ns, node.last_push_ns + FUTURE_NS)
+            for position, uuid in zip(node.positions.tolist(), node.gpus, strict=True):
+                if (
+                    whole(uuid) == event.gpu or uuid == event.gpu
+                ):  # a GPU's event is one of its instances, too
+                    self._window.happened(Happened(position, time_ns, event.kind, event.code))
 
     def _skew(self, name: str, node: NodeBook, received_ns: int, clock_ns: int | None) -> int:
         """How far the node's clock is behind ours, where that is worth a correction."""
@@ -358,6 +380,11 @@ class Taking:
                 self._owner_noted[position] = facts.owner
                 self._noted += 1
                 heapq.heappush(self._owners_due, (first, self._noted, position, facts.owner))
+
+
+def machine_boot(boot: str) -> str:
+    """The machine's part of a batch's boot id, whose other part is that of the agent's spool."""
+    return boot.partition(".")[0]
 
 
 def _tell(pushes: Iterable[Push]) -> None:

@@ -7,6 +7,8 @@ samples every 30 s fills every step.
 
 from __future__ import annotations
 
+import heapq
+from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +20,7 @@ from unidle_agent.fields import BY_NAME, GPU_FIELDS, HOST_FIELDS
 from unidle_agent.wire import Batch, Columns
 from unidle_collector.pergpu import SECOND_NS, Floats, PerGpu
 from unidle_collector.ring import Block, Numbers, Ring
-from unidle_collector.signals import Step
+from unidle_collector.signals import RESET, Happened, Step
 
 AHEAD_STEPS = 128
 """How far beyond the last step handed out rows may lie: the longest batch and the longest patience."""
@@ -40,6 +42,8 @@ FUTURE_NS = 60 * SECOND_NS
 """Rows from further beyond the receiver's clock than this come from a broken clock."""
 LONGEST_WAIT_STEPS = 3600
 """A hole in the time of the whole fleet longer than this is jumped over."""
+EVENTS_KEPT_STEPS = 1200
+"""Steps for which events that were handed out are kept, for late rows: as long as the ledger can correct."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +135,10 @@ class Window:
         self.nodes = NodeClocks()
         self.late: list[Arrival] = []
         """Batches with rows that came too late, for whoever can use them; emptied by them."""
+        self._events: list[tuple[int, int, Happened]] = []
+        """Heap of (time, order of arrival, event) of those that are not handed out yet."""
+        self._events_out: deque[Happened] = deque()
+        self._happened = 0
         self._waiting_since_ns: int | None = None
         self._begun_ns = 0
 
@@ -249,6 +257,11 @@ class Window:
         self._host.place(block, [a.batch.host for a in group], self._done)
         self._fit()
 
+    def happened(self, event: Happened) -> None:
+        """Take an event of a GPU, for the step of its time, or the next one where that has passed."""
+        self._happened += 1
+        heapq.heappush(self._events, (event.time_ns, self._happened, event))
+
     def _host_place(self, node: str) -> int:
         found = self._hosts.setdefault(node, len(self._hosts))
         if found == self._host.size:
@@ -327,7 +340,32 @@ class Window:
         hosts = self._places_of_hosts(size, node_of, node_names)
         columns = _StepColumns(self._gpus, self._host, hosts, self._done)
         sampled = self._gpus.sampled[self._done % self._steps].copy()
-        return Step(self._done * self._step_ns, self._step_ns, columns, sampled)
+        return Step(self._done * self._step_ns, self._step_ns, columns, sampled, self._events_due())
+
+    def _events_due(self) -> tuple[Happened, ...]:
+        """Events up to the step that is handed out."""
+        assert self._done is not None
+        for gpu, step in self._gpus.take_resets():
+            self.happened(Happened(gpu, step * self._step_ns, RESET))
+        out = []
+        while self._events and self.step_at(self._events[0][0]) <= self._done:
+            out.append(heapq.heappop(self._events)[2])
+        self._events_out.extend(out)
+        oldest_ns = (self._done - EVENTS_KEPT_STEPS) * self._step_ns
+        while self._events_out and self._events_out[0].time_ns < oldest_ns:
+            self._events_out.popleft()
+        return tuple(out)
+
+    def events_at(self, step: int, gpus: NDArray[np.intp]) -> list[tuple[int, Happened]]:
+        """(Place in `gpus`, event) of what happened to them at a step that was handed out."""
+        if not self._events_out:
+            return []
+        place = {gpu: number for number, gpu in enumerate(gpus.tolist())}
+        return [
+            (place[event.gpu], event)
+            for event in self._events_out
+            if event.gpu in place and self.step_at(event.time_ns) == step
+        ]
 
     def _places_of_hosts(
         self, size: int, node_of: NDArray[np.int32], node_names: list[str]

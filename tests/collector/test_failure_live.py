@@ -113,7 +113,7 @@ def hung(first_min: int, last_min: int) -> Column:
 def test_a_driver_that_hangs_on_a_gpu_is_told_and_its_time_has_failed() -> None:
     result = replay(recording(HEALTHY | {"gpu_state": hung(10, 30)}, minutes=30))
     (finding,) = [one for one in result.findings if one.told_ns is not None]
-    assert (finding.kind, finding.cause, len(finding.gpus)) == ("gpu_lost", "driver_hung", 1)
+    assert (finding.kind, finding.cause, len(finding.gpus)) == ("driver_hung", "hung", 1)
     assert result.gpus[0].states["failed"] == pytest.approx(1200, abs=45)
     assert result.gpus[1].states["productive"] == pytest.approx(1800, abs=45)
 

@@ -14,7 +14,7 @@ from tests.collector.pushing import GPUS, START_S, batch, site
 from tests.collector.test_live import COOL, HELD
 
 from unidle_agent.fields import BY_NAME
-from unidle_agent.wire import Batch, Owner, column
+from unidle_agent.wire import Batch, Event, Owner, column
 from unidle_collector.engine import Engine
 from unidle_collector.late import LateRows
 from unidle_collector.model import Account, GpuRef
@@ -160,6 +160,35 @@ def test_rows_of_an_outage_that_come_from_the_spool_are_accounted_and_open_nothi
         assert account["seconds"] == pytest.approx(account["seconds"] | {"idle": 360, "unknown": 0})
         assert sum(account["seconds"].values()) == 2 * 420
         assert here.counter("silences_filled") == 1
-        assert here.get("events") == []
+        # The silence itself was told while it lasted; what the node did meanwhile opens nothing.
+        told = [
+            (event["incident"]["finding"]["kind"], event["incident"]["state"]) for event in here.get("events")
+        ]
+        assert told == [("stale_agent", "open"), ("stale_agent", "resolved")]
         series = here.get("series", node="n1", gpu="GPU-a", field="power_w", window_s=200)
         assert None not in series["values"]
+
+
+def test_an_xid_told_during_a_silence_outlives_the_late_rows_of_that_silence(tmp_path: Path) -> None:
+    """The rows are lived through once more, and so is the event: its state must not be lost with that."""
+    with site(tmp_path) as here:
+
+        def push(seq: int, first_s: int, node: str, gpu: str, *events: Event) -> None:
+            item = batch(seq, first_s, 10, COOL, node=node, gpus=(gpu,))
+            assert here.push(replace(item, events=events))[0] == 200
+
+        for start in range(0, 200, 10):
+            here.clock.at_s = START_S + start + 10
+            push(start, start, "n0", "GPU-y")
+            if not 60 <= start < 100:
+                push(start, start, "n1", "GPU-z")
+            if start == 100:
+                for late in range(60, 100, 10):
+                    fatal = Event((START_S + 75) * 10**9, "GPU-z", "xid", 119)
+                    push(late, late, "n1", "GPU-z", *([fatal] if late == 70 else []))
+            here.settle(start + 13)
+        assert here.counter("silences_filled") == 1
+        assert {gpu["node"]: gpu["state"] for gpu in here.get("gpus")}["n1"] == "failed"
+        accounts = here.get("accounts", by="node", window_s=3600)
+        failed = {account["key"]: account["seconds"]["failed"] for account in accounts}
+        assert failed == {"n0": 0, "n1": pytest.approx(200 - 75, abs=2)}

@@ -61,6 +61,10 @@ CAUSES: Mapping[str, str] = {
     "xid": "fatal XID error",
     "gpu_lost": "GPU lost",
     "driver_hung": "driver does not answer",
+    "lost": "GPU lost",
+    "hung": "driver does not answer",
+    "reset": "fatal XID, needs a reset",
+    "reboot": "fatal XID, needs a reboot",
     "node_down": "node down",
 }
 

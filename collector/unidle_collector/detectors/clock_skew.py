@@ -1,0 +1,88 @@
+"""Clock skew: a node's clock is not the collector's.
+
+What it means
+    The node's rows lie at another time than those of the others. Up to the collector's `clock_skew_s`
+    (60 s) they are taken as they are: a clock that is behind holds up findings about the whole fleet, and
+    causes and effects on several nodes come in the wrong order. Beyond that the rows are shifted.
+
+Evidence
+    The node's clock in each push, against the collector's at its receipt.
+
+How it decides
+    5 s or more, ahead or behind, for 30 s; over below 3 s for 30 s. Not in recordings, whose pushes
+    nobody saw.
+
+What to do
+    Run an NTP client on the node (chronyc tracking, timedatectl) and step the clock once.
+
+How to silence it
+    `silence = ["clock_skew:NODE"]` in `[collector]`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from unidle_collector.detectors import About, Verdict, duration
+from unidle_collector.lasting import Lasting
+from unidle_collector.model import Evidence
+from unidle_collector.signals import View
+
+CAUSES = ("ahead", "behind")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Seconds."""
+
+    on_s: float = 5.0
+    off_s: float = 3.0
+    """Between the two nothing changes."""
+    on_after_s: float = 30.0
+    off_after_s: float = 30.0
+
+
+class ClockSkew(Lasting):
+    """The condition, by what the inventory knows of each GPU's node."""
+
+    kind: ClassVar[str] = "clock_skew"
+    causes: ClassVar[tuple[str, ...]] = CAUSES
+
+    def __init__(self, size: int, settings: Settings) -> None:
+        super().__init__(size, settings.off_after_s)
+        self.settings = settings
+
+    def look(self, view: View) -> Verdict:
+        """See the module's docstring."""
+        ahead_s, s = view.inventory.a["clock_ahead_s"], self.settings
+        off_s = np.abs(ahead_s)
+        far = off_s >= s.on_s
+        if not far.any() and not self._hold.on.any():
+            self._hold.reset(off_s < s.off_s)
+            return Verdict(self._hold.on, self._hold.since, self._a["cause"], self._a["loss"])
+        known = view.step.sampled & (far | (off_s < s.off_s))
+        return self.decide(view, far, known, np.where(ahead_s > 0, 0, 1), s.on_after_s)
+
+    def about(
+        self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float
+    ) -> About:
+        """What a colleague would say."""
+        one = int(gpus[0])
+        node, ahead_s = view.inventory.refs[one].node, float(view.inventory.a["clock_ahead_s"][one])
+        words = f"the clock of {node} is {duration(abs(ahead_s))} {cause}"
+        return About(
+            title=words,
+            severity="warning",
+            confidence=0.95,
+            evidence=(Evidence("clock_ahead_s", ahead_s, "s", self.settings.on_s, lasted_s, words),),
+            advice=f"On {node}: run an NTP client, then chronyc makestep (or timedatectl set-ntp true).",
+            confirm=f"chronyc tracking, or timedatectl, on {node}",
+        )
+
+
+def make(size: int, period_s: float) -> ClockSkew:
+    """The detector with the product's defaults."""
+    return ClockSkew(size, Settings())

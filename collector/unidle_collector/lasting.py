@@ -1,0 +1,154 @@
+"""What the fault detectors share: last known values, counters that grow, timers, the commands of a repair.
+
+Most of what they read comes every 15 s, each node at its own second: between two answers the last one
+holds.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from unidle_collector.detectors import Verdict
+from unidle_collector.model import State
+from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu
+from unidle_collector.signals import View
+
+FORGET_S = 600.0
+"""A fault of which nothing is known for this long is not claimed any more."""
+
+Positions = np.ndarray[tuple[int], np.dtype[np.intp]]
+
+
+class Lasting:
+    """A fault that is a risk or a cause elsewhere, and loses no time by itself; told by node, at once."""
+
+    state: ClassVar[State | None] = None
+    groups_by: ClassVar[Literal["job", "node"]] = "node"
+    finding_delay_s: ClassVar[float] = 0.0
+    accounting_delay_s: ClassVar[float] = 0.0
+    grace: ClassVar[str] = "none"
+
+    def __init__(self, size: int, off_after_s: float, forget_s: float = FORGET_S) -> None:
+        self._hold = Hold(size, off_after_s, forget_s)
+        self._a = PerGpu(size)
+        self._a.make("cause", np.int16, 0)
+        self._a.make("loss", np.float64, 0.0)
+
+    def remember(self, *fields: str) -> None:
+        """Keep the last known value of each of these fields."""
+        for field in fields:
+            self._a.make(field, np.float64, np.nan)
+
+    def latest(self, view: View, field: str) -> Floats:
+        """[GPUs] the last known value of a remembered field, this step's included."""
+        kept = self._a[field]
+        if field in view.step.columns:
+            now = view.step.get(field)
+            np.copyto(kept, now, where=~np.isnan(now))
+        return kept
+
+    def decide(self, view: View, yes: Bools, known: Bools, cause: np.ndarray, on_after_s: float) -> Verdict:
+        """Hold what is seen where something is `known`; `cause` [GPUs] counts where it is seen."""
+        step = view.step
+        self._hold.update(yes, known, step.start_ns, step.end_ns, np.int64(on_after_s * SECOND_NS))
+        np.copyto(self._a["cause"], cause.astype(np.int16), where=yes & known)
+        return Verdict(self._hold.on, self._hold.since, self._a["cause"], self._a["loss"])
+
+    def delay_s(self, cause: str) -> float:  # noqa: ARG002 (others tell causes apart)
+        """The same for all causes."""
+        return self.finding_delay_s
+
+    def reset(self, gpus: Bools) -> None:
+        """Another job does not repair anything."""
+
+    def resize(self, size: int) -> None:
+        """Grow, and everything that a detector has added."""
+        for part in vars(self).values():
+            if (grow := getattr(part, "resize", None)) is not None:
+                grow(size)
+
+
+class Unanswered(Lasting):
+    """A GPU whose `gpu_state` says that it does not answer: its time has failed."""
+
+    state: ClassVar[State | None] = "failed"
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, off_after_s=0.0, forget_s=86_400.0)
+        self._a.make("loss", np.float64, 1.0)
+
+    def hold_state(self, view: View, bad: int, on_after_s: float) -> Verdict:
+        """On where the state has been `bad` for `on_after_s`."""
+        state = view.step.get("gpu_state")
+        known = view.step.sampled & ~np.isnan(state)
+        return self.decide(view, state == bad, known, self._a["cause"], on_after_s)
+
+
+class Growth:
+    """How much a counter grew in a run of readings that follow each other within `gap_s`."""
+
+    def __init__(self, size: int, gap_s: float) -> None:
+        self._gap_ns = int(gap_s * SECOND_NS)
+        self._a = PerGpu(size)
+        self._a.make("total", np.float64, 0.0)
+        self._a.make("readings", np.int32, 0)
+        self._a.make("first_ns", np.int64, NEVER)
+        self._a.make("last_ns", np.int64, NEVER)
+
+    def update(self, increase: Floats, end_ns: int) -> Bools:
+        """Take one step; [GPUs] where it grew."""
+        a = self._a
+        grew = increase > 0
+        if grew.any():
+            fresh = grew & (end_ns - a["last_ns"] > self._gap_ns)
+            a["total"][fresh], a["readings"][fresh], a["first_ns"][fresh] = 0.0, 0, end_ns
+            a["total"][grew] += increase[grew]
+            a["readings"][grew] += 1
+            a["last_ns"][grew] = end_ns
+        return grew
+
+    @property
+    def total(self) -> Floats:
+        """[GPUs] sum of the run."""
+        return self._a["total"]
+
+    @property
+    def readings(self) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+        """[GPUs] readings of the run that showed growth."""
+        return self._a["readings"]
+
+    def within(self, end_ns: int, seconds: float) -> Bools:
+        """[GPUs] did it grow in the last `seconds`."""
+        out: Bools = end_ns - self._a["last_ns"] < int(seconds * SECOND_NS)
+        return out
+
+    @property
+    def per_min(self) -> Floats:
+        """[GPUs] rate of the run, taken over a minute at least."""
+        out: Floats = (
+            self._a["total"] * 60 / np.maximum(60.0, (self._a["last_ns"] - self._a["first_ns"]) / SECOND_NS)
+        )
+        return out
+
+    def resize(self, size: int) -> None:
+        """Grow to `size` GPUs."""
+        self._a.resize(size)
+
+
+def where(view: View, gpus: Positions) -> tuple[str, str]:
+    """(node, GPU numbers as `nvidia-smi -i` takes them) of GPUs on one node; `GPU` numbers may be UUIDs."""
+    refs = [view.inventory.refs[int(gpu)] for gpu in gpus]
+    return refs[0].node, ",".join(ref.gpu if ref.index is None else str(ref.index) for ref in refs)
+
+
+def drain(node: str, why: str) -> str:
+    """The command that keeps new work away from a node, for both schedulers."""
+    slurm = f'scontrol update NodeName={node} State=DRAIN Reason="unidle: {why}"'
+    return f"{slurm} (Kubernetes: kubectl cordon {node})"
+
+
+def reset_gpus(numbers: str) -> str:
+    """The command that resets GPUs on which nothing runs."""
+    return f"nvidia-smi --gpu-reset -i {numbers}"
