@@ -195,6 +195,13 @@ class Ledger:
         found: NDArray[np.int8] = self._a["now"][positions]
         return found
 
+    def booked(self, end_ns: NDArray[np.int64]) -> NDArray[np.int8]:
+        """[steps, GPUs] what the steps ending at `end_ns`, of the last REWRITE_S, are booked under: positions
+        in `codes`, NOT_BOOKED where nothing is."""
+        slots = np.array([self._slot(int(end)) for end in end_ns], dtype=np.intp)
+        found: NDArray[np.int8] = self._a["code"][slots]
+        return found
+
     def lost_now(self) -> Floats:
         """[GPUs] loss weight at the last step."""
         return self._a["now_loss"].astype(np.float64)

@@ -128,13 +128,14 @@ class RunningMean:
 class Hold:
     """Turns what is seen at each step into a condition with a minimum duration and hysteresis.
 
-    A GPU's condition is on once it was seen without a break for `on_after_s`, and off once its
-    contrary was seen for `off_after_s`. Steps at which nothing can be told change neither, until
-    they have lasted `forget_s`.
+    A GPU's condition is on once it was seen for `on_after_s` without a break of `break_s` (as long as
+    `off_after_s` where that is not given), and off once its contrary was seen for `off_after_s`. Steps
+    at which nothing can be told change neither, until they have lasted `forget_s`.
     """
 
-    def __init__(self, size: int, off_after_s: float, forget_s: float) -> None:
+    def __init__(self, size: int, off_after_s: float, forget_s: float, break_s: float | None = None) -> None:
         self._off_after_ns = int(off_after_s * SECOND_NS)
+        self._break_ns = self._off_after_ns if break_s is None else int(break_s * SECOND_NS)
         self._forget_ns = int(forget_s * SECOND_NS)
         self._a = PerGpu(size)
         self._a.make("on", np.bool_, False)
@@ -162,7 +163,8 @@ class Hold:
         last_yes[yes] = end_ns
         last_known[known] = end_ns
         started = since != NEVER
-        contrary = known & ~yes & (end_ns - last_yes >= self._off_after_ns)
+        patience_ns = np.where(on, self._off_after_ns, self._break_ns)
+        contrary = known & ~yes & (end_ns - last_yes >= patience_ns)
         forgotten = ~known & (end_ns - last_known >= self._forget_ns)
         over = started & (contrary | forgotten)
         on[yes & (end_ns - since >= on_after_ns)] = True

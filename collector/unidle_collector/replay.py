@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from unidle_agent.fields import BY_NAME
 from unidle_agent.wire import Owner
 from unidle_collector.engine import Engine
+from unidle_collector.findings import Change
 from unidle_collector.inventory import Tenure
 from unidle_collector.model import Account, Finding, Recommendation
 from unidle_collector.pergpu import SECOND_NS
 from unidle_collector.recommend import recommend
 from unidle_collector.recording import Recording
 from unidle_collector.signals import Step
+
+Positions = NDArray[np.intp]
 
 COVER_STEPS = 3
 """A sample speaks for up to this many periods before it: single missing samples leave no hole."""
@@ -51,24 +56,33 @@ class Result:
 def replay(recording: Recording, progress: Callable[[float], None] | None = None) -> Result:
     """Run all detectors and accounts over a recording; `progress` is told the share done, 0-1."""
     engine = Engine(recording.period_s, keep_accounts_ns=None)
-    positions = np.array(
-        [engine.add(ref, simulated=recording.simulated) for ref in recording.gpus], dtype=np.intp
-    )
+    positions = enter(recording, engine)
     ended: dict[str, Finding] = {}
-    covering = _covering(recording)
-    previous = np.full(len(positions), -2, dtype=np.int64)
     report_each = max(1, recording.instants // 100)
-    for instant in range(recording.instants):
-        row = covering[instant]
-        present = np.flatnonzero(row >= 0)
-        _own(engine, recording, positions, previous, row, present)
-        for change in engine.step(_step(recording, engine, positions, instant, row, present)):
+    for instant, changes in enumerate(play(recording, engine, positions)):
+        for change in changes:
             if change.what == "ended":
                 ended[change.finding.id] = change.finding
         if progress is not None and instant % report_each == 0:
             progress(instant / recording.instants)
     open_now = {finding.id: finding for finding in engine.findings()}
     return _result(engine, recording, positions, [*ended.values(), *open_now.values()])
+
+
+def enter(recording: Recording, engine: Engine) -> Positions:
+    """[G] where each of the recording's GPUs is in the engine's arrays; they are added to it."""
+    return np.array([engine.add(ref, simulated=recording.simulated) for ref in recording.gpus], dtype=np.intp)
+
+
+def play(recording: Recording, engine: Engine, positions: Positions) -> Iterator[list[Change]]:
+    """Give the engine one instant after the other; yields what each changed."""
+    covering, columns = _covering(recording), _spread(recording)
+    previous = np.full(len(positions), -2, dtype=np.int64)
+    for instant in range(recording.instants):
+        row = covering[instant]
+        present = np.flatnonzero(row >= 0)
+        _own(engine, recording, positions, previous, row, present)
+        yield engine.step(_step(recording, columns, engine, positions, instant, row, present))
 
 
 def _covering(recording: Recording) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
@@ -81,19 +95,33 @@ def _covering(recording: Recording) -> np.ndarray[tuple[int, int], np.dtype[np.i
     return np.where(recording.sampled | (near & before), following, -1)
 
 
+def _spread(recording: Recording) -> dict[str, NDArray[np.float64]]:
+    """The columns, a counter's increase shared by the periods since the sample before."""
+    at = np.where(recording.sampled, np.arange(recording.instants)[:, None], -1)
+    before = np.concatenate((np.full((1, at.shape[1]), -1), np.maximum.accumulate(at, axis=0)[:-1]))
+    periods = np.where(before >= 0, at - before, 1)
+    if not (recording.sampled & (periods > 1)).any():
+        return recording.columns
+    return {
+        name: values / periods if name in BY_NAME and BY_NAME[name].kind == "counter" else values
+        for name, values in recording.columns.items()
+    }
+
+
 def _step(
     recording: Recording,
+    values_of: dict[str, NDArray[np.float64]],
     engine: Engine,
-    positions: np.ndarray[tuple[int], np.dtype[np.intp]],
+    positions: Positions,
     instant: int,
     row: np.ndarray[tuple[int], np.dtype[np.int64]],
-    present: np.ndarray[tuple[int], np.dtype[np.intp]],
+    present: Positions,
 ) -> Step:
     size = engine.inventory.capacity
     sampled = np.zeros(size, dtype=np.bool_)
     sampled[positions[present]] = True
     columns = {}
-    for name, values in recording.columns.items():
+    for name, values in values_of.items():
         column = np.full(size, np.nan)
         column[positions[present]] = values[row[present], present]
         columns[name] = column
@@ -104,10 +132,10 @@ def _step(
 def _own(
     engine: Engine,
     recording: Recording,
-    positions: np.ndarray[tuple[int], np.dtype[np.intp]],
+    positions: Positions,
     previous: np.ndarray[tuple[int], np.dtype[np.int64]],
     row: np.ndarray[tuple[int], np.dtype[np.int64]],
-    present: np.ndarray[tuple[int], np.dtype[np.intp]],
+    present: Positions,
 ) -> None:
     """Tell the engine whose GPU is whose, where that has changed."""
     jobs = recording.job[row[present], present]
@@ -123,7 +151,7 @@ def _own(
 def _result(
     engine: Engine,
     recording: Recording,
-    positions: np.ndarray[tuple[int], np.dtype[np.intp]],
+    positions: Positions,
     findings: list[Finding],
 ) -> Result:
     of_gpu: dict[tuple[str, str], list[str]] = {}

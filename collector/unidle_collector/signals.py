@@ -45,6 +45,8 @@ MEANS = (
     "cpu_busy_ratio",
     "cpu_iowait_ratio",
     "psi_io_some_ratio",
+    "ib_bytes_per_s",
+    "job_throttled_ratio",
     "zero",
 )
 
@@ -179,6 +181,8 @@ class Signals:
             "activity": activity,
             "zero": zero,
             "psi_io_some_ratio": step.get("psi_io_some_s") / seconds,
+            "ib_bytes_per_s": np.fmax(step.get("ib_received_bytes"), step.get("ib_sent_bytes")) / seconds,
+            "job_throttled_ratio": step.get("job_cpu_throttled_s") / seconds,
         }
         columns = step.columns
         self._means.push({name: columns[name] for name in MEANS if name in columns} | derived)

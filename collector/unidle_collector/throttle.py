@@ -57,7 +57,8 @@ class Throttling:
         self.settings = settings
         self._clock = ReferenceClock(size)
         # Off means seen otherwise for a while; at a coarse period one sample alone proves nothing.
-        self._hold = Hold(size, max(settings.off_after_s, 1.5 * period_s), settings.forget_s)
+        # Blinks are not added up: it begins only with some seconds in a row.
+        self._hold = Hold(size, max(settings.off_after_s, 1.5 * period_s), settings.forget_s, break_s=0.0)
         self._on_after = np.int64(max(settings.on_after_s, 2 * period_s) * SECOND_NS)
         self._a = PerGpu(size)
         self._a.make("loss", np.float64, 0.0)
@@ -66,6 +67,11 @@ class Throttling:
     def references(self, view: View, slowed: Bools) -> tuple[Floats, Floats]:
         """The clocks of ReferenceClock.of."""
         return self._clock.of(view, slowed)
+
+    def held(self, cause: int) -> Bools:
+        """[GPUs] is it on because of `cause`: the own clock fades as a reference, what it once said holds."""
+        out: Bools = self._hold.on & (self._a["cause"] == cause)
+        return out
 
     def decide(
         self, view: View, signal: Bools, known: Bools, reference: Floats, cause: np.ndarray

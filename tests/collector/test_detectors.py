@@ -138,6 +138,22 @@ MUST_FIRE = [
         {},
     ),
     Case(
+        "waiting in collectives over InfiniBand looks fully busy, too",
+        recording(
+            TENSOR_PARALLEL
+            | {"nvlink_tx_bytes_per_s": 5e9, "ib_sent_bytes": 3e10, "ib_received_bytes": 3e10},
+            minutes=20,
+        ),
+        {"starvation": "communication"},
+        {},
+    ),
+    Case(
+        "a CPU quota that holds the job back is preprocessing, though the host has cores to spare",
+        recording(STARVED | {"cpu_busy_ratio": 0.15, "job_cpu_throttled_s": 3.0}, minutes=20),
+        {"starvation": "cpu_preprocessing"},
+        {},
+    ),
+    Case(
         "utilization alone shows that something starves, not why",
         recording(BASE | {"gpu_util_ratio": saw(1.0, 2, 10), "memory_used_bytes": 32e9}, minutes=20),
         {"starvation": "undetermined"},
@@ -180,6 +196,19 @@ MUST_FIRE = [
         {},
     ),
     Case(
+        "without reasons, heat and half the clock of a whole node are the hardware's doing",
+        recording(
+            {k: v for k, v in HEALTHY.items() if k != "clock_event_reasons"}
+            | {
+                "temperature_c": between(91.0, 62.0, 10, 40),
+                "sm_clock_hz": between(0.9e9, 1.75e9, 10, 40),
+            },
+            minutes=40,
+        ),
+        {"throttling_thermal": "hardware_thermal"},
+        {"throttled": 1800},
+    ),
+    Case(
         "a power brake is told apart from heat",
         recording(
             HEALTHY
@@ -203,6 +232,12 @@ MUST_FIRE = [
         recording(HEALTHY | {"memory_used_bytes": staircase(50e9, 79e9, 0.6e9, 45)}, minutes=45),
         {"oom_risk": "rising_memory"},
         {"productive": 2700},
+    ),
+    Case(
+        "a leak too slow to be seen in 20 minutes is a risk",
+        recording(HEALTHY | {"memory_used_bytes": staircase(68e9, 79e9, 0.1e9, 120)}, minutes=200),
+        {"oom_risk": "rising_memory"},
+        {},
     ),
     Case(
         "a lost GPU has failed",
@@ -300,6 +335,23 @@ def test_idle_is_found_at_every_sampling_period(period_s: float) -> None:
     result = replay(recording(HELD, minutes=60, period_s=period_s))
     assert [f.kind for f in result.findings if f.told_ns] == ["idle"]
     assert result.gpus[3].states["idle"] == pytest.approx(3600)
+
+
+@pytest.mark.parametrize("period_s", [15.0, 30.0])
+def test_samples_between_two_pieces_of_work_are_not_idle_where_the_energy_says_so(period_s: float) -> None:
+    """All samples fall into the gaps of a sawtooth; it drew 220 W, not 120."""
+    seen = HELD | {"cpu_iowait_ratio": 0.3, "energy_j": 220.0 * period_s}
+    assert replay(recording(seen, minutes=40, period_s=period_s)).gpus[0].states["idle"] == 0.0
+    held = seen | {"energy_j": 121.0 * period_s}
+    assert replay(recording(held, minutes=40, period_s=period_s)).gpus[0].states["idle"] == 2400.0
+
+
+def test_an_increase_that_comes_after_missing_samples_is_shared_by_them() -> None:
+    """A tenth of the time waits for I/O; each sample but every third is missing, and tells all three."""
+    keep = np.repeat((np.arange(1200) % 3 == 0)[:, None], 8, axis=1)
+    waits = STARVED | {"psi_io_some_s": 0.3, "cpu_busy_ratio": 0.1, "pcie_rx_bytes_per_s": 1.42e9}
+    (finding,) = replay(recording(waits, minutes=20, keep=keep)).findings
+    assert finding.cause == "host_to_device"
 
 
 @pytest.mark.parametrize("missing", [0.1, 0.3])

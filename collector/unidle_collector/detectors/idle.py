@@ -8,13 +8,16 @@ What it means
     left open, a dead rank), `interactive` (the owner is known to be an interactive session).
 
 Evidence
-    gpu_util_ratio, sm_active_ratio, graphics_active_ratio all below 1 %; memory and processes held.
+    gpu_util_ratio, sm_active_ratio, graphics_active_ratio all below 1 %; memory and processes held; the
+    energy drawn since the sample before, against the power at the sample.
 
 How it decides
     Activity is the largest of the three that is known. Below 1 % it is nothing (profilers have a noise
     floor, so exactly 0 would miss idle GPUs); up to 5 % for at most 10 s is a probe of some tool and
-    changes nothing; anything else means that something ran and the clock starts anew. Accounted after
-    2 min without activity (interactive: 15 min), back to the first idle second. A job on which nothing
+    changes nothing; anything else means that something ran and the clock starts anew. Samples far apart
+    can all fall between two pieces of work: where the energy since the sample before is 35 % and 20 W more
+    than the power at the sample would have drawn, something ran. Accounted after 2 min and 8 samples
+    without activity (interactive: 15 min), back to the first idle second. A job on which nothing
     has run yet gets 10 min to start. A person is told after 30 min (no process: 15 min, interactive:
     60 min). GPUs that nobody owns are not idle but unallocated.
 
@@ -48,6 +51,9 @@ class Settings:
     interactive_grace_s: float = 900.0
     blip_s: float = 10.0
     forget_s: float = 1800.0
+    least_samples: int = 8
+    between_ratio: float = 1.35
+    between_w: float = 20.0
 
 
 class Idle:
@@ -69,22 +75,30 @@ class Idle:
         self._a.make("cause", np.int16, HELD)
         self._blip_ns = int(max(settings.blip_s, 0.0) * SECOND_NS)
         self._coarse = period_s > settings.blip_s
+        self._grace_s = max(settings.grace_s, settings.least_samples * period_s)
 
     def look(self, view: View) -> Verdict:
         """See the module's docstring."""
         step, settings = view.step, self._settings
         known = view.alive & ~np.isnan(view.activity)
-        quiet = view.allocated & (view.activity < NOTHING_RAN)
+        quiet = view.allocated & (view.activity < NOTHING_RAN) & ~self._ran_between(view)
         blip = view.allocated & (view.activity >= NOTHING_RAN) & (view.activity < BLIP)
         known &= ~self._is_probe(blip & known, step.start_ns, step.end_ns)
         after = np.where(
             view.inventory.a["interactive"],
             settings.interactive_grace_s,
-            np.where(view.never_ran, START_GRACE_S, settings.grace_s),
+            np.where(view.never_ran, START_GRACE_S, self._grace_s),
         )
         self._hold.update(quiet, known, step.start_ns, step.end_ns, (after * SECOND_NS).astype(np.int64))
         self._a["cause"][:] = self._cause(view)
         return Verdict(self._hold.on, self._hold.since, self._a["cause"], np.ones(len(after)))
+
+    def _ran_between(self, view: View) -> Bools:
+        """Where more energy was drawn since the sample before than at the sample's power: it worked then."""
+        at_sample_w, s = view.step.get("power_w"), self._settings
+        mean_w = view.step.get("energy_j") / (view.step.period_ns / SECOND_NS)
+        out: Bools = (mean_w >= s.between_ratio * at_sample_w) & (mean_w >= at_sample_w + s.between_w)
+        return out
 
     def _is_probe(self, blip: Bools, start_ns: int, end_ns: int) -> Bools:
         """Where activity is slight and has been for a moment only: it says nothing."""

@@ -11,9 +11,10 @@ How it decides
     Judged once a minute; what the job takes in its first 10 minutes is no rise. Elevated: the
     high-water mark rose in at least 5 of the last 20 minutes, in both halves of them, by at least 3 %
     of the memory in all, the last time no longer than 5 min ago, and less than 10 % is left. High: the
-    same with less than 4 % left. A job that takes all memory at once and stays there (frameworks that
-    preallocate, caching allocators) does not rise and is never flagged. Needs 20 minutes at one sample
-    a minute or more.
+    same with less than 4 % left. A slow leak: the mark rose in at least 8 of the last 12 spans of 10
+    minutes, in both halves of them, by 3 % or more in all. A job that takes all memory at once and stays
+    there (frameworks that preallocate, caching allocators) does not rise and is never flagged. Needs 20
+    minutes at one sample a minute or more.
 
 What to do
     PyTorch: PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True; a smaller batch; activation
@@ -32,7 +33,7 @@ import numpy as np
 
 from unidle_collector.detectors import About, Verdict, mean_of, percent, plural
 from unidle_collector.model import Evidence, State
-from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, PerGpu
+from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, PerGpu
 from unidle_collector.signals import View
 
 MINUTE_NS = 60 * SECOND_NS
@@ -51,6 +52,9 @@ class Settings:
     fresh_min: int = 5
     elevated_left_ratio: float = 0.10
     high_left_ratio: float = 0.04
+    span_min: int = 10
+    spans: int = 12
+    span_rises: int = 8
 
 
 class OomRisk:
@@ -73,6 +77,8 @@ class OomRisk:
         self._a.make("high", np.float64, 0.0)  # of the job
         self._a.make("minutes", np.int32, 0)
         self._a.make("rise", np.float64, 0.0, settings.window_min)  # per minute, newest last
+        self._a.make("span", np.float64, 0.0)  # rise in the span so far
+        self._a.make("span_rise", np.float64, 0.0, settings.spans)  # per span, newest last
         self._a.make("level", np.int8, 0)
         self._a.make("since", np.int64, NEVER)
         self._a.make("zero", np.int16, 0)
@@ -113,8 +119,10 @@ class OomRisk:
             & rises[half:].any(axis=0)
             & (np.where(rises, a["rise"], 0.0).sum(axis=0) >= s.growth_ratio)
         )
-        starts = rising & rises[-s.fresh_min :].any(axis=0) & (left < s.elevated_left_ratio)
-        stays = (a["level"] > 0) & rises.any(axis=0) & (left < s.elevated_left_ratio)
+        rising &= rises[-s.fresh_min :].any(axis=0)
+        leaking, lately = self._slowly(rise, seen)
+        starts = (rising | leaking) & (left < s.elevated_left_ratio)
+        stays = (a["level"] > 0) & (rises.any(axis=0) | lately) & (left < s.elevated_left_ratio)
         on = starts | stays
         over = (a["level"] > 0) & ~on & seen
         a["since"][starts & (a["level"] == 0)] = end_ns
@@ -122,6 +130,25 @@ class OomRisk:
         level = np.where(on, np.where(left < s.high_left_ratio, HIGH, ELEVATED), 0)
         a["level"][:] = np.where(keep, a["level"], level)
         a["since"][over] = NEVER
+
+    def _slowly(self, rise: Floats, seen: Bools) -> tuple[Bools, Bools]:
+        """([GPUs] does it leak slowly, [GPUs] did it rise in one of the last two spans)."""
+        a, s = self._a, self._settings
+        a["span"][seen] += rise[seen]
+        ends = seen & (a["minutes"] % s.span_min == 0)
+        spans = a["span_rise"]
+        spans[:, ends] = np.roll(spans[:, ends], -1, axis=0)
+        spans[-1, ends] = a["span"][ends]
+        a["span"][ends] = 0.0
+        rises = spans >= s.rise_ratio
+        half = s.spans // 2
+        leaks: Bools = (
+            (rises.sum(axis=0) >= s.span_rises)
+            & rises[:half].any(axis=0)
+            & rises[half:].any(axis=0)
+            & (np.where(rises, spans, 0.0).sum(axis=0) >= s.growth_ratio)
+        )
+        return leaks & rises[-1], rises[-1] | rises[-2]
 
     def delay_s(self, cause: str) -> float:
         """Told at once: the evidence took 20 minutes."""
@@ -162,9 +189,10 @@ class OomRisk:
     def reset(self, gpus: Bools) -> None:
         """Another job: anew."""
         a = self._a
-        for name in ("peak", "high", "minutes", "level"):
+        for name in ("peak", "high", "minutes", "level", "span"):
             a[name][gpus] = 0
         a["rise"][:, gpus] = 0.0
+        a["span_rise"][:, gpus] = 0.0
         a["since"][gpus] = NEVER
 
     def resize(self, size: int) -> None:

@@ -16,10 +16,12 @@ How it decides
     than that not sufficient; utilization 0.95). Starved when e is below 0.625 of the reference for 45 s,
     over when it is above 0.69 for 30 s. Memory-bandwidth bound work (DRAM active 60 % or more) is not
     starved. One more case looks busy: utilization 90 % or more while tensor activity is below 20 %,
-    SM activity between 30 and 65 %, NVLink above 20 GB/s and power below 75 % of the limit is a wait in
+    SM activity between 30 and 65 %, NVLink above 20 GB/s (or the node's InfiniBand above 5 GB/s, half of
+    what a tensor-parallel job on two nodes sends) and power below 75 % of the limit is a wait in
     collective communication.
     Cause, first that fits: `communication` (as above); `storage` (iowait at least 10 % or I/O pressure
-    at least 20 % of the time); `cpu_preprocessing` (host CPU at least 85 % busy); `host_to_device`
+    at least 20 % of the time); `cpu_preprocessing` (host CPU at least 85 % busy, or the job's CPU quota
+    holds it back for half a second per second or more); `host_to_device`
     (PCIe at least 1 GB/s and a third of the seconds without activity); `small_kernels` (utilization
     at least 50 %, SM below half of it, DRAM below 20 %); else `undetermined`.
     Accounted within 90 s; a person is told after 10 min.
@@ -93,9 +95,11 @@ class Settings:
     iowait: float = 0.10
     io_pressure: float = 0.20
     cpu_busy: float = 0.85
+    job_throttled: float = 0.5
     pcie_bytes_per_s: float = 1e9
     zero_share: float = 1 / 3
     nvlink_bytes_per_s: float = 2e10
+    ib_bytes_per_s: float = 5e9
 
 
 class Starvation:
@@ -156,16 +160,18 @@ class Starvation:
     def _communication(self, view: View) -> Bools:
         """Busy-looking: spinning in collectives."""
         m = view.means
+        s = self._settings
         link = np.fmax(m.mean("nvlink_tx_bytes_per_s"), m.mean("nvlink_bytes_per_s"))
+        linked = (link >= s.nvlink_bytes_per_s) | (m.mean("ib_bytes_per_s") >= s.ib_bytes_per_s)
         sm = m.mean("sm_active_ratio")
         out: Bools = (
             (m.mean("gpu_util_ratio") >= 0.9)
             & (m.mean("tensor_active_ratio") < 0.2)
             & (sm >= 0.3)
             & (sm <= 0.65)
-            & (link >= self._settings.nvlink_bytes_per_s)
+            & linked
             & ~(m.mean("power_w") >= 0.75 * view.step.get("power_limit_w"))
-            & ~(m.mean("dram_active_ratio") >= self._settings.dram_bound)
+            & ~(m.mean("dram_active_ratio") >= s.dram_bound)
         )
         return out
 
@@ -177,7 +183,7 @@ class Starvation:
         tests = (
             waiting,
             storage,
-            m.mean("cpu_busy_ratio") >= s.cpu_busy,
+            (m.mean("cpu_busy_ratio") >= s.cpu_busy) | (m.mean("job_throttled_ratio") >= s.job_throttled),
             (pcie >= s.pcie_bytes_per_s) & (zero >= s.zero_share),
             (util >= 0.5) & (sm < 0.5 * util) & ~(m.mean("dram_active_ratio") >= 0.2),
         )
@@ -207,6 +213,7 @@ class Starvation:
             ("cpu_iowait_ratio", s.iowait, "of host CPU time waits for I/O"),
             ("psi_io_some_ratio", s.io_pressure, "of the time some task of the host waits for I/O"),
             ("cpu_busy_ratio", s.cpu_busy, "of host CPU time is busy"),
+            ("job_throttled_ratio", s.job_throttled, "of the time the job's CPU quota holds it back"),
             ("zero", s.zero_share, "of the seconds show no activity"),
             ("tensor_active_ratio", 0.2, "tensor activity"),
         ):

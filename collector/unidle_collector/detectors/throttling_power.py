@@ -13,7 +13,7 @@ How it decides
     Brake: bit 0x80, or bit 0x8 without 0x20 and 0x40, or the power brake time grew by at least 10 % of
     the step. Cap: bit 0x4 or power-cap time, and a clock at least 15 % below the median of three or more
     siblings of the same model in the same job (else on the same node). It must cost at least 3 % of the
-    clock (or the clock be unknown) while something runs. On after 5 s, off after 15 s without.
+    clock (or the clock be unknown) while something runs. On after 5 s in a row, off after 15 s without.
 
 What to do
     Brake: look at power supplies, PDU and rack limits. Cap: compare power limits (nvidia-smi -q -d POWER).

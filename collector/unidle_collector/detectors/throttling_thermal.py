@@ -11,8 +11,10 @@ Evidence
 How it decides
     One of the two bits is set, or a thermal throttle time grew by at least 10 % of the step; where
     neither is known, a margin below the model's slowdown offset, or a temperature at the model's limit
-    together with a clock at least 10 % below its siblings. It must cost at least 3 % of the clock
-    (or the clock be unknown) while something runs. On after 5 s, off after 15 s without.
+    together with a clock at least 10 % below its siblings, or below its own before where it has none; a
+    clock at 55 % or less is the hardware's doing (nvml.h: it halves clocks or more). It must cost at
+    least 3 % of the clock (or the clock be unknown) while something runs. On after 5 s in a row, off
+    after 15 s without.
     The loss is 1 - clock / clock of unthrottled siblings in the same job (else on the same node), or
     of the GPU's own best clock under the job.
 
@@ -30,11 +32,13 @@ from typing import ClassVar
 import numpy as np
 
 from unidle_collector.detectors import About, Verdict, duration, plural
-from unidle_collector.pergpu import Bools, Floats
+from unidle_collector.pergpu import Bools
 from unidle_collector.signals import View
 from unidle_collector.throttle import HW_THERMAL, THERMAL, Settings, Throttling, bits, grew
 
 CAUSES = ("software_thermal", "hardware_thermal")
+HARD_CLOCK = 0.55
+"""Over the reference: the hardware's slowdown halves clocks or more (nvml.h)."""
 
 
 class ThrottlingThermal(Throttling):
@@ -50,21 +54,24 @@ class ThrottlingThermal(Throttling):
         hardware, hardware_known = grew(view, "hw_thermal_throttle_s", self.settings)
         told = bit_known | software_known | hardware_known
         signal = bit | software | hardware
-        siblings, own = self.references(view, signal)
-        inferred, inferred_known = self._from_heat(view, siblings)
-        signal = np.where(told, signal, inferred)
-        hard, _ = bits(view, HW_THERMAL)
+        over, limit = self._heat(view)
+        siblings, own = self.references(view, signal | (~told & (over | limit)))
         reference = np.where(np.isnan(siblings), own, siblings)
+        clock_ratio = view.step.get("sm_clock_hz") / reference
+        # For exporters that send no reasons: heat at its limit, and clocks that show it.
+        signal = np.where(told, signal, over | (limit & (clock_ratio < 0.9)))
+        felt = np.fmax(view.step.get("thermal_margin_c"), view.step.get("temperature_c"))
+        hard, _ = bits(view, HW_THERMAL)
+        hard |= ~told & ((clock_ratio <= HARD_CLOCK) | self.held(1))
         cause = np.where(hard | hardware, 1, 0).astype(np.int16)
-        return self.decide(view, signal, told | inferred_known, reference, cause)
+        return self.decide(view, signal, told | ~np.isnan(felt), reference, cause)
 
-    def _from_heat(self, view: View, siblings: Floats) -> tuple[Bools, Bools]:
-        """For exporters that send no reasons: heat at its limit, and clocks that show it."""
-        margin, temperature = view.step.get("thermal_margin_c"), view.step.get("temperature_c")
-        offset, limit = view.inventory.a["slowdown_margin_c"], view.inventory.a["limit_c"]
-        slow = view.step.get("sm_clock_hz") < 0.9 * siblings
-        hot: Bools = (margin < offset) | ((temperature >= limit) & slow)
-        return hot, ~np.isnan(margin) | ~np.isnan(temperature)
+    def _heat(self, view: View) -> tuple[Bools, Bools]:
+        """([GPUs] is the margin below the model's offset, [GPUs] is the temperature at its limit)."""
+        a = view.inventory.a
+        over: Bools = view.step.get("thermal_margin_c") < a["slowdown_margin_c"]
+        limit: Bools = view.step.get("temperature_c") >= a["limit_c"]
+        return over, limit
 
     def delay_s(self, cause: str) -> float:
         """5 s: heat does not go away by itself."""

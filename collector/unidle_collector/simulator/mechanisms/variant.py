@@ -1,0 +1,107 @@
+"""What a variant says: ranges, from which each trial draws once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Set = Literal["tuning", "held_out"]
+Range = tuple[float, float]
+"""Lowest and highest value; drawn uniformly."""
+NONE: Range = (0.0, 0.0)
+HEALTHY = "healthy"
+"""The truth of time in which nothing is lost."""
+WEIGHT_OF_IDLE_S = 120.0
+"""A gap without any work longer than this is idle, a shorter one is not (accounts: grace of a held GPU)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """What a GPU shows while it does one thing: ratios 0-1, power as a share of the limit, GB/s."""
+
+    util: Range = (0.99, 1.0)
+    sm: Range = (0.82, 0.92)
+    tensor: Range = (0.45, 0.62)
+    dram: Range = (0.3, 0.45)
+    power: Range = (0.85, 1.15)
+    """Above 1 it runs at its limit, with the software power-cap bit set all the time."""
+    pcie_rx: Range = (0.02, 0.06)
+    pcie_tx: Range = (0.01, 0.04)
+    nvlink: Range = (1.0, 6.0)
+
+
+WAITING = Levels(NONE, NONE, NONE, NONE, (0.165, 0.185), (0.0, 0.002), (0.0, 0.002), NONE)
+"""A loaded GPU between two pieces of work: 120 of 700 W on H100."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What its node shows meanwhile: shares of time 0-1, MB/s for the whole node."""
+
+    cpu: Range = (0.05, 0.2)
+    iowait: Range = (0.0, 0.01)
+    psi_io: Range = (0.0, 0.03)
+    psi_cpu: Range = (0.0, 0.04)
+    job_throttled: Range = NONE
+    """Seconds per second for which the job's cgroup was held back."""
+    nfs_read: Range = (0.0, 30.0)
+    disk_read: Range = (0.0, 40.0)
+    disk_written: Range = (0.0, 20.0)
+    ethernet: Range = (1.0, 40.0)
+    infiniband: Range = (0.0, 50.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    """Work and waiting in turn; each piece is drawn anew."""
+
+    busy_s: Range
+    wait_s: Range
+    together: bool = True
+    """All GPUs of the job in phase."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slow:
+    """Lower clocks, and what the driver says of them."""
+
+    bits: int
+    """Clock event reasons of nvml.h."""
+    clock: Range
+    """Over the clock of an unthrottled GPU."""
+    counter: str = ""
+    """The throttle-time counter that grows, where there is one."""
+    cycle: Cycle | None = None
+    """The driver lets go and seizes again; None holds all the time."""
+    temperature: Range = (60.0, 72.0)
+    ramp_s: Range = (1.0, 2.0)
+    """How long the clocks take to fall."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way in which one mechanism comes about."""
+
+    name: str
+    set: Set
+    truth: str
+    """`kind.cause`, or HEALTHY."""
+    work: Levels = Levels()
+    wait: Levels = WAITING
+    host: Host = Host()
+    cycle: Cycle | None = None
+    slow: Slow | None = None
+    gpu_state: int = 0
+    """What the driver says of a GPU that does not answer."""
+    process: bool = True
+    """False: nobody opens the GPU."""
+    said: bool | None = None
+    """Does the recording name the job; None: some do."""
+    before: Range = (300.0, 780.0)
+    """Seconds of healthy work of the same job before it begins; (0, 0): from the first step on."""
+    load_s: Range = (20.0, 180.0)
+    """Model load at first."""
+    affected: Range = (1.0, 1.0)
+    """Share of the job's GPUs."""
+    memory: Range = (0.3, 0.9)
+    models: tuple[str, ...] = ("NVIDIA H100 80GB HBM3",)

@@ -1,0 +1,130 @@
+"""Trials side by side as one recording, with the truth; and the same recording seen worse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unidle_agent.fields import BY_NAME
+from unidle_collector.model import GpuRef
+from unidle_collector.recording import Recording
+from unidle_collector.simulator.mechanisms.variant import HEALTHY
+from unidle_collector.simulator.trial import LEAD_S, Trial
+
+START_NS = 1_700_000_040 * 10**9
+"""A full minute, so that minutes of the truth are minutes of the clock."""
+SECOND_NS = 10**9
+UNSCORED = -1
+EXPORTER = (
+    "gpu_util_ratio", "memory_util_ratio", "memory_used_bytes", "power_w", "energy_j", "sm_clock_hz",
+    "temperature_c",
+)  # fmt: skip
+"""What a dcgm-exporter without profiling counters sends by default; NVLink comes as one sum."""
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What is true of every GPU second of a recording."""
+
+    labels: tuple[str, ...]
+    """Position 0 is HEALTHY."""
+    label: NDArray[np.int16]
+    """[T, G] index into `labels`; UNSCORED where there is none."""
+    run: NDArray[np.intp]
+    """[G]: which trial the GPU belongs to."""
+    onset_s: tuple[int, ...]
+    """[trials]"""
+    names: tuple[str, ...]
+    """[trials] of the variants."""
+
+
+def together(trials: Sequence[Trial], first: int = 0) -> tuple[Recording, Truth]:
+    """One node per trial, sampled each second; node names count from `first`."""
+    labels = (HEALTHY, *sorted({t.variant.truth for t in trials} - {HEALTHY}))
+    label = np.concatenate([_label(t, labels) for t in trials], axis=1)
+    gpus = [t.on.shape[1] for t in trials]
+    refs = tuple(
+        GpuRef(f"trial-{first + number:04d}", f"GPU-{first + number:04d}-{gpu}", gpu, t.model)
+        for number, t in enumerate(trials)
+        for gpu in range(gpus[number])
+    )
+    run = np.repeat(np.arange(len(trials)), gpus)
+    jobs = ("", *(f"job-{first + number}" for number in range(len(trials))))
+    code = np.array([number + 1 if t.said else -1 for number, t in enumerate(trials)], dtype=np.int32)
+    recording = Recording(
+        start_ns=START_NS + SECOND_NS,
+        period_s=1.0,
+        gpus=refs,
+        columns={
+            name: np.concatenate([t.columns[name] for t in trials], axis=1) for name in trials[0].columns
+        },
+        sampled=np.ones(label.shape, dtype=np.bool_),
+        jobs=jobs,
+        job=np.where((np.arange(label.shape[0]) < LEAD_S)[:, None] & (code > 0)[run], 0, code[run]),
+        notes=(),
+        simulated=True,
+    )
+    truth = Truth(labels, label, run, tuple(t.onset_s for t in trials), tuple(t.variant.name for t in trials))
+    return recording, truth
+
+
+def _label(trial: Trial, labels: tuple[str, ...]) -> NDArray[np.int16]:
+    out = np.where(trial.on, labels.index(trial.variant.truth), 0)
+    return np.where(trial.scored, out, UNSCORED).astype(np.int16)
+
+
+def every(recording: Recording, steps: int) -> Recording:
+    """Only each `steps`-th sample: gauges as they are then, counters with all their increase."""
+    last = np.arange(steps - 1, recording.instants, steps)
+    columns = {}
+    for name, values in recording.columns.items():
+        if BY_NAME[name].kind == "counter":
+            whole = values[: last.size * steps].reshape(last.size, steps, -1)
+            columns[name] = whole.sum(axis=1)
+        else:
+            columns[name] = values[last]
+    return replace(
+        recording,
+        start_ns=recording.start_ns + (steps - 1) * round(recording.period_s * SECOND_NS),
+        period_s=recording.period_s * steps,
+        columns=columns,
+        sampled=recording.sampled[last],
+        job=recording.job[last],
+    )
+
+
+def with_missing(recording: Recording, share: float, rng: np.random.Generator) -> Recording:
+    """Without `share` of the samples, each GPU apart: half of them one by one, half in gaps of 2 to 8.
+
+    A counter's increase comes with the sample that follows.
+    """
+    shape = recording.sampled.shape
+    lost = rng.random(shape) < share / 2
+    begins = rng.random(shape) < share / 2 / 5
+    length = rng.integers(2, 9, shape)
+    for back in range(8):
+        lost[back:] |= (begins & (length > back))[: shape[0] - back]
+    kept = ~lost
+    columns = {}
+    for name, values in recording.columns.items():
+        if BY_NAME[name].kind == "counter":
+            total = np.cumsum(np.nan_to_num(values), axis=0)
+            at = np.maximum.accumulate(np.where(kept, np.arange(shape[0])[:, None], -1), axis=0)
+            before = np.concatenate((np.full((1, shape[1]), -1), at[:-1]))
+            prior = np.where(before >= 0, np.take_along_axis(total, np.maximum(before, 0), axis=0), 0.0)
+            values = np.where(np.isnan(values), np.nan, total - prior)
+        columns[name] = np.where(kept, values, np.nan)
+    return replace(recording, columns=columns, sampled=recording.sampled & kept)
+
+
+def as_exporter(recording: Recording) -> Recording:
+    """Only the fields of EXPORTER, and NVLink's sum; a GPU that answers nothing has no sample."""
+    columns = {name: recording.columns[name] for name in EXPORTER}
+    columns["nvlink_bytes_per_s"] = (
+        recording.columns["nvlink_tx_bytes_per_s"] + recording.columns["nvlink_rx_bytes_per_s"]
+    )
+    answers = ~np.isnan(np.stack(list(columns.values()))).all(axis=0)
+    return replace(recording, columns=columns, sampled=recording.sampled & answers)
