@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from tests.collector.prometheus_server import END_S, needs_prometheus, prometheus, write_past
 from tests.collector.test_prometheus_history import INTERVAL_S, SCRAPES, old_names
 
+from unidle_agent.cli import main
 from unidle_agent.fields import UNKNOWN_U8
 from unidle_agent.privacy import Pseudonymiser
 from unidle_agent.wire import Batch, decode, encode
@@ -97,25 +99,29 @@ def test_the_same_time_is_the_same_batch_whenever_it_is_asked_for(server: str) -
 
 
 @pytest.mark.slow
-def test_what_was_filled_is_in_the_store_once_after_two_fills(server: str, tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    now_ns = END_S * 10**9
-    stored = 0
+def test_the_command_fills_the_store_once_however_often_it_is_run(
+    server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start, end = (datetime.fromtimestamp(at_s, UTC).isoformat() for at_s in (END_S - 1200, END_S))
+    fill_it = ["store", "backfill", "--prometheus", server, "--from", start, "--to", end]
+    said = []
     for _ in range(2):
-        found = [
-            batch
-            for batch in fill(server, END_S - 1200)
-            if not store.state.seen(batch.node, batch.boot, batch.seq)
-        ]
-        for batch in found:
-            store.append(encode(batch), now_ns)
-        store.sync()
-        store.state.remember((batch.node, batch.boot, batch.seq) for batch in found)
-        stored += len(found)
-    assert stored == len(fill(server, END_S - 1200))
-    store.upkeep(now_ns + 61 * 10**9)
-    window = (now_ns - 1200 * 10**9, now_ns, INTERVAL_S)
-    assert list(store.series("a", "GPU-a-0", "power_w", *window)[1]) == pytest.approx([600.5] * 80)
+        assert main([*fill_it, "--data-dir", str(tmp_path)]) == 0
+        said.append(capsys.readouterr().out)
+    known = len(fill(server, END_S - 1200))
+    assert "0 batches were in the store already" in said[0]
+    assert said[1] == f"0 rows stored; {known} batches were in the store already\n"
+    store = Store(tmp_path)
+    window = ((END_S - 1200) * 10**9, END_S * 10**9, INTERVAL_S)
+    times_ns, power_w = store.series("a", "GPU-a-0", "power_w", *window)
+    assert times_ns[-1] - times_ns[0] >= (1200 - 2 * 20) * 10**9
+    assert power_w.tolist() == pytest.approx([600.5] * len(power_w))
     energy_w = store.series("a", "GPU-a-0", "energy_j", *window)[1]
-    assert list(energy_w[1:]) == pytest.approx([600.5] * 79)
+    assert list(energy_w[1:]) == pytest.approx([600.5] * (len(energy_w) - 1))
     store.close()
+
+
+def test_the_command_wants_either_a_file_or_a_server(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["store", "backfill"]) == 1
+    assert main(["store", "backfill", "a.parquet", "--prometheus", "http://127.0.0.1:1"]) == 1
+    assert capsys.readouterr().err.count("expected either a file or --prometheus URL") == 2

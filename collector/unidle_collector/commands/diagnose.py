@@ -38,11 +38,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from unidle_agent.errors import UnidleError
-from unidle_agent.settings import Secret
 from unidle_collector import timeline
 from unidle_collector.model import STATES, Account, Cost, Finding
 from unidle_collector.prometheus import history
-from unidle_collector.prometheus.api import Api
+from unidle_collector.prometheus.api import Api, token_of
 from unidle_collector.recorded import RecordingError, load
 from unidle_collector.recorded.times import to_ns, written_time
 from unidle_collector.recording import Recording
@@ -128,20 +127,13 @@ def _recording(args: argparse.Namespace) -> Recording:
     if not args.prometheus:
         return load(args.files, node=args.node, period_s=args.period, progress=_say_long)
     end_s = _instant(args.until) if args.until else time.time()
-    api = Api(args.prometheus, token=_token(args.bearer_token_file), ca_file=args.ca_file)
+    api = Api(args.prometheus, token=token_of(args.bearer_token_file), ca_file=args.ca_file)
     try:
         return history.read(
             api, end_s - _span(args.since), end_s, match=args.match, step_s=args.period, progress=_fetched
         )
     finally:
         api.close()
-
-
-def _token(path: Path | None) -> Secret:
-    try:
-        return Secret(path.read_text(encoding="utf-8").strip() if path else "")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecordingError(f"{path}: expected a readable file that holds a token: {error}") from error
 
 
 def _span(text: str) -> float:

@@ -3,7 +3,8 @@
   sizes     bytes and time ranges by level: rows (raw), roll-ups of 10 s, 1 min and 1 h, histograms of jobs
   verify    read every row, every record of the log and the state database; exit code 1 when anything is wrong
   export    rows as one .parquet or .csv file, which `unidle diagnose` reads, and `unidle store backfill`
-  backfill  rows of such a file into the store and its roll-ups; the same file twice stores nothing twice
+  backfill  rows of such a file, or of a Prometheus, into the store and its roll-ups; the same rows again are
+            not stored again
 
 The first three only read and may be used while the collector runs. For `backfill` stop it first. Times are
 ISO 8601 (UTC unless they say otherwise), or how long ago: 90m, 24h, 7d.
@@ -14,6 +15,7 @@ Examples:
   unidle store export week.parquet --from 7d
   unidle store export gpu.csv --from 2026-03-01T08:00 --to 2026-03-01T10:00 --gpu GPU-4f1c --field power_w
   unidle store backfill week.parquet --data-dir /var/lib/unidle-new
+  unidle store backfill --prometheus http://127.0.0.1:9090 --from 7d
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +34,8 @@ from rich.console import Console
 from rich.table import Table
 
 from unidle_agent.settings import load
+from unidle_agent.wire import Batch
+from unidle_collector.scheduler.names import pseudonyms
 from unidle_collector.settings import CollectorSettings
 from unidle_collector.store.backfill import backfill, batches_of_export
 from unidle_collector.store.errors import StoreError
@@ -49,36 +54,69 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="TOML file with the settings of the collector")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the store (default: the collector's)")
     parser.add_argument(
-        "--from", dest="start", default="24h", metavar="TIME", help="export: from (default: 24h)"
+        "--from",
+        dest="start",
+        default="24h",
+        metavar="TIME",
+        help="of export and --prometheus (default: 24h)",
     )
-    parser.add_argument("--to", dest="end", default="0m", metavar="TIME", help="export: until (default: now)")
+    parser.add_argument(
+        "--to", dest="end", default="0m", metavar="TIME", help="of export and --prometheus (default: now)"
+    )
     parser.add_argument("--node", action="append", default=[], help="export: only this node; may be repeated")
     parser.add_argument("--gpu", action="append", default=[], help="export: only this GPU; may be repeated")
     parser.add_argument(
         "--field", action="append", default=[], help="export: only this field; may be repeated"
     )
     parser.add_argument("--json", action="store_true", help="sizes and verify: for machines")
+    server = parser.add_argument_group("backfill from a Prometheus instead of a file")
+    server.add_argument("--prometheus", metavar="URL", help="base address of its API")
+    server.add_argument("--match", default="", metavar="LABELS", help="only series with these labels")
+    server.add_argument("--bearer-token-file", type=Path, metavar="FILE", help="file that holds its token")
+    server.add_argument("--ca-file", default="", metavar="FILE", help="https: who signed its certificate")
 
 
 def run(args: argparse.Namespace) -> int:
     """Do what was asked; 1 when `verify` finds something wrong."""
     settings = load(CollectorSettings, "collector", args)
-    if args.what in ("export", "backfill") and args.file is None:
-        raise StoreError(f"expected a file: unidle store {args.what} FILE.parquet")
+    if args.what == "backfill" and bool(args.file) == bool(args.prometheus):
+        raise StoreError("expected either a file or --prometheus URL: unidle store backfill FILE.parquet")
+    if args.what == "export" and args.file is None:
+        raise StoreError("expected a file: unidle store export FILE.parquet")
     if args.what == "sizes":
         return _sizes(levels_of(settings.data_dir), as_json=args.json)
     if args.what == "verify":
         return _verify(settings.data_dir, as_json=args.json)
     if args.what == "export":
         return _export(settings.data_dir, args)
+    return _backfill(settings, args)
+
+
+def _backfill(settings: CollectorSettings, args: argparse.Namespace) -> int:
     store = open_store(settings)
     try:
-        done = backfill(store, batches_of_export(args.file), progress=_say_rows)
+        rows = _past(settings, args) if args.prometheus else batches_of_export(args.file)
+        done = backfill(store, rows, progress=_say_rows)
     finally:
         store.close()
     _say("")
     print(f"{done.rows} rows stored; {done.known} batches were in the store already")
     return 0
+
+
+def _past(settings: CollectorSettings, args: argparse.Namespace) -> Iterator[Batch]:
+    """What a Prometheus has of the time asked for."""
+    # Only here: the other actions do without its client.
+    from unidle_collector.prometheus.api import Api, token_of
+    from unidle_collector.prometheus.backfill import batches
+
+    now_ns = time.time_ns()
+    start_s, end_s = (_instant(text, now_ns) / 1e9 for text in (args.start, args.end))
+    api = Api(args.prometheus, token=token_of(args.bearer_token_file), ca_file=args.ca_file)
+    try:
+        yield from batches(api, start_s, end_s, pseudonyms(settings), match=args.match)
+    finally:
+        api.close()
 
 
 def _sizes(levels: list[Level], *, as_json: bool) -> int:

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -32,6 +33,14 @@ TOO_MUCH = ("too many samples", "timed out", "maximum resolution", "exceeded", "
 
 class PrometheusError(UnidleError):
     """The server cannot be asked: says what was expected, what came, and what to do."""
+
+
+def token_of(path: Path | None) -> Secret:
+    """The token in a file, none without one; raises PrometheusError when it cannot be read."""
+    try:
+        return Secret(path.read_text(encoding="utf-8").strip() if path else "")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PrometheusError(f"{path}: expected a readable file that holds a token: {error}") from error
 
 
 class TooMuchError(PrometheusError):
