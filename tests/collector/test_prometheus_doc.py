@@ -13,21 +13,21 @@ import pytest
 import yaml
 from tests import metric_pages
 
-from unidle_collector.commands import collector, diagnose
+from unidle_collector.commands import collector, diagnose, store
 from unidle_collector.prometheus.names import understood
 from unidle_collector.prometheus.receiver import PATH
 from unidle_collector.settings import CollectorSettings
 
 TEXT = (Path(__file__).parents[2] / "docs" / "prometheus.md").read_text(encoding="utf-8")
-FLAGS = {"diagnose": diagnose.arguments, "collector": collector.arguments}
+FLAGS = {"diagnose": diagnose.arguments, "collector": collector.arguments, "store": store.arguments}
 
 
 def commands() -> list[str]:
     return re.findall(r"^unidle (.+)$", TEXT, re.MULTILINE)
 
 
-def test_there_are_commands_for_all_three_ways() -> None:
-    assert len(commands()) == 3
+def test_there_are_commands_for_all_four_ways() -> None:
+    assert len(commands()) == 4
 
 
 @pytest.mark.parametrize("command", commands())
