@@ -58,6 +58,11 @@ def gpu(number: int = 0, **changes: Any) -> Gpu:
     return {key: value for key, value in answers.items() if value is not None}
 
 
+WELL: Gpu = {"field__144": "u:0", "field__230": "u:0", "pcie__generation": 5}
+"""Changes of `gpu` after which nothing is wrong with it: no row waits to be remapped, the driver asks for no
+action, PCIe is at its best."""
+
+
 def _device_calls() -> Gpu:
     """What has a function of its own."""
     return {

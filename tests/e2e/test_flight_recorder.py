@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.processes import answers, free_port, roles, wait_for
-from tests.nvml_library import build, environment, gpu, write
+from tests.nvml_library import WELL, build, environment, gpu, write
 
 from unidle_collector.client import Client
+from unidle_collector.model import Incident
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-BUSY = {"utilization__gpu": 99, "gpm__2": 88.0, "gpm__5": 55.0, "margin_c": 20}
+BUSY = {**WELL, "utilization__gpu": 99, "gpm__2": 88.0, "gpm__5": 55.0, "margin_c": 20}
 UUIDS = [f"GPU-00000000-0000-4000-8000-{number:012d}" for number in range(2)]
 
 
@@ -33,6 +34,10 @@ def unidle(*words: str, url: str) -> str:
         check=True,
     )
     return done.stdout
+
+
+def of_kind(client: Client, kind: str) -> list[Incident]:
+    return [incident for incident in client.incidents() if incident.finding.kind == kind]
 
 
 def page(port: int, path: str) -> str:
@@ -79,8 +84,7 @@ def test_an_xid_of_a_gpu_that_is_then_lost_is_kept_with_its_incident_whoever_is_
         wait_for(lambda: client.health().counters.get("flights_received"), "the flight")
         wait_for(lambda: json.loads(page(ports["agent"], "/health"))["gpus"] == 2, "both GPUs sampled again")
         write(answer_file, [gpu(0, xid__0=79, lost_from_call=1, **BUSY), gpu(1, **BUSY)])
-        (incident,) = wait_for(client.incidents, "an incident")
-        assert incident.finding.kind == "gpu_lost"
+        (incident,) = wait_for(lambda: of_kind(client, "gpu_lost"), "the incident of the lost GPU")
         *_, flight = [one for one in client.flights(incident.id) if one.reason == "xid 79"]
     assert (flight.node, flight.gpu, flight.simulated) == ("real-1", UUIDS[0], False)
     assert len(flight.times_ns) >= 10
@@ -106,6 +110,7 @@ def test_the_collector_asks_for_the_window_of_a_throttled_gpu_and_the_commands_s
         wait_for(lambda: client.health().counters["rows_ingested"] >= 10, "ten rows")
         write(answer_file, [gpu(0, **{**cool, "event_reasons": 0x40, "clock__sm_mhz": 1200}), gpu(1, **cool)])
         (incident,) = wait_for(client.incidents, "an incident")
+        assert incident.finding.kind == "throttling_thermal"
         (flight,) = wait_for(lambda: client.flights(incident.id), "the flight that was asked for")
         assert (flight.gpu, flight.reason) == (UUIDS[0], "asked")
         clocks = [value for value in flight.columns["sm_clock_hz"] if value is not None]

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from tests.e2e.processes import Role, answers, free_port, roles, wait_for
 from tests.fake_slack import FakeSlack
-from tests.nvml_library import build, environment, gpu, write
+from tests.nvml_library import WELL, build, environment, gpu, write
 
 from unidle_collector.client import Client
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-BUSY = {"utilization__gpu": 99, "gpm__2": 88.0, "gpm__5": 55.0, "margin_c": 20, "clock__sm_mhz": 1755}
+BUSY = {**WELL, "utilization__gpu": 99, "gpm__2": 88.0, "gpm__5": 55.0, "margin_c": 20, "clock__sm_mhz": 1755}
 HOT = {**BUSY, "event_reasons": 0x40, "clock__sm_mhz": 1200, "margin_c": -4, "temperature_c": 91}
 
 
