@@ -35,6 +35,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests import nvml_library
 
 from benchmarks.ack_server import AckServer, certificate
+from benchmarks.figures import rounded
 from benchmarks.processes import cpu_s, private_mib, pss_mib, tree
 from unidle_agent.dcgm import parse_page
 from unidle_agent.fields import GPU_FIELDS
@@ -483,11 +484,6 @@ def main() -> int:
         ordered = [*TARGETS, "peer_nvitop_exporter"]
         print(json.dumps({name: rounded(figures[name]) for name in ordered}, indent=2))
     return 0
-
-
-def rounded(value: Any) -> Any:
-    """Four digits are all that a run on a busy machine is good for."""
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from typing import Any
 import duckdb
 
 from benchmarks.ack_server import certificate
+from benchmarks.figures import rounded
 from benchmarks.generator import FIELDS, GPUS_PER_NODE
 from benchmarks.processes import cpu_s, free_port, peak_rss_mib
 from benchmarks.store import make_fixture, queries
@@ -323,13 +324,6 @@ def judge(figures: dict[str, Any]) -> None:
         say(f"{name:<26} {came:12.4g}   under {bound} ms{'':<13} {'ok' if came < bound else 'MISSED'}")
     say(f"{'cpu_s_per_million_values':<26} {figures['cpu_s_per_million_values'] or math.nan:12.4g}")
     say(f"{'kill9':<26} {json.dumps(figures['kill9'])}")
-
-
-def rounded(value: Any) -> Any:
-    """Four digits are all that a run on a busy machine is good for."""
-    if isinstance(value, dict):
-        return {name: rounded(one) for name, one in value.items()}
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def main() -> int:

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import scoring
+from benchmarks.figures import rounded
 from benchmarks.scoring import CANNOT_TELL, Minutes
 from unidle_collector import detectors, timeline
 from unidle_collector.engine import Engine
@@ -389,15 +390,6 @@ def _interval(value: float | None, ends: list[float | None]) -> str:
     if value is None:
         return f"{'never answered':>22}"
     return f"{f'{value:.3f} ({ends[0]:.3f}-{ends[1]:.3f})':>22}"
-
-
-def rounded(value: Any) -> Any:
-    """Four digits."""
-    if isinstance(value, dict):
-        return {key: rounded(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [rounded(each) for each in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.figures import rounded
 from benchmarks.generator import FIELDS, GPUS_PER_NODE
 from benchmarks.peers_engines import (
     Gpus,
@@ -385,13 +386,6 @@ def judge(figures: dict[str, Any], parts: Mapping[str, float]) -> None:
         elif came < bound:
             say(f"  unidle would have to write {came / bound:.2f} times what it wrote, roll-ups included")
     say(f"agreement {figures['agreement']}")
-
-
-def rounded(value: Any) -> Any:
-    """Four digits are all that a run on a busy machine is good for."""
-    if isinstance(value, dict):
-        return {name: rounded(one) for name, one in value.items()}
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def main() -> int:
