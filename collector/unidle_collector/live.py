@@ -146,6 +146,8 @@ class Live:
         """Is the owning thread waiting for work."""
         store.give_way = self._give_way
         self._crowd = _Crowd()
+        self._saving = threading.Lock()
+        """Held from a snapshot until it is written, so that an older one never takes the place of a newer."""
         self._saved_ns = 0
         """When accounts and timers were last saved."""
         self._unkept: deque[Change] = deque()
@@ -334,8 +336,11 @@ class Live:
     # -- keeping ---------------------------------------------------------------------------------
 
     def _save_at_end(self) -> None:
+        while not self._saving.acquire(timeout=0.1):  # the upkeep saves, and may wait for an answer
+            self._answer_waiting()
         with contextlib.suppress(UnidleError):  # it is in `problems`; the log still holds the rows
             self._write(self._snapshot())
+        self._saving.release()
 
     def _snapshot(self) -> keeping.Snapshot | None:
         reached = self.window.time_ns
@@ -385,7 +390,10 @@ class Live:
         self.store.roll(now_ns)
         closed = self.store.closed()
         if closed or now_ns - self._saved_ns >= SAVE_EACH_S * 1e9:
-            self._write(self.ask(self._snapshot).result(timeout=10))
+            with self._saving:
+                if self._stop.is_set():  # the owning thread saves what is newer
+                    return
+                self._write(self.ask(self._snapshot).result(timeout=10))
             self._saved_ns = now_ns
         self.store.upkeep(now_ns, closed)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -150,3 +151,40 @@ def test_hours_live_as_long_as_they_are_kept_and_a_restart_reads_those_of_eight_
     assert again.ledger.buckets.first_ns(0, 2**62) == start + 10 * day
     keeping.write(keeping.snapshot(engine, start + 411 * day), tmp_path, 400 * day)
     assert [path.name for path in (tmp_path / "hours").iterdir()] == []
+
+
+class SlowKeeper(keeping.InFiles):
+    """Its first write takes until `go_on`; says between which event times each write lay."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, 10**18)
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.said: list[tuple[str, int]] = []
+
+    def write(self, kept: keeping.Snapshot) -> None:
+        self.said.append(("begins", kept.header["reached_ns"]))
+        if not self.begun.is_set():
+            self.begun.set()
+            assert self.go_on.wait(30)
+        super().write(kept)
+        self.said.append(("ends", kept.header["reached_ns"]))
+
+
+def test_a_checkpoint_that_is_being_written_at_the_stop_never_replaces_the_last_one(tmp_path: Path) -> None:
+    here = Site(tmp_path)
+    keeper = here.live._keeper = SlowKeeper(here.live.store.directory / "accounts")
+    seq = play(here, 0, 60, HELD)
+    upkeep = threading.Thread(target=here.live._upkeep_once)
+    upkeep.start()
+    assert keeper.begun.wait(30)
+    play(here, 60, 120, HELD, seq=seq)
+    stopping = threading.Thread(target=here.live.stop)
+    stopping.start()
+    stopping.join(timeout=0.5)
+    assert [what for what, _ in keeper.said] == ["begins"], "the last one waits for the one before"
+    keeper.go_on.set()
+    for thread in (upkeep, stopping):
+        thread.join(timeout=30)
+    first, last = keeper.said[0][1], keeper.said[-1][1]
+    assert keeper.said == [("begins", first), ("ends", first), ("begins", last), ("ends", last)]
+    assert first < last

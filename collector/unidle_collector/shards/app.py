@@ -53,6 +53,8 @@ class ShardNow:
     """Messages that wait in the broker."""
     reached_ns: int | None = None
     """Event time that the accounts reach."""
+    correcting: bool | None = None
+    """Are there late rows that came and are not in the accounts yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +174,7 @@ def status(shards: Shards) -> list[ShardNow]:
                 position=one.keeper.progress.position,
                 behind=one.feed.behind,
                 reached_ns=one.live.window.time_ns,
+                correcting=one.live.late.busy,
             )
         out.append(mine)
     return out

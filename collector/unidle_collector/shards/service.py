@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import nats
 from nats.aio.client import Client
@@ -52,6 +52,8 @@ class Held:
     feed: Feed | None = None
     task: asyncio.Task[None] | None = None
     closing: bool = False
+    changing: threading.Lock = field(default_factory=threading.Lock)
+    """Held while it is opened, and while it is closed: who lets go of it early waits until it is open."""
 
 
 class Shards:
@@ -158,50 +160,58 @@ class Shards:
         """Take up the shard's checkpoint and read on from there."""
         began_s = time.monotonic()
         try:
-            schema = f"shard_{one.shard:02d}"
-            state = open_state(self.settings.state_url.reveal(), schema, fence(one.shard, one.epoch))
-            keeper = one.keeper = InState(state, one.epoch)
-            settings = replace(
-                self.settings,
-                data_dir=self.settings.data_dir / "shards" / f"{one.shard:02d}",
-                window_mb=max(16.0, 2 * self.settings.window_mb / SHARDS),
-            )
-            settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
-            live = Live(
-                settings,
-                open_store(settings),
-                self._clock_ns,
-                self._scheduler,
-                state=state,
-                keeper=keeper,
-                pace_ns=keeper.pace,
-                accounted=keeper.progress,
-                part=f"/{one.shard}",
-            )
-            live.start()
-            assert self._client is not None
-            one.feed = Feed(self._client, one.shard, live, keeper.progress, keeper.pace, self._clock_ns)
-            one.task = asyncio.run_coroutine_threadsafe(_task(one.feed), self._loop).result(5)
-            one.live = live
+            with one.changing:
+                if not one.closing:
+                    self._open_now(one)
         except Exception as error:  # whatever it is: the shard is for another, or for the next try
             self.problems[f"shard {one.shard}"] = str(error)
             log.warning("shard %d cannot be opened", one.shard, exc_info=not isinstance(error, UnidleError))
             self._close(one, True)
             return
         self.problems.pop(f"shard {one.shard}", None)
-        log.info(
-            "shard %d: epoch %d, from position %d, open within %.1f s",
-            one.shard, one.epoch, keeper.progress.position, time.monotonic() - began_s,
-        )  # fmt: skip
+        if one.keeper is not None:
+            log.info(
+                "shard %d: epoch %d, from position %d, open within %.1f s",
+                one.shard, one.epoch, one.keeper.progress.position, time.monotonic() - began_s,
+            )  # fmt: skip
+
+    def _open_now(self, one: Held) -> None:
+        schema = f"shard_{one.shard:02d}"
+        state = open_state(self.settings.state_url.reveal(), schema, fence(one.shard, one.epoch))
+        keeper = one.keeper = InState(state, one.epoch)
+        settings = replace(
+            self.settings,
+            data_dir=self.settings.data_dir / "shards" / f"{one.shard:02d}",
+            window_mb=max(16.0, 2 * self.settings.window_mb / SHARDS),
+        )
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
+        live = Live(
+            settings,
+            open_store(settings),
+            self._clock_ns,
+            self._scheduler,
+            state=state,
+            keeper=keeper,
+            pace_ns=keeper.pace,
+            accounted=keeper.progress,
+            part=f"/{one.shard}",
+        )
+        live.start()
+        one.live = live
+        assert self._client is not None
+        one.feed = Feed(self._client, one.shard, live, keeper.progress, keeper.pace, self._clock_ns)
+        one.task = asyncio.run_coroutine_threadsafe(_task(one.feed), self._loop).result(5)
 
     def _close(self, one: Held, release: bool) -> None:
         """Let go of a shard; where it is still ours, save it first and give its lease back."""
-        if one.task is not None:
-            self._loop.call_soon_threadsafe(one.task.cancel)
-        if one.live is not None:
-            one.live.stop()
-            self.counters["writes_fenced"] += one.live.state.fenced
-            one.live.state.close()
+        one.closing = True
+        with one.changing:
+            if one.task is not None:
+                self._loop.call_soon_threadsafe(one.task.cancel)
+            if one.live is not None:
+                one.live.stop()
+                self.counters["writes_fenced"] += one.live.state.fenced
+                one.live.state.close()
         if release:
             with contextlib.suppress(UnidleError):  # then it lapses
                 self.leases.release(one.shard, one.epoch)
