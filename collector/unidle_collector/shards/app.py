@@ -184,8 +184,6 @@ def problems_of(shards: Shards) -> tuple[str, ...]:
     """What is wrong, in words."""
     found = list(shards.problems.values())
     for one in list(shards.held.values()):
-        if one.feed is not None and one.feed.problem:
-            found.append(f"shard {one.shard}: {one.feed.problem}")
         if one.live is not None:
             found += [f"shard {one.shard}: {text}" for text in list(one.live.problems.values())]
     return tuple(found)
@@ -197,6 +195,7 @@ COUNTERS = {
     "batches_duplicate": "Batches that had been taken in before.",
     "batches_malformed": "Batches that could not be read.",
     "batches_forbidden": "Batches whose subject is another node's.",
+    "batches_expired": "Batches that left the broker's stream before they were read.",
 }
 
 

@@ -39,6 +39,10 @@ AGAIN_S = 0.5
 """After the broker failed."""
 BUSY_S = 0.05
 """Between two tries with rows for which event time has to advance first."""
+PASS_EACH_NS = 20 * SECOND_NS
+"""How often a shard for which nothing comes takes note of how far the stream is."""
+SAY_UNREAD_NS = 3600 * SECOND_NS
+"""How long health says that messages left the stream unread; the counter says it for ever."""
 UNUSED_S = 60.0
 """After which the broker forgets a consumer that nobody reads from."""
 
@@ -74,7 +78,10 @@ class Feed:
         self.messages = 0
         self.behind: int | None = None
         """Messages in the stream that wait for this shard; None while the broker does not say."""
-        self.problem = ""
+        self._passed_ns = 0
+        self._unread: dict[tuple[str, str], int] = {}
+        """(node, boot) -> highest batch before messages that left the stream unread; until its next comes."""
+        self._unread_ns = 0
 
     async def run(self) -> None:
         """Read for ever; the broker may come and go."""
@@ -90,13 +97,21 @@ class Feed:
                     raise Error("expected messages without a gap")
                 await self._take(messages)
                 if len(messages) < AT_ONCE:
-                    self.behind = (await self._jetstream.consumer_info(STREAM, name)).num_pending
+                    end = None if messages else await self._end_of_stream()
+                    info = await self._jetstream.consumer_info(STREAM, name)
+                    self.behind = info.num_pending
                     if not messages and not self.behind:
                         self._pace.see(asked_ns)
-                self.problem = ""
+                        if end is not None and info.delivered and info.delivered.consumer_seq == self._came:
+                            self._pass(end)
+                self._live.problems.pop("nats", None)
+                if asked_ns - self._unread_ns > SAY_UNREAD_NS:
+                    self._live.problems.pop("retention", None)
             except (Error, OSError, TimeoutError) as error:
                 self.behind = None
-                self.problem = f"NATS does not answer ({error or type(error).__name__}): no rows come in"
+                self._live.problems["nats"] = (
+                    f"NATS does not answer ({error or type(error).__name__}): no rows come in"
+                )
                 if subscription is not None:
                     with contextlib.suppress(Error, OSError, TimeoutError):
                         await subscription.unsubscribe()
@@ -116,8 +131,29 @@ class Feed:
             num_replicas=1,
         )
         self._came = 0
+        first = (await self._jetstream.stream_info(STREAM)).state.first_seq
+        if 0 < self._last < first - 1 and (known := self._progress.highest()):
+            self._unread, self._unread_ns = known, self._clock_ns()
+            self._live.problems["retention"] = (
+                f"NATS removed messages {self._last + 1} to {first - 1} before they were read, rows of this "
+                "shard may be among them: keep them for longer (nats_keep_h, or the stream's own limits)"
+            )
+            log.warning("shard %d: %s", self._shard, self._live.problems["retention"])
         info = await self._jetstream.add_consumer(STREAM, config)
         return info.name, await self._jetstream.pull_subscribe_bind(consumer=info.name, stream=STREAM)
+
+    async def _end_of_stream(self) -> int | None:
+        """Sequence of the newest message of all shards; None where it was asked for a short while ago."""
+        if self._clock_ns() - self._passed_ns < PASS_EACH_NS:
+            return None
+        self._passed_ns = self._clock_ns()
+        return (await self._jetstream.stream_info(STREAM)).state.last_seq
+
+    def _pass(self, end: int) -> None:
+        """Nothing up to `end` is for this shard any more: what is removed up to there was not unread."""
+        if end > self._last:
+            self._progress.offer(Message(end, until_ns=0))
+            self._last = end
 
     async def _fetch(self, subscription: JetStreamContext.PullSubscription) -> list[Msg]:
         try:
@@ -196,6 +232,8 @@ class Feed:
             last_ns = batch.times_ns[-1] if len(batch.times_ns) else 0
             most_ns = push.received_ns + AHEAD_STEPS * SECOND_NS  # rows of later than that were refused
             message.key = (batch.node, batch.boot, batch.seq)
+            before = self._unread.pop((batch.node, batch.boot), batch.seq)
+            self._live.counters["batches_expired"] += max(0, batch.seq - before - 1)
             message.until_ns = min(last_ns + self._live.taking.shift_ns(push), most_ns)
 
     def _push(self, message: Msg) -> _Push | None:

@@ -61,6 +61,10 @@ class Progress:
         for node, boot, seq in batches:
             self._seen.setdefault((node, boot), Sequences()).add(seq)
 
+    def highest(self) -> dict[tuple[str, str], int]:
+        """(node, boot) -> the highest sequence taken in."""
+        return {key: known.highest for key, known in self._seen.items()}
+
     def mark(self, reached_ns: int) -> tuple[int, str]:
         """Position and batches for accounts that reach `reached_ns`; for the thread that owns them."""
         with self._lock:
