@@ -17,6 +17,7 @@ from unidle_collector.model import FleetSeries, JobQuantile, Series
 from unidle_collector.pergpu import SECOND_NS, Floats
 from unidle_collector.reading import AskedWrongError, NotHereError
 from unidle_collector.series import SeriesStore
+from unidle_collector.store.covering import whole_buckets
 from unidle_collector.store.steps import MOST_POINTS, Steps
 
 _NONE: Floats = np.zeros(0)
@@ -91,12 +92,17 @@ def series(store: SeriesStore, new: Recent, node: str, gpu: str, step_s: float) 
 def fleet_series(
     store: SeriesStore, field: str, end_ns: int, window_s: float, step_s: float, simulated: bool
 ) -> FleetSeries:
-    """One field of all real (or all simulated) GPUs together, from the stored roll-ups."""
+    """One field of all real (or all simulated) GPUs together, from the stored roll-ups.
+
+    Steps begin at multiples of their length, so that those of all shards of a site are the same.
+    """
     spec = field_of(field)
     if spec.scope != "gpu" or spec.kind == "state":
         raise AskedWrongError(f"field: expected a gauge or a counter of GPUs, came {field!r}")
-    step_s = max(60.0, step_s, window_s / MOST_POINTS)
-    steps = store.fleet(field, end_ns - int(window_s * SECOND_NS), end_ns, step_s, simulated=simulated)
+    window_ns = int(window_s * SECOND_NS)
+    step_ns = whole_buckets(round(max(60 * SECOND_NS, step_s * SECOND_NS, window_ns / (MOST_POINTS - 2))))
+    start_ns, step_s = (end_ns - window_ns) // step_ns * step_ns, step_ns / SECOND_NS
+    steps = store.fleet(field, start_ns, end_ns, step_s, simulated=simulated)
     values, low, high = (
         tuple(_known(value) for value in column.tolist()) for column in (steps.values, steps.low, steps.high)
     )

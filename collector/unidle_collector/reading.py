@@ -262,14 +262,17 @@ def tally(live: Live, by: str, window_s: float) -> Tally | None:
 
 
 def spans(live: Live, window_s: float) -> list[tuple[int, int]]:
-    """(begin, end) in ns of the at most 97 spans that the accounts by hour are of."""
+    """(begin, end) in ns of the at most 97 spans that the accounts by hour are of.
+
+    They begin at multiples of their length, so that those of all shards of a site are the same.
+    """
     end_ns = live.window.time_ns
     if end_ns is None:
         return []
     window_ns = int(window_s * SECOND_NS)
     span_ns = live.engine.ledger.buckets.resolution_ns(end_ns - window_ns, end_ns)
     step_ns = max(span_ns, window_ns // 96 // span_ns * span_ns)
-    first = (end_ns - window_ns) // span_ns * span_ns
+    first = (end_ns - window_ns) // step_ns * step_ns
     return [(begin, min(end_ns, begin + step_ns)) for begin in range(first, end_ns, step_ns)]
 
 

@@ -263,3 +263,18 @@ def test_whatever_is_asked_is_answered_or_refused_in_words_and_never_fails(
     assert reply.status_code in (200, 404, 422), reply.text
     if reply.status_code != 200:
         assert isinstance(reply.json()["detail"], str)
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_a_collector_without_rows_answers_with_empty_lists(tmp_path: Path, path: str) -> None:
+    with site(tmp_path) as here:
+        assert here.http.get(f"/api/v1/{path}").json() == []
+
+
+def test_spans_and_steps_begin_at_multiples_of_their_length(fleet: Site) -> None:
+    (first,) = fleet.get("accounts", by="hour", window_s=86400)
+    assert int(first["key"]) % (900 * 10**9) == 0
+    for asked_s, step_s in ((60, 60), (100, 120), (7000, 7200)):
+        steps = fleet.get("fleet/series", field="power_w", window_s=86400, step_s=asked_s)
+        assert steps["step_s"] == step_s
+        assert {at % (step_s * 10**9) for at in steps["times_ns"]} == {0}

@@ -53,7 +53,9 @@ def routes(desk: Desk) -> APIRouter:
             hours = Cut([account for one in tallies for account in one.accounts()], spans.following)
             return await listing(desk, request, Account, hours)
         tally = await desk.ask(lambda: reading.tally(live, by, window_s))
-        found = Cut[Account]([]) if tally is None else await desk.beside(lambda: _cut(page, tally))
+        found: Cut[Account] = Cut([])
+        if tally is not None:
+            found = await desk.beside(lambda: _cut(page, tally))
         return await listing(desk, request, Account, found)
 
     @router.get(
