@@ -13,7 +13,6 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from email.message import Message
 from functools import cache
 from typing import Any, Protocol, TypeVar, cast
 
@@ -196,7 +195,8 @@ class Client:
         request = urllib.request.Request(url, headers=headers)  # noqa: S310  # operator's own URL
         try:
             with urllib.request.urlopen(request, timeout=self._timeout_s) as reply:  # noqa: S310
-                return _Reply(reply.headers.get_content_type(), reply.read(), _following(reply.headers))
+                behind = following(reply.headers.get("Link", ""))
+                return _Reply(reply.headers.get_content_type(), reply.read(), behind)
         except urllib.error.HTTPError as error:
             raise ApiError(f"{url}: expected an answer, came HTTP {error.code}: {_detail(error)}") from error
         except (OSError, ValueError) as error:
@@ -216,9 +216,9 @@ class _Reply:
     """Query of the next page; empty on the last one."""
 
 
-def _following(headers: Message) -> str:
+def following(link: str) -> str:
     """Of a Link header only the query is taken: the token goes to no other place than it was given for."""
-    found = re.fullmatch(r'\s*<([^>]*)>\s*;\s*rel="?next"?\s*', headers.get("Link", ""))
+    found = re.fullmatch(r'\s*<([^>]*)>\s*;\s*rel="?next"?\s*', link)
     return urllib.parse.urlsplit(found[1]).query if found else ""
 
 

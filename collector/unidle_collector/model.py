@@ -291,7 +291,7 @@ class Fleet:
     simulated_sites: tuple[str, ...] = ()
     """Those of them that have anything simulated."""
     gaps: tuple[str, ...] = ()
-    """What the sums of a federation do not hold, and why, in words."""
+    """What the sums do not hold, of a federation or of a site in shards, and why, in words."""
     simulated_gpus: int = 0
     """How many of `gpus` are simulated."""
 

@@ -52,6 +52,11 @@ class CollectorSettings:
     advertise_url: str = setting(
         "", "where other collectors find this one, e.g. http://10.0.0.5:9470; empty: its own bind and port"
     )
+    advertise_ca_file: str = setting(
+        "",
+        "PEM file of the authority that signed the certificates of collectors that share a site; empty: the "
+        "system's",
+    )
     site: str = setting("local", "name of this site, shown in findings and messages")
     jurisdiction: str = setting("", "whose law holds at this site, e.g. EU; empty: the same as nobody's")
     federation_file: str = setting(

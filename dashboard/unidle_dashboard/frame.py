@@ -112,7 +112,7 @@ def simulated_tag(simulated: bool) -> Html:
 
 
 def gaps(shown: Fleet) -> None:
-    """What the sums of a federation do not hold."""
+    """What the sums do not hold: of a federation, or of a site in shards."""
     if shown.gaps:
         show(el("ul", *(el("li", gap) for gap in shown.gaps), cls="u-plain u-context"))
 
@@ -162,6 +162,8 @@ def _banner(asked: Answers, seen: Answer[Fleet], in_view: Callable[[], bool]) ->
             cls="u-context",
         )
     )
+    if not now.sites:  # a federation's pages say it beside the sums that it concerns
+        gaps(now)
 
 
 def _no_answer(asked: Answers, reason: str) -> None:

@@ -76,13 +76,18 @@ class Site:
     token = "push-token-of-the-test"
 
     def __init__(
-        self, directory: Path, read_token: str = "", settings: CollectorSettings | None = None
+        self,
+        directory: Path,
+        read_token: str = "",
+        settings: CollectorSettings | None = None,
+        part: str = "",
     ) -> None:
         self.clock = FakeTime(START_S)
         asked = replace(
             settings or CollectorSettings(), data_dir=directory, allowed_hosts=("testserver", "127.0.0.1")
         )
-        self.live = Live(asked, open_store(asked) if settings else Store(directory), self.clock)
+        store = open_store(asked) if settings else Store(directory)
+        self.live = Live(asked, store, self.clock, part=part)
         self.live.start()
         self.tokens = Tokens(
             self.live.store.state, self.clock, shared_write=self.token, shared_read=read_token

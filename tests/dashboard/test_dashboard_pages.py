@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from email.message import Message
 from pathlib import Path
 from urllib.error import HTTPError
@@ -16,7 +17,7 @@ from tests.dashboard.fake_api import FakeApi
 
 import unidle_dashboard
 from unidle_collector.client import ApiError
-from unidle_collector.model import FlightRecording
+from unidle_collector.model import Fleet, FlightRecording
 from unidle_dashboard import frame
 from unidle_dashboard.answers import Answers
 from unidle_dashboard.view import words
@@ -306,3 +307,13 @@ def test_an_incident_without_a_recording_and_a_collector_that_has_none_show_noth
     shown = text(run("incidents", incident="inc-1004"))
     assert "What to do" in shown
     assert "Flight recorder" not in shown
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_names_the_shards_that_its_numbers_do_not_hold(serve: Serve, page: str) -> None:
+    class OneShardAway(FakeApi):
+        def fleet(self, window_s: float = 3600) -> Fleet:
+            return replace(super().fleet(window_s), gaps=("shard 3: no collector holds it",))
+
+    serve(OneShardAway())
+    assert markup(run(page)).count("shard 3: no collector holds it") == 1

@@ -32,6 +32,10 @@ class World:
         feed = SimpleNamespace(behind=5, problem="")
         self.held = {3: SimpleNamespace(shard=3, epoch=2, live=live, keeper=keeper, feed=feed, closing=False)}
         self.away = False
+        self.state = open_state(folder / "site.sqlite")
+        self.incidents = SimpleNamespace(
+            problem="", parts=list, kept=lambda shard: (1, 8) if shard == 4 else None
+        )
 
     def table(self) -> list[Lease]:
         if self.away:
@@ -89,14 +93,14 @@ def test_rows_do_not_come_past_the_broker(world: tuple[World, TestClient]) -> No
     assert "by way of NATS" in refused.json()["detail"]
 
 
-def test_health_and_metrics_say_what_is_wrong_and_how_much_waits(world: tuple[World, TestClient]) -> None:
+def test_a_collector_says_what_is_wrong_with_it_and_how_much_waits(world: tuple[World, TestClient]) -> None:
     here, http = world
-    assert http.get("/api/v1/health").json()["ok"] is True
+    assert http.get("/api/v1/collector").json()["ok"] is True
     here.problems["nats"] = "NATS does not answer"
     here.held[3].live.problems["state"] = "the state is away"
-    health = http.get("/api/v1/health").json()
-    assert (health["ok"], health["shards"]) == (False, 1)
-    assert health["problems"] == ["NATS does not answer", "shard 3: the state is away"]
+    now = http.get("/api/v1/collector").json()
+    assert (now["ok"], now["shards"]) == (False, 1)
+    assert now["problems"] == ["NATS does not answer", "shard 3: the state is away"]
     page = http.get("/metrics").text
     for line in (
         "unidle_collector_shards_held 1",
@@ -119,7 +123,7 @@ def test_without_a_read_token_nothing_is_answered_once_there_is_one(tmp_path: Pa
     try:
         http = TestClient(ShardsApp(World(tmp_path, None), tokens))  # type: ignore[arg-type]
         assert http.get("/api/v1/shards").status_code == 401
-        answer = http.get("/api/v1/health", headers={"Authorization": f"Bearer {secret}"})
+        answer = http.get("/api/v1/collector", headers={"Authorization": f"Bearer {secret}"})
         assert answer.status_code == 200
     finally:
         tokens.stop()

@@ -130,13 +130,14 @@ class Collector:
 
 
 @contextmanager
-def collector(folder: Path, urls: str, state_url: str) -> Iterator[Collector]:
+def collector(folder: Path, urls: str, state_url: str, *more: str, replicas: int = 3) -> Iterator[Collector]:
     (port,) = free_ports(1)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "state.url").write_text(state_url)
     command = [
         sys.executable, "-m", "unidle_agent.cli", "collector", "--port", str(port), "--data-dir", str(folder),
-        "--state-url-file", str(folder / "state.url"), "--nats-url", urls, "--nats-replicas", "3",
+        "--state-url-file", str(folder / "state.url"), "--nats-url", urls,
+        "--nats-replicas", str(replicas), *more,
     ]  # fmt: skip
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | _path())

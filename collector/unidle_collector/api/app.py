@@ -68,6 +68,25 @@ def reading_app(
             response.headers["X-Unidle-Simulated"] = _simulated_words(live)
         return response
 
+    answer_errors(app)
+    if receiver is not None:
+        mount(app, receiver, tokens)
+    federation.mount(app, live)
+    desk = Desk(live)
+    for router in (
+        now.routes(desk, scraper),
+        past.routes(desk),
+        wrong.routes(desk),
+        scraped.routes(desk, scraper),
+    ):
+        app.include_router(router)
+    complete(app)
+    return app
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Say what went wrong in words, with the status that says whose fault it is."""
+
     @app.exception_handler(reading.AskedWrongError)
     async def asked_wrong(_: Request, error: reading.AskedWrongError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 422)
@@ -91,20 +110,6 @@ def reading_app(
     @app.exception_handler(UnidleError)
     async def failed(_: Request, error: UnidleError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 503)
-
-    if receiver is not None:
-        mount(app, receiver, tokens)
-    federation.mount(app, live)
-    desk = Desk(live)
-    for router in (
-        now.routes(desk, scraper),
-        past.routes(desk),
-        wrong.routes(desk),
-        scraped.routes(desk, scraper),
-    ):
-        app.include_router(router)
-    complete(app)
-    return app
 
 
 def _simulated_words(live: Live) -> str:

@@ -20,13 +20,13 @@ BEARER = {
 }
 
 
-def complete(app: FastAPI) -> None:
-    """Let `app` serve the schema with descriptions of every field, the tokens, and pushes."""
+def complete(app: FastAPI, *, pushes: bool = True) -> None:
+    """Let `app` serve the schema with what every field means, the tokens, and pushes where it takes any."""
     plain = app.openapi
 
     def schema() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _completed(plain())
+            app.openapi_schema = _completed(plain(), pushes)
         return app.openapi_schema
 
     app.openapi = schema  # type: ignore[method-assign]  # FastAPI's own way to extend it
@@ -84,7 +84,7 @@ def _kind(schema: dict[str, Any]) -> str:
     return str(schema.get("type", "any"))
 
 
-def _completed(schema: dict[str, Any]) -> dict[str, Any]:
+def _completed(schema: dict[str, Any], pushes: bool) -> dict[str, Any]:
     words = _words()
     components = schema["components"]
     for name, record in components["schemas"].items():
@@ -93,7 +93,8 @@ def _completed(schema: dict[str, Any]) -> dict[str, Any]:
                 about.setdefault("description", text)
     components["securitySchemes"] = {"bearer": BEARER}
     schema["security"] = [{"bearer": []}, {}]
-    schema["paths"][door.PATH] = {"post": _push()}
+    if pushes:
+        schema["paths"][door.PATH] = {"post": _push()}
     return schema
 
 

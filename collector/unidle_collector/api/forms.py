@@ -64,7 +64,7 @@ def wants_arrow(request: Request) -> bool:
 async def listing(desk: Desk, request: Request, kind: type[Any], page: Cut[Any]) -> Response:
     """A page of records of the dataclass `kind`, encoded beside everything else."""
     as_arrow = wants_arrow(request)
-    body = await desk.beside(partial(_arrow if as_arrow else _json, kind, page.items))
+    body = await desk.beside(partial(encoded, kind, page.items, as_arrow))
     return reply(request, body, as_arrow, page.following)
 
 
@@ -74,11 +74,10 @@ def reply(request: Request, body: bytes, as_arrow: bool, following: str = "") ->
     return Response(body, media_type=arrow.MEDIA_TYPE if as_arrow else JSON, headers=headers)
 
 
-def _arrow(kind: type[Any], items: Sequence[Any]) -> bytes:
-    return arrow.stream(arrow.table(kind, items))
-
-
-def _json(kind: type[Any], items: Sequence[Any]) -> bytes:
+def encoded(kind: type[Any], items: Sequence[Any], as_arrow: bool) -> bytes:
+    """Records of the dataclass `kind` in the form that is asked for."""
+    if as_arrow:
+        return arrow.stream(arrow.table(kind, items))
     return _adapter(cast(Hashable, kind)).dump_json(list(items))
 
 

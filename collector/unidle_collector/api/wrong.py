@@ -9,12 +9,15 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from unidle_collector import reading
 from unidle_collector.api.desk import Desk
 from unidle_collector.api.forms import ERRORS, LISTED, MISSING, listing
-from unidle_collector.api.pages import Cut, Paged
+from unidle_collector.api.pages import Cut, Page, Paged
 from unidle_collector.flights import flights_of
 from unidle_collector.model import Finding, FlightRecording, Incident, IncidentEvent, Recommendation
 from unidle_collector.recommend import recommend
 
 Opened = Literal["open", "resolved", "all"]
+OpenedState = Annotated[Opened, Query(description="open, resolved or all", examples=["open"])]
+After = Annotated[int, Query(ge=0, description="seq of the last event known", examples=[0])]
+MostEvents = Annotated[int, Query(ge=1, le=500, description="most events of the answer", examples=[500])]
 IncidentId = Annotated[
     str, Path(max_length=500, description="id of the incident", examples=["idle-k3jv5qq2"])
 ]
@@ -41,8 +44,8 @@ def routes(desk: Desk) -> APIRouter:
     @router.get("/findings", response_model=list[Finding], responses=LISTED)
     async def findings(request: Request, page: Paged) -> Response:
         """Everything that is wrong now, told or still developing, by kind and subject."""
-        found = sorted(await desk.ask(live.engine.findings), key=_finding_key)
-        return await listing(desk, request, Finding, page.cut(found, _finding_key))
+        found = sorted(await desk.ask(live.engine.findings), key=finding_key)
+        return await listing(desk, request, Finding, page.cut(found, finding_key))
 
     @router.get("/recommendations", response_model=list[Recommendation], responses=LISTED)
     async def recommendations(request: Request, page: Paged) -> Response:
@@ -50,25 +53,15 @@ def routes(desk: Desk) -> APIRouter:
         time_ns, findings = await desk.ask(
             lambda: (live.window.time_ns or live.clock_ns(), live.engine.findings())
         )
-        advised = await desk.beside(lambda: sorted(recommend(findings, time_ns), key=_worth_key))
-        return await listing(desk, request, Recommendation, page.cut(advised, _worth_key))
+        advised = await desk.beside(lambda: sorted(recommend(findings, time_ns), key=worth_key))
+        return await listing(desk, request, Recommendation, page.cut(advised, worth_key))
 
     @router.get("/incidents", response_model=list[Incident], responses=LISTED)
-    async def incidents(
-        request: Request,
-        page: Paged,
-        state: Annotated[Opened, Query(description="open, resolved or all", examples=["open"])] = "open",
-    ) -> Response:
+    async def incidents(request: Request, page: Paged, state: OpenedState = "open") -> Response:
         """Incidents, newest first; open ones as of now."""
-        match page.after:
-            case None:
-                after = None
-            case (int(opened_ns), str(incident_id)):
-                after = (-opened_ns, incident_id)
-            case _:
-                raise page.wrong()
+        after = incident_place(page)
         kept = await desk.beside(lambda: state_of.incidents(state, page.limit + 1, after))
-        here = page.of(kept, lambda incident: (-incident.opened_ns, incident.id))
+        here = page.of(kept, incident_key)
         return await listing(desk, request, Incident, Cut(await as_of_now(here.items), here.following))
 
     @router.get("/incidents/{incident_id}", responses=MISSING)
@@ -83,22 +76,35 @@ def routes(desk: Desk) -> APIRouter:
         return await desk.beside(lambda: flights_of(state_of, found))
 
     @router.get("/events")
-    async def events(
-        after: Annotated[int, Query(ge=0, description="seq of the last event known", examples=[0])] = 0,
-        limit: Annotated[
-            int, Query(ge=1, le=500, description="most events of the answer", examples=[500])
-        ] = 500,
-    ) -> list[IncidentEvent]:
+    async def events(after: After = 0, limit: MostEvents = 500) -> list[IncidentEvent]:
         """Changes of incidents in order, after a seq: ask again with the last one until none comes."""
         return await desk.beside(lambda: state_of.events(after, limit))
 
     return router
 
 
-def _finding_key(finding: Finding) -> tuple[str, str, str]:
+def incident_place(page: Page) -> tuple[int, str] | None:
+    """(opened_ns, id) of the last incident before a page; None on the first one."""
+    match page.after:
+        case None:
+            return None
+        case (int(opened_ns), str(incident_id)):
+            return -opened_ns, incident_id
+        case _:
+            raise page.wrong()
+
+
+def incident_key(incident: Incident) -> tuple[int, str]:
+    """The order of a list of incidents: the newest first."""
+    return -incident.opened_ns, incident.id
+
+
+def finding_key(finding: Finding) -> tuple[str, str, str]:
+    """The order of a list of findings."""
     return finding.kind, finding.subject_kind, finding.subject
 
 
-def _worth_key(item: Recommendation) -> tuple[float, float, str]:
+def worth_key(item: Recommendation) -> tuple[float, float, str]:
+    """The order of a list of recommendations: the most worth first."""
     expected = item.gain.expected
     return -(expected.eur or 0.0), -expected.gpu_h, item.id

@@ -15,8 +15,9 @@ agents that file with --push-token-file. Reading needs a read token as soon as o
 address is not a loopback address.
 
 Past one machine, --nats-url: rows come from NATS JetStream instead of by HTTP, and any number of collectors
-share the nodes (docs/scale-out.md). Each serves GET /api/v1/shards, and /shards/N/api/v1/... of every shard,
-by a redirect where another holds it.
+share the nodes in shards (docs/scale-out.md). Each answers for the whole site, and serves GET /api/v1/shards,
+/api/v1/collector (is anything wrong with this one) and /shards/N/api/v1/... of every shard, by a redirect
+where another holds it.
 
 Stop with Ctrl-C or SIGTERM; what was acknowledged is on disk at any
 instant.
@@ -153,6 +154,13 @@ def _run_shards(settings: CollectorSettings, tls: dict[str, Any], loopback: bool
     tokens.start()
     shards.start()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if settings.series == "embedded":
+        print(
+            "unidle collector: a shard's raw rows stay on the disk of who took them; to read them wherever "
+            "it is held, set series (docs/scale-out.md)",
+            file=sys.stderr,
+            flush=True,
+        )
     print(f"unidle collector of shards: {url}, rows from {', '.join(settings.nats_url)}", flush=True)
     try:
         uvicorn.run(

@@ -1,9 +1,10 @@
 """The HTTP face of a collector of shards.
 
+GET /api/v1/...               the whole site, as of a single collector; any collector answers so
 GET /api/v1/shards            who holds which shard, and how far it is
+GET /api/v1/collector         is anything wrong with this collector
 GET /shards/N/...             the whole API of shard N, from here or by a redirect to who holds it
-GET /api/v1/health            is anything wrong with this collector
-GET /metrics
+GET /metrics                  of this collector
 """
 
 from __future__ import annotations
@@ -21,14 +22,23 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from unidle_agent.errors import UnidleError
 from unidle_collector.api import create_app
+from unidle_collector.api.app import answer_errors
+from unidle_collector.api.describe import complete
 from unidle_collector.ingest.door import PATH as PUSH_PATH
 from unidle_collector.ingest.tokens import Tokens
 from unidle_collector.live import Live
 from unidle_collector.shards.service import Shards
+from unidle_collector.shards.view.asking import PASSED_ON, Asking, Reader, gap_words
+from unidle_collector.shards.view.routes import routes
+from unidle_collector.shards.view.site import Site
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+GAPS = "X-Unidle-Gaps"
+"""Header that names the shards of which an answer holds nothing, and why."""
+MOST_OF_GAPS = 2000
 
 _OF_SHARD = re.compile(r"/shards/(\d{1,3})(/.*)")
 
@@ -58,8 +68,8 @@ class ShardNow:
 
 
 @dataclass(frozen=True, slots=True)
-class ShardsHealth:
-    """Can this collector be trusted now."""
+class CollectorNow:
+    """One of the collectors that share a site."""
 
     holder: str
     ok: bool
@@ -74,7 +84,8 @@ class ShardsApp:
         self._shards = shards
         self._tokens = tokens
         self._apps: dict[int, tuple[Live, Any]] = {}
-        self._own = _own(shards, tokens)
+        asking = Asking(shards.holder, shards.table, self._here, shards.settings.advertise_ca_file)
+        self._own = _own(shards, tokens, asking)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request (or run the lifespan)."""
@@ -98,6 +109,10 @@ class ShardsApp:
         one = self._shards.held.get(shard)
         return one.live if one is not None and not one.closing else None
 
+    def _here(self, shard: int) -> Any:
+        live = self._live(shard)
+        return None if live is None else self._app(shard, live)
+
     def _app(self, shard: int, live: Live) -> Any:
         known = self._apps.get(shard)
         if known is None or known[0] is not live:
@@ -120,39 +135,59 @@ class ShardsApp:
         return RedirectResponse(f"{lease.url}{scope['path']}{'?' if query else ''}{query}", 307)
 
 
-def _own(shards: Shards, tokens: Tokens) -> FastAPI:
+def _own(shards: Shards, tokens: Tokens, asking: Asking) -> FastAPI:
     app = FastAPI(
-        title="unidle collector of shards", version=version("unidle"), docs_url=None, redoc_url=None
+        title="unidle collector of shards",
+        version=version("unidle"),
+        description="Every time is ns since the epoch, every value in base units, unknown is null.",
+        docs_url=None,  # the page loads its scripts from outside; the schema is at /openapi.json
+        redoc_url=None,
     )
     if tokens.reading_is_open():
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(shards.settings.allowed_hosts))
 
     @app.middleware("http")
     async def guard(request: Request, follow: Callable[[Request], Awaitable[Response]]) -> Response:
-        if tokens.reading_is_open() or tokens.may_read(request.headers.get("authorization", "")):
-            return await follow(request)
-        text = "expected the header 'Authorization: Bearer TOKEN' with a read token"
-        return JSONResponse({"detail": text}, 401, {"WWW-Authenticate": "Bearer"})
+        if not (tokens.reading_is_open() or tokens.may_read(request.headers.get("authorization", ""))):
+            text = "expected the header 'Authorization: Bearer TOKEN' with a read token"
+            return JSONResponse({"detail": text}, 401, {"WWW-Authenticate": "Bearer"})
+        reader = Reader({name: value for name, value in request.headers.raw if name in PASSED_ON})
+        request.state.reader = reader
+        response = await follow(request)
+        if reader.simulated:
+            response.headers["X-Unidle-Simulated"] = "SIMULATED"
+        if reader.gaps:
+            words = "; ".join(gap_words(*gap) for gap in sorted(reader.gaps.items()))
+            response.headers[GAPS] = words.encode("ascii", "replace").decode()[:MOST_OF_GAPS]
+        return response
 
-    @app.exception_handler(UnidleError)
-    async def failed(_: Request, error: UnidleError) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, 503)
+    answer_errors(app)
+    site = Site(
+        asking,
+        shards.state,
+        shards.incidents,
+        shards.settings.site,
+        shards.settings.series,
+        lambda: own_problems(shards),
+    )
 
     @app.get("/api/v1/shards")
     def all_shards() -> list[ShardNow]:
         """Who holds which shard, and how far those are that are held here."""
         return status(shards)
 
-    @app.get("/api/v1/health")
-    def health() -> ShardsHealth:
-        """Can this collector be trusted now."""
+    @app.get("/api/v1/collector")
+    def collector() -> CollectorNow:
+        """Is anything wrong with this collector; of the site, /api/v1/health says it."""
         problems = problems_of(shards)
-        return ShardsHealth(shards.holder, not problems, len(shards.held), problems)
+        return CollectorNow(shards.holder, not problems, len(shards.held), problems)
 
     @app.get("/metrics", include_in_schema=False)
     def metrics() -> PlainTextResponse:
         return PlainTextResponse(render(shards), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    app.include_router(routes(site))
+    complete(app, pushes=False)
     return app
 
 
@@ -180,9 +215,15 @@ def status(shards: Shards) -> list[ShardNow]:
     return out
 
 
+def own_problems(shards: Shards) -> tuple[str, ...]:
+    """What is wrong with this collector beside its shards, in words."""
+    unkept = shards.incidents.problem
+    return (*shards.problems.values(), *([unkept] if unkept else []))
+
+
 def problems_of(shards: Shards) -> tuple[str, ...]:
-    """What is wrong, in words."""
-    found = list(shards.problems.values())
+    """What is wrong with this collector and the shards that it holds, in words."""
+    found = list(own_problems(shards))
     for one in list(shards.held.values()):
         if one.live is not None:
             found += [f"shard {one.shard}: {text}" for text in list(one.live.problems.values())]

@@ -59,7 +59,14 @@ class InState:
         """See Keeper; raises FencedError when the shard is another's."""
         file = io.BytesIO()
         keeping.write_arrays(file, keeping.whole_header(kept), kept.arrays)
-        row = {"id": 1, "epoch": self._epoch, **kept.mark, "document": zlib.compress(file.getvalue(), 1)}
+        row = {
+            "id": 1,
+            "epoch": self._epoch,
+            **kept.mark,
+            "document": zlib.compress(file.getvalue(), 1),
+            "nodes": len({ref.node for ref, *_ in kept.refs}),
+            "gpus": len(kept.refs),
+        }
         hours = [{"hour_ns": hour, "document": _parquet(table)} for hour, table in kept.hours]
         old = sa.delete(tables.account_hours).where(
             tables.account_hours.c.hour_ns < kept.mark["reached_ns"] - KEEP_NS

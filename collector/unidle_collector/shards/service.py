@@ -32,7 +32,8 @@ from unidle_collector.shards.checkpoint import InState
 from unidle_collector.shards.feed import Feed
 from unidle_collector.shards.leases import BEAT_S, Lease, Leases, fence
 from unidle_collector.shards.one_scheduler import OneScheduler
-from unidle_collector.store import State, database, open_state
+from unidle_collector.shards.view.incidents import SiteIncidents
+from unidle_collector.store import KEEP_STATE_DAYS, State, database, open_state
 from unidle_collector.store.opening import open_store
 
 log = logging.getLogger("unidle.collector")
@@ -70,6 +71,7 @@ class Shards:
         self.state: State = open_state(where)
         self._engine = database.connect(where)
         self.leases = Leases(self._engine, holder, url)
+        self.incidents = SiteIncidents(self._engine, int(KEEP_STATE_DAYS * 86_400e9), clock_ns)
         self.held: dict[int, Held] = {}
         self.counters: Counter[str] = Counter()
         self.problems: dict[str, str] = {}
@@ -89,6 +91,7 @@ class Shards:
         self.leases.prepare()
         for thread in self._threads:
             thread.start()
+        self.incidents.start()
 
     def stop(self) -> None:
         """Save and release every shard, so that others take them at once."""
@@ -99,6 +102,7 @@ class Shards:
             thread.start()
         for thread in closing:
             thread.join(timeout=CLOSE_S)
+        self.incidents.stop()
         if self._client is not None:
             with contextlib.suppress(Error, OSError, TimeoutError):
                 asyncio.run_coroutine_threadsafe(self._client.close(), self._loop).result(5)

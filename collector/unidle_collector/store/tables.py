@@ -125,6 +125,8 @@ checkpoints = Table(
     Column("pace_ns", BigInteger, nullable=False),
     Column("reached_ns", BigInteger, nullable=False),
     Column("document", LargeBinary, nullable=False),
+    Column("nodes", Integer, nullable=False, server_default="0"),
+    Column("gpus", Integer, nullable=False, server_default="0"),
 )
 """One row per shard, in its own schema: its accounts, and how far in the broker's stream they reach."""
 
@@ -135,3 +137,15 @@ account_hours = Table(
     Column("document", LargeBinary, nullable=False),
 )
 """Finished hours of a shard's accounts as Parquet."""
+
+incident_parts = Table(
+    "incident_parts",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("incident_id", Text, nullable=False),
+    Column("shard", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("document", Text, nullable=False),
+    Index("incident_parts_incident", "incident_id"),
+)
+"""The shards' incidents that the incidents of the site are made of; only in the schema that all share."""

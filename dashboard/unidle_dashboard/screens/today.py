@@ -42,7 +42,8 @@ def _body(asked: Answers) -> None:
             bind="query-params",
         )
     fleet = frame.fleet(asked, today.WINDOWS_S[window], site).value
-    frame.gaps(fleet)
+    if fleet.sites:
+        frame.gaps(fleet)
     span = f"last {window}"
     _kpis(asked, fleet, span)
     if note := today.coverage(fleet.account, today.WINDOWS_S[window]):
