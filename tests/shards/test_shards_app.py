@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,9 @@ import pytest
 from starlette.testclient import TestClient
 from tests.collector.pushing import FakeTime, batch, site
 
+from unidle_agent.errors import SettingError
 from unidle_agent.shards import SHARDS
+from unidle_collector.commands import collector as command
 from unidle_collector.ingest.tokens import Tokens, make
 from unidle_collector.settings import CollectorSettings
 from unidle_collector.shards.app import ShardsApp
@@ -128,3 +131,16 @@ def test_without_a_read_token_nothing_is_answered_once_there_is_one(tmp_path: Pa
     finally:
         tokens.stop()
         state.close()
+
+
+@pytest.mark.parametrize(
+    "flags", [["--remote-write"], ["--scrape-targets", "h:9400"], ["--federation-file", "f"]]
+)
+def test_what_a_collector_of_shards_does_not_do_is_refused_and_not_left_out(
+    tmp_path: Path, flags: list[str]
+) -> None:
+    parser = argparse.ArgumentParser()
+    command.arguments(parser)
+    args = ["--nats-url", "nats://127.0.0.1:1", "--data-dir", str(tmp_path), *flags]
+    with pytest.raises(SettingError, match=r"nothing beside nats_url"):
+        command.run(parser.parse_args(args))

@@ -57,6 +57,9 @@ from unidle_collector.prometheus.scraper import Scraper, wanted
 from unidle_collector.settings import CollectorSettings
 from unidle_collector.store.opening import open_shared_state, open_store
 
+NOT_WITH_NATS = ("remote_write", "scrape_targets", "scrape_file_sd", "scrape_http_sd", "federation_file")
+"""Settings of what a collector of shards does not do."""
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Flags are the settings."""
@@ -134,6 +137,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_shards(settings: CollectorSettings, tls: dict[str, Any], loopback: bool) -> int:
     """Serve as one of several collectors, by way of NATS, until told to stop."""
+    for key in NOT_WITH_NATS:
+        if value := getattr(settings, key):
+            expected = "nothing beside nats_url: rows come by way of NATS only (docs/scale-out.md)"
+            raise SettingError(f"collector.{key}", expected, value, "settings")
     try:
         from unidle_collector.shards.app import ShardsApp  # needs nats-py, an extra of its own
         from unidle_collector.shards.service import Shards
