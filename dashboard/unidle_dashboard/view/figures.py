@@ -17,7 +17,7 @@ DROP_COLOURS = {
     "Active": LOOKS["idle"].colour,
     "Effective": LOOKS["starved"].colour,
 }
-DROP_NAMES = {"Allocated": "unallocated", "Active": "idle", "Effective": "slowed or failed"}
+DROP_NAMES = {"Allocated": "free or failed", "Active": "idle", "Effective": "slowed"}
 
 
 @dataclass(frozen=True, slots=True)
