@@ -12,6 +12,7 @@ import numpy as np
 
 from unidle_agent.wire import Owner
 from unidle_collector.catalogue import catalogue
+from unidle_collector.interactive import named_so
 from unidle_collector.model import GpuRef
 from unidle_collector.pergpu import NEVER, PerGpu
 
@@ -109,7 +110,7 @@ class Inventory:
             return False
         self.a["tenure"][position] = self.tenure(position, owner)
         self.a["said"][position] = UNSAID if owner.allocated is None else YES if owner.allocated else NO
-        self.a["interactive"][position] = owner.interactive
+        self.a["interactive"][position] = owner.interactive or named_so(owner.job)
         self.a["job"][position] = self._jobs.setdefault(owner.job, len(self._jobs))
         return (owner.job, owner.allocated) != (before.job, before.allocated)
 

@@ -5,11 +5,13 @@ What it means
     longer than the grace. The whole GPU is lost while it lasts. Sub-kinds: `no_process` (held by the
     scheduler, no process on the GPU: a job that hangs before it starts, or that asked for more GPUs
     than it uses), `held` (a process or memory is there: a loaded model without requests, a notebook
-    left open, a dead rank), `interactive` (the owner is known to be an interactive session).
+    left open, a dead rank), `interactive` (the owner is an interactive session: its scheduler says so, or
+    the name of the job or pod does, as salloc, Open OnDemand and JupyterHub give it).
 
 Evidence
     gpu_util_ratio, sm_active_ratio, graphics_active_ratio all below 1 %; memory and processes held; the
-    energy drawn since the sample before, against the power at the sample.
+    energy drawn since the sample before, against the power at the sample. Of a session also the share of
+    its time in which something ran, and its CPU time (job_cpu_s).
 
 How it decides
     Activity is the largest of the three that is known. Below 1 % it is nothing (profilers have a noise
@@ -22,7 +24,8 @@ How it decides
     60 min). GPUs that nobody owns are not idle but unallocated.
 
 What to do
-    Ask the owner; end the job or the session, or shrink it to the GPUs that it uses.
+    Ask the owner; end the job or the session, or shrink it to the GPUs that it uses. Sessions: a time
+    limit, a culler of idle kernels and servers, and a MIG instance in the place of a whole GPU.
 
 How to silence it
     `silence = ["idle:JOB"]` in `[collector]`, or tell unidle that the session is interactive.
@@ -30,6 +33,7 @@ How to silence it
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -39,6 +43,7 @@ from unidle_collector.detectors import About, Verdict, duration, mean_of, percen
 from unidle_collector.model import Evidence, State
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Hold, PerGpu
 from unidle_collector.signals import BLIP, NOTHING_RAN, START_GRACE_S, View
+from unidle_collector.smaller import slice_for
 
 NO_PROCESS, HELD, INTERACTIVE = range(3)
 
@@ -73,6 +78,8 @@ class Idle:
         self._a = PerGpu(size)
         self._a.make("blip_since", np.int64, NEVER)
         self._a.make("cause", np.int16, HELD)
+        self._a.make("held_s", np.float64, 0.0)
+        self._a.make("ran_s", np.float64, 0.0)
         self._blip_ns = int(max(settings.blip_s, 0.0) * SECOND_NS)
         self._coarse = period_s > settings.blip_s
         self._grace_s = max(settings.grace_s, settings.least_samples * period_s)
@@ -91,6 +98,9 @@ class Idle:
         )
         self._hold.update(quiet, known, step.start_ns, step.end_ns, (after * SECOND_NS).astype(np.int64))
         self._a["cause"][:] = self._cause(view)
+        seconds = step.period_ns / SECOND_NS
+        self._a["held_s"][:] += np.where(known & view.allocated, seconds, 0.0)
+        self._a["ran_s"][:] += np.where(known & view.allocated & (view.activity >= NOTHING_RAN), seconds, 0.0)
         return Verdict(self._hold.on, self._hold.since, self._a["cause"], np.ones(len(after)))
 
     def _ran_between(self, view: View) -> Bools:
@@ -142,25 +152,57 @@ class Idle:
             evidence.append(Evidence("memory_used_bytes", memory, "By", None, lasted_s, text))
         if power is not None:
             evidence.append(Evidence("power_w", power, "W", None, lasted_s, f"{power:.0f} W drawn per GPU"))
+        if cause == "interactive":
+            evidence += self._of_session(view, gpus)
         return About(
             title=f"{plural(gpus.size, 'GPU')} idle for {duration(lasted_s)}: {held}",
             severity="warning",
             confidence=0.8 if bool(view.inferred[gpus].any()) else 0.95,
             evidence=tuple(evidence),
             advice=(
-                "Ask the owner whether the work is over; end the job, or request only the GPUs that it uses."
+                _for_session(view, gpus)
+                if cause == "interactive"
+                else "Ask the owner whether the work is over; end the job, or request only the GPUs that "
+                "it uses."
             ),
             confirm="nvidia-smi --query-compute-apps=gpu_uuid,pid,used_memory --format=csv on the node",
         )
 
+    def _of_session(self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> Iterator[Evidence]:
+        """How much the session has been used at all."""
+        held_s = float(self._a["held_s"][gpus].max())
+        if held_s > 0:
+            used = float(self._a["ran_s"][gpus].max()) / held_s
+            text = f"something ran in {percent(used)} of the {duration(held_s)} seen of the session"
+            yield Evidence("zero_activity_ratio", 1 - used, "1", None, held_s, text)
+        cpu_s = mean_of(view.step.get("job_cpu_s"), gpus)
+        if cpu_s is not None:
+            cores = cpu_s * SECOND_NS / view.step.period_ns
+            yield Evidence("job_cpu_s", cores, "1", None, held_s, f"{cores:.1f} cores busy in the session")
+
     def reset(self, gpus: Bools) -> None:
         """Another job: anew."""
         self._hold.reset(gpus)
+        self._a["held_s"][gpus] = self._a["ran_s"][gpus] = 0.0
 
     def resize(self, size: int) -> None:
         """Grow."""
         self._hold.resize(size)
         self._a.resize(size)
+
+
+def _for_session(view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> str:
+    """The change that fits a session that people leave open."""
+    total, used = (
+        float(np.nan_to_num(view.step.get(f"memory_{name}_bytes")[gpus].max())) for name in ("total", "used")
+    )
+    small = slice_for(view.inventory.refs[int(gpus[0])].model, total, used, 0.0)
+    return (
+        "End it when nobody uses it: start sessions with a time limit (sbatch --time=04:00:00), let Jupyter "
+        "end idle kernels (--MappingKernelManager.cull_idle_timeout=3600) or JupyterHub idle servers "
+        "(jupyterhub-idle-culler --timeout=3600)"
+        + (f", and give them a MIG instance {small.profile} in the place of a whole GPU." if small else ".")
+    )
 
 
 def make(size: int, period_s: float) -> Idle:

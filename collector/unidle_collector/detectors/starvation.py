@@ -15,7 +15,8 @@ How it decides
     minutes once there are 30, else the default of the GPU model (SM 0.80: NVIDIA's guide calls less
     than that not sufficient; utilization 0.95). Starved when e is below 0.625 of the reference for 45 s,
     over when it is above 0.69 for 30 s. Memory-bandwidth bound work (DRAM active 60 % or more) is not
-    starved. One more case looks busy: utilization 90 % or more while tensor activity is below 20 %,
+    starved. Of an interactive session nothing is said: a person sets its pace.
+    One more case looks busy: utilization 90 % or more while tensor activity is below 20 %,
     SM activity between 30 and 65 %, NVLink above 20 GB/s (or the node's InfiniBand above 5 GB/s, half of
     what a tensor-parallel job on two nodes sends) and power below 75 % of the limit is a wait in
     collective communication.
@@ -127,13 +128,14 @@ class Starvation:
         """See the module's docstring."""
         s, step, means = self._settings, view.step, view.means
         e, reference = view.useful, self._reference.of(view)
-        running = view.alive & view.allocated & ~view.in_grace & (means.mean("activity") >= NOTHING_RAN)
+        judged = view.allocated & ~view.in_grace & ~view.inventory.a["interactive"]
+        running = view.alive & judged & (means.mean("activity") >= NOTHING_RAN)
         bound = means.mean("dram_active_ratio") >= s.dram_bound
         waiting = running & self._communication(view)
         tensor = means.mean("tensor_active_ratio")
         low = e < reference * np.where(self._hold.on, s.above, s.below)
         starved = running & ~bound & (low | waiting)
-        known = view.alive & ~np.isnan(e) & (running | ~view.allocated | view.in_grace)
+        known = view.alive & ~np.isnan(e) & (running | ~judged)
         on_after = np.int64(s.on_after_s * SECOND_NS)
         self._hold.update(starved, known, step.start_ns, step.end_ns, on_after)
         self._a["waiting"][:] = waiting

@@ -25,6 +25,7 @@ from unidle_agent.fetch import Answer, FetchError, Target, connection, exchange,
 from unidle_agent.owners.podresources import RESOURCES
 from unidle_agent.privacy import Pseudonymiser
 from unidle_agent.wire import Owner
+from unidle_collector.interactive import named_so
 from unidle_collector.scheduler import Grant, Job, JobState, Node, SchedulerError, Snapshot
 from unidle_collector.scheduler.names import pseudonyms
 from unidle_collector.settings import CollectorSettings
@@ -271,7 +272,9 @@ def _interactive(meta: Mapping[str, Any], labels: Mapping[str, str]) -> bool | N
         return True
     if "notebook-name" in labels:
         return True
-    return False if any(owner.get("kind") == "Job" for owner in meta.get("ownerReferences") or ()) else None
+    if any(owner.get("kind") == "Job" for owner in meta.get("ownerReferences") or ()):
+        return False
+    return True if named_so(str(meta.get("name", ""))) else None
 
 
 def _node(raw: Mapping[str, Any], used: Mapping[str, int] | None) -> Node:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from unidle_agent.privacy import Pseudonymiser
+from unidle_collector.interactive import named_so
 from unidle_collector.scheduler import Grant, Job, JobState, Node, SchedulerError
 from unidle_collector.scheduler.slurm_text import Gres, gpus, gres, hosts, numbers, tres
 
@@ -38,8 +39,6 @@ STATES: Mapping[str, JobState] = {
 """Every other word means that the job is over."""
 DOWN = {"down", "fail", "error", "unknown", "not_responding", "powered_down", "power_down", "future"}
 CLOSED = DOWN | {"drain", "drained", "draining", "maintenance", "maint", "reboot_requested", "failing"}
-INTERACTIVE_NAMES = ("interactive", "sys/dashboard/")
-"""Names of jobs that salloc and Open OnDemand give to what a person sits at."""
 
 T = TypeVar("T")
 
@@ -255,7 +254,7 @@ def _limit_s(value: Any) -> float | None:
 
 def _interactive(raw: Mapping[str, Any]) -> bool | None:
     """What a person sits at; a plain srun may be either."""
-    if _text(raw.get("name")).startswith(INTERACTIVE_NAMES):
+    if named_so(_text(raw.get("name"))):
         return True
     return False if raw.get("batch_flag") is True else None
 

@@ -52,7 +52,13 @@ def together(trials: Sequence[Trial], first: int = 0) -> tuple[Recording, Truth]
         for gpu in range(gpus[number])
     )
     run = np.repeat(np.arange(len(trials)), gpus)
-    jobs = ("", *(f"job-{first + number}" for number in range(len(trials))))
+    jobs = (
+        "",
+        *(
+            f"{'jupyter' if one.variant.interactive else 'job'}-{first + number}"
+            for number, one in enumerate(trials)
+        ),
+    )
     code = np.array([number + 1 if t.said else -1 for number, t in enumerate(trials)], dtype=np.int32)
     recording = Recording(
         start_ns=START_NS + SECOND_NS,

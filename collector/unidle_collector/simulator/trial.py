@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from unidle_collector.simulator.mechanisms.variant import (
     HEALTHY,
     WEIGHT_OF_IDLE_S,
+    WEIGHT_OF_SESSION_S,
     Cycle,
     Host,
     Levels,
@@ -102,10 +103,11 @@ def trial(variant: Variant, seconds: int, gpus: int, rng: np.random.Generator) -
         for name, values in columns.items():
             values[on] = variant.gpu_state if name == "gpu_state" else np.nan
     idle = variant.truth.startswith("idle.")
+    named = variant.interactive or variant.said
     return Trial(
         variant=variant,
         model=model,
-        said=bool(rng.random() < 0.5) if variant.said is None else variant.said,
+        said=bool(rng.random() < 0.5) if named is None else named,
         columns=columns,
         on=on & gaps if variant.truth != HEALTHY else np.zeros_like(on),
         scored=(second >= LEAD_S) & ~(loads & idle),
@@ -127,7 +129,7 @@ def _busy(
     cycle = _cycle(variant.cycle, seconds, gpus, onset_s, rng)
     if not variant.truth.startswith("idle."):
         return cycle, everywhere
-    return cycle, _long_gaps(cycle <= 0)
+    return cycle, _long_gaps(cycle <= 0, WEIGHT_OF_SESSION_S if variant.interactive else WEIGHT_OF_IDLE_S)
 
 
 def _cycle(cycle: Cycle, seconds: int, gpus: int, onset_s: int, rng: np.random.Generator) -> Floats:
@@ -143,13 +145,13 @@ def _cycle(cycle: Cycle, seconds: int, gpus: int, onset_s: int, rng: np.random.G
     return np.repeat(out[:, :1], gpus, axis=1) if cycle.together else out
 
 
-def _long_gaps(quiet: Bools) -> Bools:
+def _long_gaps(quiet: Bools, longer_s: float) -> Bools:
     """[T, G] where `quiet` lasts longer than what counts as idle."""
     out = np.zeros_like(quiet)
     for gpu in range(quiet.shape[1]):
         edges = np.flatnonzero(np.diff(quiet[:, gpu].astype(np.int8), prepend=0, append=0))
         for begin, end in zip(edges[::2], edges[1::2], strict=True):
-            out[begin:end, gpu] = end - begin > WEIGHT_OF_IDLE_S
+            out[begin:end, gpu] = end - begin > longer_s
     return out
 
 

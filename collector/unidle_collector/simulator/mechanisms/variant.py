@@ -13,6 +13,8 @@ HEALTHY = "healthy"
 """The truth of time in which nothing is lost."""
 WEIGHT_OF_IDLE_S = 120.0
 """A gap without any work longer than this is idle, a shorter one is not (accounts: grace of a held GPU)."""
+WEIGHT_OF_SESSION_S = 900.0
+"""The same in an interactive session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,8 @@ class Variant:
     """What the driver says of a GPU that does not answer."""
     process: bool = True
     """False: nobody opens the GPU."""
+    interactive: bool = False
+    """Does a person sit at it; the recording says so by the job's name."""
     said: bool | None = None
     """Does the recording name the job; None: some do."""
     before: Range = (300.0, 780.0)
