@@ -57,7 +57,7 @@ UNALLOCATED = "unallocated"
 SILENT = (HEALTHY, UNALLOCATED, CANNOT_TELL)
 """Answers that name no cause."""
 NOT_SIMULATED = (
-    "starvation.straggler", "starvation.pipeline_imbalance", "starvation.checkpoint", "starvation.precision",
+    "starvation.straggler", "starvation.pipeline_imbalance", "starvation.checkpoint",
 )  # fmt: skip
 """Losses that accounts name and no run here has: null."""
 ACCOUNTED = ("idle", "starvation")

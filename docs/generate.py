@@ -83,10 +83,10 @@ def telemetry() -> str:
     ]
     for make in detectors.makers():
         detector = make(1, 1.0)
-        told = sorted({f"{detector.delay_s(cause):g} ({cause})" for cause in detector.causes})
-        same = len({detector.delay_s(cause) for cause in detector.causes}) == 1
-        delay = f"{detector.delay_s(detector.causes[0]):g}" if same else ", ".join(told)
-        state = detector.state or "none: a risk"
+        delays = {cause: f"{detector.delay_s(cause):g}".replace("inf", "never") for cause in detector.causes}
+        told = sorted(f"{delay} ({cause})" for cause, delay in delays.items())
+        delay = told[0].partition(" ")[0] if len({*delays.values()}) == 1 else ", ".join(told)
+        state = detector.state or "none by itself"
         lines.append(
             f"| `{detector.kind}` | {state} | {detector.accounting_delay_s:g} | {delay} | {detector.grace} |"
         )

@@ -37,6 +37,7 @@ MEANS = (
     "sm_active_ratio",
     "tensor_active_ratio",
     "dram_active_ratio",
+    "fp32_active_ratio",
     "power_w",
     "pcie_rx_bytes_per_s",
     "pcie_tx_bytes_per_s",

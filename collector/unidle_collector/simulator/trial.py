@@ -99,6 +99,7 @@ def trial(variant: Variant, seconds: int, gpus: int, rng: np.random.Generator) -
     card = CARDS[model]
     columns = _gpu_columns(variant, card, shown, slowed, on, loads, rng)
     columns |= _host_columns(variant, seconds, gpus, loaded_s, onset_s, rng)
+    columns |= _pipe_columns(variant, shown, rng.spawn(1)[0])
     if variant.gpu_state:
         for name, values in columns.items():
             values[on] = variant.gpu_state if name == "gpu_state" else np.nan
@@ -262,6 +263,19 @@ def _gpu_columns(
         grows = throttled if variant.slow is not None and variant.slow.counter == counter else False
         columns[counter] = np.where(grows, 1.0, np.zeros(shape))
     return columns
+
+
+def _pipe_columns(variant: Variant, shown: dict[str, Floats], rng: np.random.Generator) -> dict[str, Floats]:
+    """FP32 and FP64 pipes follow the SMs; the reporter says its number format all the time."""
+    shape = shown["sm"].shape
+    full = max(variant.work.sm[1], 0.01)
+    out = {}
+    for name in ("fp32", "fp64"):
+        level = _draw(getattr(variant.pipes, name), rng)
+        noise = 1.0 + 0.03 * rng.standard_normal(shape)
+        out[f"{name}_active_ratio"] = np.clip(level * shown["sm"] / full * noise, 0.0, 1.0)
+    out["dtype_code"] = np.full(shape, variant.pipes.dtype_code)
+    return out
 
 
 def _temperature(power: Floats, throttled: Bools, slow: Slow | None, rng: np.random.Generator) -> Floats:

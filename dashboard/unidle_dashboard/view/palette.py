@@ -50,6 +50,7 @@ CAUSES: Mapping[str, str] = {
     "pipeline_imbalance": "unbalanced pipeline stages",
     "checkpoint": "checkpointing",
     "precision": "tensor cores unused",
+    "number_format_unknown": "number format not known",
     "undetermined": "cause not determined",
     "no_process": "no process at all",
     "held": "memory held, nothing runs",

@@ -81,6 +81,16 @@ class Slow:
 
 
 @dataclass(frozen=True, slots=True)
+class Pipes:
+    """Which pipes the work keeps busy beside the tensor cores, as shares of cycles at full work, 0-1."""
+
+    fp32: Range = (0.02, 0.08)
+    fp64: Range = NONE
+    dtype_code: float = float("nan")
+    """The number format that a reporter inside the job names; NaN: there is no reporter."""
+
+
+@dataclass(frozen=True, slots=True)
 class Variant:
     """One way in which one mechanism comes about."""
 
@@ -91,6 +101,7 @@ class Variant:
     work: Levels = Levels()
     wait: Levels = WAITING
     host: Host = Host()
+    pipes: Pipes = Pipes()
     cycle: Cycle | None = None
     slow: Slow | None = None
     gpu_state: int = 0
