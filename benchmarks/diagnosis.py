@@ -5,8 +5,9 @@
     python -m benchmarks.diagnosis --set tuning    # the runs that thresholds may be chosen by
 
 Runs come from `unidle_collector.simulator.mechanisms`, and go through the engine of the live collector;
-docs/diagnosis.md lists both sets. Scored per GPU-minute (`benchmarks/scoring.py` says how). Figures go to
-stdout, sizes and the table to stderr. A figure is null where this program cannot measure it.
+docs/diagnosis.md lists both sets. Scored per GPU-minute (`benchmarks/scoring.py` says how), over-provisioning
+by job (`benchmarks/life_runs.py`). Figures go to stdout, sizes and the table to stderr. A figure is null
+where this program cannot measure it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import scoring
+from benchmarks import life_runs, scoring
 from benchmarks.figures import rounded
 from benchmarks.scoring import CANNOT_TELL, Minutes
 from unidle_collector import detectors, timeline
@@ -358,18 +359,19 @@ def _kind(minutes: Minutes, name: str) -> dict[str, Any]:
         "recall_95": [r.low, r.high],
         "n": r.n,
         "runs": r.runs,
+        "unit": "GPU-minutes",
     }
 
 
 def table(figures: dict[str, Any], seen: dict[str, Seen]) -> None:
     """The figures for people, and where the account was wrong."""
-    say(f"\n{'kind and cause':<38}{'precision':>22}{'recall':>22}{'GPU-minutes':>13}{'runs':>6}")
+    say(f"\n{'kind and cause':<38}{'precision':>22}{'recall':>22}{'n':>8} {'of':<12}{'runs':>5}")
     for name, kind in figures["per_kind"].items():
         if kind is None:
             say(f"{name:<38}{'not simulated':>22}")
             continue
         cells = "".join(_interval(kind[key], kind[f"{key}_95"]) for key in ("precision", "recall"))
-        say(f"{name:<38}{cells}{kind['n']:>13}{kind['runs']:>6}")
+        say(f"{name:<38}{cells}{kind['n']:>8} {kind['unit']:<12}{kind['runs']:>5}")
     for truth, row in figures["confusion"].items():
         wrong = {answer: n for answer, n in row.items() if answer != truth}
         if wrong:
@@ -381,7 +383,7 @@ def table(figures: dict[str, Any], seen: dict[str, Seen]) -> None:
     for key in ("macro_f1", "wrong_cause_ratio", "healthy_gpu_hours", "false_findings"):
         say(f"{key:<36}{figures[key]}")
     say(f"{'false_per_1000_gpu_hours_upper95':<36}{figures['false_per_1000_gpu_hours_upper95']:.3g}")
-    for key in ("false_finding_titles", "delay_s_p95", "degraded", "oom", "stragglers"):
+    for key in ("false_finding_titles", "delay_s_p95", "degraded", "whole_lives", "oom", "stragglers"):
         say(f"{key:<36}{json.dumps(rounded(figures[key]))}")
 
 
@@ -422,7 +424,8 @@ def main() -> int:
     which: Set = args.set
     say(
         f"SIMULATED. {args.set}: {len(variants(which))} variants x {sizes.repeats} runs x {GPUS_PER_RUN} "
-        f"GPUs x {RUN_S} s in {len(VIEWS)} views; {dataclasses.asdict(sizes)}; {os.cpu_count()} cores, "
+        f"GPUs x {RUN_S} s in {len(VIEWS)} views, {len(life_runs.chosen(which))} jobs of "
+        f"{life_runs.RUN_S} s x {sizes.repeats}; {dataclasses.asdict(sizes)}; {os.cpu_count()} cores, "
         f"load {os.getloadavg()[0]:.1f}, Python {sys.version.split()[0]}"
     )
     began = time.monotonic()
@@ -430,6 +433,8 @@ def main() -> int:
     say(f"runs scored after {time.monotonic() - began:.0f} s")
     figures = figures_of(seen, [alarms, healthy_hours(which, sizes.healthy_chunks, args.seed)])
     say(f"healthy runs watched after {time.monotonic() - began:.0f} s")
+    life_runs.add(figures, life_runs.score(which, sizes.repeats, args.seed))
+    say(f"whole lives of jobs scored after {time.monotonic() - began:.0f} s")
     figures["oom"] = oom(which, sizes.oom_jobs, sizes.oom_hours, args.seed)
     figures["stragglers"] = stragglers()
     table(figures, seen)

@@ -18,6 +18,9 @@ class Model:
     eur_per_h: float | None = None
     slowdown_margin_c: float | None = None
     limit_c: float | None = None
+    memory_gb: float | None = None
+    bf16_tflops: float | None = None
+    """Dense, on tensor cores."""
 
 
 @dataclass(frozen=True, slots=True)

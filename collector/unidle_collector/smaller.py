@@ -1,4 +1,5 @@
-"""What is smaller than a whole GPU and still enough: MIG instances from data/mig.toml.
+"""What is smaller than a whole GPU and still enough: MIG instances from data/mig.toml, cheaper models from
+data/gpus.toml.
 
 Room is left as the peers leave it: memory for 1.2 times the most that was used (Job Defense Shield), and
 compute for 1.25 times what 95 % of the time needed, so that it would run at 80 %.
@@ -10,6 +11,8 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+
+from unidle_collector.catalogue import catalogue
 
 GB = 1e9
 MEMORY_ROOM, COMPUTE_ROOM = 1.2, 1.25
@@ -55,3 +58,23 @@ def slice_for(model: str, total_bytes: float, peak_bytes: float, busy_ratio: flo
             )
             return next(enough, None)
     return None
+
+
+def cheaper_model(model: str, peak_bytes: float, busy_ratio: float) -> str | None:
+    """The cheapest model of the catalogue that costs less than `model` and does the same work.
+
+    Judged by dense BF16 throughput and memory alone; None where either is not known of `model`.
+    """
+    mine = catalogue().model(model)
+    if mine is None or mine.bf16_tflops is None or mine.eur_per_h is None:
+        return None
+    needed_tflops = COMPUTE_ROOM * busy_ratio * mine.bf16_tflops
+    fitting = [
+        (other.eur_per_h, other.match)
+        for other in catalogue().models
+        if other.eur_per_h is not None
+        and other.eur_per_h < mine.eur_per_h
+        and (other.bf16_tflops or 0.0) >= needed_tflops
+        and (other.memory_gb or 0.0) * GB >= MEMORY_ROOM * peak_bytes
+    ]
+    return min(fitting)[1] if fitting else None

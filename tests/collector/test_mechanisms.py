@@ -10,6 +10,7 @@ from benchmarks import diagnosis
 
 from unidle_collector.simulator.mechanisms import variants
 from unidle_collector.simulator.mechanisms.memory import MEMORY_VARIANTS, memory
+from unidle_collector.simulator.mechanisms.over_provisioned import LIFE_VARIANTS
 from unidle_collector.simulator.mechanisms.variant import HEALTHY, Range, Variant
 from unidle_collector.simulator.recordings import as_exporter, every, together, with_missing
 from unidle_collector.simulator.trial import CARDS, Trial, trial
@@ -75,8 +76,9 @@ def ranges(variant: Variant) -> dict[str, Range]:
 
 
 def test_no_held_out_variant_lies_in_the_ranges_of_a_tuning_one() -> None:
-    for held_out in variants("held_out"):
-        for tuning in variants("tuning"):
+    lives = [one.variant for one in LIFE_VARIANTS]
+    for held_out in (*variants("held_out"), *(v for v in lives if v.set == "held_out")):
+        for tuning in (*variants("tuning"), *(v for v in lives if v.set == "tuning")):
             if held_out.truth != tuning.truth:
                 continue
             mine, theirs = ranges(held_out), ranges(tuning)
@@ -99,7 +101,8 @@ def test_every_variant_is_listed_in_the_docs_under_its_set() -> None:
     text = PAGE.read_text(encoding="utf-8")
     tuning, held_out = text.split("### Held out")
     for which, part in (("tuning", tuning.split("### Tuning")[1]), ("held_out", held_out)):
-        for variant in (*variants(which), *(v for v in MEMORY_VARIANTS if v.set == which)):
+        lives = (one.variant for one in LIFE_VARIANTS)
+        for variant in (*variants(which), *(v for v in (*MEMORY_VARIANTS, *lives) if v.set == which)):
             assert variant.name in part, (which, variant.name)
 
 

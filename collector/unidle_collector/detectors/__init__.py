@@ -32,6 +32,8 @@ class Verdict:
     """Index into the detector's `causes`."""
     loss: Floats
     """Loss weight 0-1 at this step where on."""
+    speaks_for: tuple[str, ...] = ()
+    """Kinds that nobody is told of these GPUs while this is on: it says more of the same thing."""
 
 
 @dataclass(frozen=True, slots=True)

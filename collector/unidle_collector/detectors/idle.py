@@ -25,7 +25,8 @@ How it decides
 
 What to do
     Ask the owner; end the job or the session, or shrink it to the GPUs that it uses. Sessions: a time
-    limit, a culler of idle kernels and servers, and a MIG instance in the place of a whole GPU.
+    limit, a culler of idle kernels and servers, and a MIG instance in the place of a whole GPU. Where other
+    GPUs of the same job work and these never did, `over_provisioned` says so in the place of this.
 
 How to silence it
     `silence = ["idle:JOB"]` in `[collector]`, or tell unidle that the session is interactive.

@@ -51,6 +51,8 @@ CAUSES: Mapping[str, str] = {
     "checkpoint": "checkpointing",
     "precision": "tensor cores unused",
     "number_format_unknown": "number format not known",
+    "fewer_gpus": "GPUs never used",
+    "large_gpu": "GPU too large for the work",
     "undetermined": "cause not determined",
     "no_process": "no process at all",
     "held": "memory held, nothing runs",
