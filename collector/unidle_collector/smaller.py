@@ -48,7 +48,8 @@ def _slice(profile: str, parts: int) -> Slice:
 
 
 def slice_for(model: str, total_bytes: float, peak_bytes: float, busy_ratio: float) -> Slice | None:
-    """The smallest MIG instance of `model` that holds what was used; None where there is none."""
+    """The smallest MIG instance of `model` that holds what was used; None where there is none, or a number
+    is not known (NaN)."""
     for match, memory_bytes, profiles in slices():
         if match in model and abs(total_bytes / memory_bytes - 1) <= SAME_MEMORY:
             enough = (

@@ -72,6 +72,8 @@ def test_a_session_with_pauses_for_thought_is_neither_idle_nor_starved() -> None
         ("NVIDIA GB200", 198.7, 6.0, 0.1, None),
         ("NVIDIA GH200 480GB", 102.0, 6.0, 0.1, None),
         ("NVIDIA L40S", 48.0, 6.0, 0.1, None),
+        ("NVIDIA H100 80GB HBM3", 85.5, float("nan"), 0.1, None),
+        ("NVIDIA H100 80GB HBM3", float("nan"), 6.0, 0.1, None),
     ],
 )
 def test_the_smallest_slice_that_holds_the_work(

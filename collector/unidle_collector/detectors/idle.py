@@ -194,9 +194,7 @@ class Idle:
 
 def _for_session(view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> str:
     """The change that fits a session that people leave open."""
-    total, used = (
-        float(np.nan_to_num(view.step.get(f"memory_{name}_bytes")[gpus].max())) for name in ("total", "used")
-    )
+    total, used = (float(view.step.get(f"memory_{name}_bytes")[gpus].max()) for name in ("total", "used"))
     small = slice_for(view.inventory.refs[int(gpus[0])].model, total, used, 0.0)
     return (
         "End it when nobody uses it: start sessions with a time limit (sbatch --time=04:00:00), let Jupyter "
