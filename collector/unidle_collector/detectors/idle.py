@@ -48,6 +48,12 @@ from unidle_collector.smaller import slice_for
 
 NO_PROCESS, HELD, INTERACTIVE = range(3)
 
+SESSION = (
+    "End it when nobody uses it: start sessions with a time limit (sbatch --time=04:00:00), let Jupyter "
+    "end idle kernels (--MappingKernelManager.cull_idle_timeout=3600) or JupyterHub idle servers "
+    "(jupyterhub-idle-culler --timeout=3600)."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -161,7 +167,7 @@ class Idle:
             confidence=0.8 if bool(view.inferred[gpus].any()) else 0.95,
             evidence=tuple(evidence),
             advice=(
-                _for_session(view, gpus)
+                SESSION + _slice(view, gpus)
                 if cause == "interactive"
                 else "Ask the owner whether the work is over; end the job, or request only the GPUs that "
                 "it uses."
@@ -192,16 +198,11 @@ class Idle:
         self._a.resize(size)
 
 
-def _for_session(view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> str:
-    """The change that fits a session that people leave open."""
+def _slice(view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> str:
+    """What would hold a session that needs no whole GPU."""
     total, used = (float(view.step.get(f"memory_{name}_bytes")[gpus].max()) for name in ("total", "used"))
     small = slice_for(view.inventory.refs[int(gpus[0])].model, total, used, 0.0)
-    return (
-        "End it when nobody uses it: start sessions with a time limit (sbatch --time=04:00:00), let Jupyter "
-        "end idle kernels (--MappingKernelManager.cull_idle_timeout=3600) or JupyterHub idle servers "
-        "(jupyterhub-idle-culler --timeout=3600)"
-        + (f", and give them a MIG instance {small.profile} in the place of a whole GPU." if small else ".")
-    )
+    return "" if small is None else f" A MIG instance {small.profile} would hold what is loaded."
 
 
 def make(size: int, period_s: float) -> Idle:
