@@ -101,6 +101,8 @@ class Seen:
     parts: list[Minutes] = field(default_factory=list)
     delays_s: dict[str, list[float]] = field(default_factory=dict)
     """By kind, and by `kind.cause`."""
+    sure: list[tuple[float, bool]] = field(default_factory=list)
+    """Of each cause that a finding named when it was told: (its probability, is it true)."""
     by_variant: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     """Of each variant, (right, scored) GPU-minutes per run."""
 
@@ -194,6 +196,7 @@ def _note(
         *scoring.whole_minutes(label, watched.answer, round(60 / recording.period_s), truth.run + first),
     )
     seen.parts.append(minutes)
+    seen.sure += _sure(recording, truth, watched.told)
     for run, variant in chunk:
         mine = minutes.run == run
         right = int((minutes.truth == minutes.answer)[mine].sum())
@@ -203,6 +206,25 @@ def _note(
             if delay_s is not None:
                 for name in (variant.truth.split(".")[0], variant.truth):
                     seen.delays_s.setdefault(name, []).append(delay_s)
+
+
+def _sure(recording: Recording, truth: Truth, told: Sequence[Finding]) -> list[tuple[float, bool]]:
+    """(probability, is it true) of every cause that the findings name; true is what was wrong in its time."""
+    place = {(ref.node, ref.gpu): at for at, ref in enumerate(recording.gpus)}
+    out = []
+    for finding in told:
+        gpus = [place[ref.node, ref.gpu] for ref in finding.gpus]
+        times = (finding.since_ns, finding.told_ns or finding.updated_ns)
+        first, last = ((at - START_NS) // SECOND_NS for at in times)
+        labels = truth.label[max(first, 0) : max(last, first + 1), gpus]
+        wrong = labels[labels > 0]  # what is healthy comes first, and has the period before the onset, too
+        true = truth.labels[int(np.bincount(wrong).argmax())] if wrong.size else HEALTHY
+        causes = [(finding.cause, finding.confidence)]
+        causes += [(other.cause, other.probability) for other in finding.runners_up]
+        out += [
+            (share, true == f"{finding.kind}.{cause}") for cause, share in causes if cause != "undetermined"
+        ]
+    return out
 
 
 def _delay_s(
@@ -346,6 +368,7 @@ def figures_of(seen: dict[str, Seen], told: Sequence[Alarms]) -> dict[str, Any]:
             if name != "full"
         },
         "wrong_cause_ratio": scoring.wrong_cause_ratio(minutes, SILENT),
+        "certainty": scoring.certainty([pair for one in seen.values() for pair in one.sure]),
         "false_finding_titles": sorted(set(false)),
     }
 
@@ -383,6 +406,11 @@ def table(figures: dict[str, Any], seen: dict[str, Seen]) -> None:
     for key in ("macro_f1", "wrong_cause_ratio", "healthy_gpu_hours", "false_findings"):
         say(f"{key:<36}{figures[key]}")
     say(f"{'false_per_1000_gpu_hours_upper95':<36}{figures['false_per_1000_gpu_hours_upper95']:.3g}")
+    for one in figures["certainty"]:
+        say(
+            f"causes said to be {one['from']:.0%} likely or more: {one['n']}, "
+            f"{one['said']:.2f} in the mean, {one['true']:.2f} of them true"
+        )
     for key in ("false_finding_titles", "delay_s_p95", "degraded", "whole_lives", "oom", "stragglers"):
         say(f"{key:<36}{json.dumps(rounded(figures[key]))}")
 

@@ -171,6 +171,19 @@ def poisson_upper(count: int, confidence: float = 0.95) -> float:
     return high
 
 
+def certainty(said: Sequence[tuple[float, bool]], bins: int = 10) -> list[dict[str, float]]:
+    """Of causes said with (probability, was it true), by tenths: how many, what was said, what was true."""
+    out = []
+    for number in range(bins):
+        mine = [pair for pair in said if min(int(pair[0] * bins), bins - 1) == number]
+        if mine:
+            shares = (sum(column) / len(mine) for column in zip(*mine, strict=True))
+            out.append(
+                {"from": number / bins, "n": len(mine), **dict(zip(("said", "true"), shares, strict=True))}
+            )
+    return out
+
+
 def p95(values: Sequence[float]) -> float | None:
     """95th percentile (nearest rank above), None of nothing."""
     ordered = sorted(values)

@@ -27,11 +27,17 @@ class Action:
 
 def cause_line(finding: Finding) -> str:
     """`storage (82 % sure); else: cpu preprocessing 12 %`"""
-    cause = (finding.cause or finding.kind).replace("_", " ")
+    cause = _name(finding.cause or finding.kind)
     others = ", ".join(
-        f"{each.cause.replace('_', ' ')} {words.percent(each.probability)}" for each in finding.runners_up
+        f"{_name(each.cause)} {words.percent(each.probability)}" for each in finding.runners_up
     )
+    if finding.cause == "undetermined":
+        return "cannot tell" + (f"; likeliest: {others}" if others else "")
     return f"{cause} ({words.percent(finding.confidence)} sure)" + (f"; else: {others}" if others else "")
+
+
+def _name(cause: str) -> str:
+    return "cannot tell" if cause == "undetermined" else cause.replace("_", " ")
 
 
 def evidence_lines(finding: Finding) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unidle_collector.detectors import Detector, Verdict
+from unidle_collector.detectors import About, Detector, Verdict
 from unidle_collector.inventory import Inventory
 from unidle_collector.model import CauseShare, Cost, Finding
 from unidle_collector.pergpu import SECOND_NS, Floats, PerGpu
@@ -27,6 +27,8 @@ REFRESH_NS = 10 * SECOND_NS
 RELEARN_NS = 1500 * SECOND_NS
 """Longer than any detector needs to see a lasting condition again: OOM risk judges 20 minutes."""
 JOULES_PER_KWH = 3.6e6
+WORTH_A_WORD = 0.01
+"""Causes less likely than this are not named."""
 
 Positions = NDArray[np.intp]
 
@@ -53,6 +55,8 @@ class _Open:
     left: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     """Lost GPU-seconds, EUR and joules of GPUs for which it is over."""
     votes: Counter[str] = field(default_factory=Counter)
+    shares: dict[str, float] = field(default_factory=dict)
+    """Cause -> sum of its probabilities, each time that it was said."""
     finding: Finding | None = None
     told_ns: int | None = None
     refreshed_ns: int = 0
@@ -106,6 +110,7 @@ class Book:
                 "all_gpus": sorted(entry.all_gpus),
                 "left": [None if math.isnan(value) else value for value in entry.left],
                 "votes": dict(entry.votes),
+                "shares": entry.shares,
             }
             for kind, group in self._open.items()
             for entry in group.values()
@@ -118,7 +123,7 @@ class Book:
             entry.told_ns, entry.refreshed_ns = item["told_ns"], item["refreshed_ns"]
             entry.gpus, entry.all_gpus = set(item["gpus"]), set(item["all_gpus"])
             entry.left = [math.nan if value is None else value for value in item["left"]]
-            entry.votes = Counter(item["votes"])
+            entry.votes, entry.shares = Counter(item["votes"]), dict(item.get("shares", {}))
             key = (entry.subject_kind, entry.subject)
             self._open[item["kind"]][key] = entry
             self._place[item["kind"]].update(dict.fromkeys(entry.gpus, key))
@@ -244,6 +249,7 @@ class Book:
         now = view.step.end_ns
         about = detector.about(view, positions, cause, (now - entry.since_ns) / SECOND_NS)
         entry.asks_flight = about.asks_flight
+        confidence, runners_up = _likely(entry, about, cause)
         inventory = self._inventory
         members = sorted(entry.gpus)
         refs = tuple(inventory.refs[position] for position in members)
@@ -256,7 +262,7 @@ class Book:
             kind=detector.kind,
             cause=cause,
             severity=about.severity,
-            confidence=about.confidence,
+            confidence=confidence,
             subject_kind=entry.subject_kind,
             subject=entry.subject,
             title=about.title,
@@ -267,7 +273,7 @@ class Book:
             user=", ".join(sorted(users)),
             nodes=tuple(sorted({ref.node for ref in refs})),
             gpus=refs,
-            runners_up=tuple(CauseShare(name, share) for name, share in about.runners_up),
+            runners_up=runners_up,
             evidence=about.evidence,
             cost_so_far=_cost(lost),
             cost_per_h=self._rate(verdict.loss, view, positions),
@@ -313,6 +319,20 @@ def _by_the_one_that_says_more(verdicts: list[tuple[Detector, Verdict]]) -> list
                 verdict = replace(verdict, on=verdict.on & ~other.on)
         out.append((detector, verdict))
     return out
+
+
+def _likely(entry: _Open, about: About, cause: str) -> tuple[float, tuple[CauseShare, ...]]:
+    """Probability of `cause`, and the other causes worth a word, the likeliest first."""
+    for name, share in about.shares.items():
+        entry.shares[name] = entry.shares.get(name, 0.0) + share
+    total = sum(entry.shares.values())
+    if not total:
+        return about.confidence, tuple(CauseShare(name, share) for name, share in about.runners_up)
+    others = sorted(
+        ((share / total, name) for name, share in entry.shares.items() if name != cause), reverse=True
+    )
+    runners_up = tuple(CauseShare(name, share) for share, name in others if share >= WORTH_A_WORD)
+    return entry.shares.get(cause, 0.0) / total, runners_up
 
 
 def _is_due(entry: _Open, detector: Detector, now: int) -> bool:

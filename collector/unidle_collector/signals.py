@@ -18,6 +18,9 @@ NOTHING_RAN = 0.01
 """Activity below this is nothing: profilers have a noise floor, exactly 0 misses idle GPUs (gpu-pruner)."""
 BLIP = 0.05
 """Activity up to this may be a probe of some tool; above it something runs."""
+MOVES_BYTES_PER_S = 1e8
+"""PCIe traffic from here on is work on the GPU's memory, though no kernel may run meanwhile: offloading, a
+load, a checkpoint. A loaded GPU that nobody asks shows 0.001 GB/s, light inference 0.03 (8xH100)."""
 HELD_BYTES = float(1 << 30)
 HELD_RATIO = 0.008
 """Memory above both is held by somebody: an empty GPU shows a few hundred MiB of the driver's own."""
@@ -34,6 +37,7 @@ WINDOW_S = 60.0
 MEANS = (
     "activity",
     "gpu_util_ratio",
+    "resident",
     "sm_active_ratio",
     "tensor_active_ratio",
     "dram_active_ratio",
@@ -46,6 +50,7 @@ MEANS = (
     "cpu_busy_ratio",
     "cpu_iowait_ratio",
     "psi_io_some_ratio",
+    "psi_cpu_some_ratio",
     "ib_bytes_per_s",
     "job_throttled_ratio",
     "zero",
@@ -100,6 +105,8 @@ class View:
     means: RunningMean
     activity: Floats
     """The most of gpu_util, sm_active, graphics_active that is known: did anything run."""
+    moving: Bools
+    """Data moves over PCIe, whether or not a kernel runs."""
     useful: Floats
     """Useful activity e over the window: sm_active where known, else gpu_util."""
     sm_grade: Bools
@@ -164,6 +171,7 @@ class Signals:
             inventory=self._inventory,
             means=self._means,
             activity=activity,
+            moving=_moving(step),
             useful=np.where(np.isnan(useful), self._means.mean("activity"), useful),
             sm_grade=sm_grade,
             allocated=allocated,
@@ -181,7 +189,9 @@ class Signals:
         derived = {
             "activity": activity,
             "zero": zero,
+            "resident": np.fmax(step.get("gpu_util_ratio"), step.get("graphics_active_ratio")),
             "psi_io_some_ratio": step.get("psi_io_some_s") / seconds,
+            "psi_cpu_some_ratio": step.get("psi_cpu_some_s") / seconds,
             "ib_bytes_per_s": np.fmax(step.get("ib_received_bytes"), step.get("ib_sent_bytes")) / seconds,
             "job_throttled_ratio": step.get("job_cpu_throttled_s") / seconds,
         }
@@ -228,6 +238,12 @@ class Signals:
         a["grace_until"][started] = np.minimum(a["grace_until"][started], settle)
         a["was_allocated"][alive] = allocated[alive]
         a["seen"][alive] = True
+
+
+def _moving(step: Step) -> Bools:
+    rx, tx = (np.nan_to_num(step.get(f"pcie_{way}_bytes_per_s")) for way in ("rx", "tx"))
+    out: Bools = rx + tx >= MOVES_BYTES_PER_S
+    return out
 
 
 def _most(*columns: Floats) -> Floats:

@@ -87,7 +87,7 @@ def test_people_get_a_verdict_the_evidence_and_what_to_do(
     assert "sampled every 30 s" in text
     assert "50.0% was lost to jobs: 2.00 GPU-h" in text
     assert "of 4.00 known GPU-hours" in text
-    assert "What to do:" in text
+    assert " do Ask the owner" in text
     assert "SIMULATED" not in text
 
 
@@ -225,7 +225,7 @@ def test_brackets_in_what_was_recorded_are_shown_as_they_are() -> None:
 def test_a_finding_that_nobody_was_told_is_called_developing() -> None:
     text = shown(*result())
     assert "still developing" in text
-    assert "0 findings, 1 more still too young" in text
+    assert "1 finding, still developing at the end" in text
 
 
 def test_a_recording_in_which_nothing_is_known_says_that_it_cannot_tell() -> None:

@@ -39,13 +39,14 @@ from rich.table import Table
 
 from unidle_agent.errors import UnidleError
 from unidle_collector import timeline
-from unidle_collector.model import STATES, Account, Cost, Finding
+from unidle_collector.model import STATES, Account, Finding
 from unidle_collector.prometheus import history
 from unidle_collector.prometheus.api import Api, token_of
 from unidle_collector.recorded import RecordingError, load
 from unidle_collector.recorded.times import to_ns, written_time
 from unidle_collector.recording import Recording
 from unidle_collector.replay import Result, replay
+from unidle_collector.story import cost, story
 
 LONG_FILE_BYTES = 20_000_000
 MANY_INSTANTS = 20_000
@@ -254,13 +255,13 @@ def report(recording: Recording, result: Result) -> Group:
         parts.append("[bold magenta]SIMULATED: this recording says of itself that it is not real[/]")
     parts.append(verdict(recording, result))
     if result.account is not None and recording.instants > 1:
-        parts += ["", _where(result)]
+        parts += ["", "[italic]Where the time went, in hours[/]", _where(result)]
     if result.jobs and recording.instants > 1:
-        parts += ["", _jobs(result.jobs)]
+        parts += ["", "[italic]Jobs, by what they lost[/]", _jobs(result.jobs)]
     for finding in result.findings:
         parts += ["", _finding(finding)]
     for each in result.recommendations:
-        gain = _cost(each.gain.expected)
+        gain = cost(each.gain.expected)
         parts += ["", f"[bold green]Do:[/] {escape(each.title)} (wins {gain} in {each.gain.horizon_h:g} h)"]
         parts += [f"  [cyan]{escape(each.command)}[/]"] if each.command else []
     if recording.cannot_tell:
@@ -286,23 +287,24 @@ def verdict(recording: Recording, result: Result) -> str:
     known_s = sum(account.seconds.values()) - account.seconds.get("unknown", 0.0)
     if not known_s:
         return head + "\n[bold]Cannot tell anything: no instant has a sample to judge by.[/]"
-    lost = f"{_cost(account.lost)} of {known_s / 3600:.2f} known GPU-hours"
+    lost = f"{cost(account.lost)} of {known_s / 3600:.2f} known GPU-hours"
     share = account.lost.gpu_h * 3600 / known_s
     told = sum(finding.told_ns is not None for finding in result.findings)
     lines = [head, f"[bold]{share:.1%} was lost to jobs: {lost}.[/]"]
     if account.unallocated.gpu_h:
-        lines.append(f"Besides, {_cost(account.unallocated)} belonged to nobody.")
+        lines.append(f"Besides, {cost(account.unallocated)} belonged to nobody.")
     if worst := _worst(account):
         lines.append(f"The largest loss is {worst}: {account.causes[worst] / 3600:.2f} GPU-hours.")
     developing = len(result.findings) - told
-    more = f", {developing} more still too young to tell anyone" if developing else ""
-    lines.append(f"{_count(told, 'finding')}{more}.")
+    of_them = "" if told + developing == 1 else f"{developing} of them "
+    more = f", {of_them}still developing at the end" if developing else ""
+    lines.append(f"{_count(told + developing, 'finding')}{more}.")
     return "\n".join(lines)
 
 
 def _where(result: Result) -> Table:
     """Hours per state, all GPUs together and each GPU."""
-    table = Table(title="Where the time went, in hours", title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     states = [state for state in STATES if any(gpu.states.get(state) for gpu in result.gpus)]
     table.add_column("node", overflow="fold")
     table.add_column("GPU", overflow="fold")
@@ -319,31 +321,27 @@ def _where(result: Result) -> Table:
 
 
 def _jobs(jobs: list[Account]) -> Table:
-    table = Table(title="Jobs, by what they lost", title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for name in ("job", "GPUs", "GPU-hours", "lost", "largest cause"):
         table.add_column(name, justify="left" if name in ("job", "largest cause") else "right")
     ordered = sorted(jobs, key=lambda job: -job.lost.gpu_h)
     for job in ordered[:MAX_ROWS]:
         hours = sum(job.seconds.values()) / 3600
-        table.add_row(escape(job.key), str(job.gpus), f"{hours:.2f}", _cost(job.lost), _worst(job))
+        table.add_row(escape(job.key), str(job.gpus), f"{hours:.2f}", cost(job.lost), _worst(job))
     if len(jobs) > MAX_ROWS:
         table.add_row(f"and {len(jobs) - MAX_ROWS} more", "", "", "", "")
     return table
 
 
-def _finding(finding: Finding) -> str:
+def _finding(finding: Finding) -> Group:
     colour = {"critical": "red", "warning": "yellow", "info": "blue"}[finding.severity]
-    when = f"{_iso(finding.since_ns)[:19]} UTC"
     state = "" if finding.told_ns is not None else ", still developing"
-    sure = f"{finding.kind}, cause {finding.cause} ({finding.confidence:.0%} sure)"
-    lines = [
-        f"[bold {colour}]{finding.severity}[/] [bold]{escape(finding.title)}[/]",
-        f"  {sure}, since {when}{state}; cost so far {_cost(finding.cost_so_far)}",
-        *(f"  - {escape(fact.text)}" for fact in finding.evidence),
-    ]
-    lines += [f"  What to do: {escape(finding.advice)}"] if finding.advice else []
-    lines += [f"  To confirm: {escape(finding.confirm)}"] if finding.confirm else []
-    return "\n".join(lines)
+    head = f"[bold {colour}]{finding.severity}[/] [bold]{escape(finding.title)}[/]"
+    rows = [("finding", f"{finding.id}{state} (unidle explain {finding.kind})"), *story(finding)]
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for label, text in rows:
+        table.add_row("", label, escape(text))
+    return Group(head, table)
 
 
 def _worst(account: Account) -> str:
@@ -357,13 +355,6 @@ def _short_gpu(gpu: str, index: int | None) -> str:
     uuid, slash, instance = gpu.partition("/")
     short = f"{uuid[:12]}…{slash}{instance}" if len(uuid) > 16 else gpu
     return short if index is None or gpu == str(index) else f"{index} {short}"
-
-
-def _cost(cost: Cost) -> str:
-    parts = [f"{cost.gpu_h:.2f} GPU-h"]
-    parts += [f"EUR {cost.eur:.2f}"] if cost.eur is not None else []
-    parts += [f"{cost.kwh:.2f} kWh"] if cost.kwh is not None else []
-    return ", ".join(parts)
 
 
 def _count(number: int, what: str) -> str:

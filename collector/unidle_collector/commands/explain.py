@@ -16,9 +16,10 @@ import argparse
 from unidle_agent.errors import UnidleError
 from unidle_agent.settings import load
 from unidle_collector.client import Client
-from unidle_collector.detectors import duration, pages
+from unidle_collector.detectors import pages
 from unidle_collector.model import Incident
 from unidle_collector.reader_settings import ReaderSettings, add_reader_flags
+from unidle_collector.story import story
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,25 +54,12 @@ def run(args: argparse.Namespace) -> int:
 def _story(incident: Incident) -> str:
     finding = incident.finding
     mark = "SIMULATED  " if finding.simulated else ""
-    cost, rate = finding.cost_so_far, finding.cost_per_h
     lines = [
         f"{mark}{incident.id}  {incident.state}  {finding.severity}",
         finding.title,
-        f"  subject     {finding.subject_kind} {finding.subject} on {', '.join(finding.nodes)}",
-        f"  lasted      {duration(((finding.ended_ns or finding.updated_ns) - finding.since_ns) / 1e9)}",
-        f"  cause       {finding.cause} (confidence {finding.confidence:.0%})",
-        f"  cost so far {cost.gpu_h:.2f} GPU-h, {_eur(cost.eur)}",
-        f"  cost per h  {rate.gpu_h:.2f} GPU-h, {_eur(rate.eur)}",
-        "  evidence",
-        *(f"    {item.field}: {item.text} (window {duration(item.window_s)})" for item in finding.evidence),
-        f"  do          {finding.advice}",
-        f"  confirm by  {finding.confirm}",
-        f"  at 5 Hz     unidle flight {incident.id}  (the last two minutes of its GPUs, where recorded)",
+        *(f"  {label:<12}{text}" for label, text in story(finding)),
+        f"  {'at 5 Hz':<12}unidle flight {incident.id}  (the last two minutes of its GPUs, where recorded)",
     ]
     for item in incident.recommendations:
         lines += [f"  recommended {item.title}", *(f"    $ {line}" for line in item.command.splitlines())]
     return "\n".join(lines)
-
-
-def _eur(value: float | None) -> str:
-    return "EUR unknown" if value is None else f"{value:.2f} EUR"

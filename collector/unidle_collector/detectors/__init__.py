@@ -8,8 +8,8 @@ page. Adding one edits no other file.
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from typing import ClassVar, Literal, Protocol
@@ -47,6 +47,9 @@ class About:
     advice: str
     confirm: str
     runners_up: tuple[tuple[str, float], ...] = ()
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """Cause -> probability at this step, all together 1, where the detector works them out: their mean
+    over the finding's life stands for `confidence` and `runners_up`."""
     asks_flight: bool = False
     """Whether the last two minutes of its GPUs at full rate help to understand it."""
 

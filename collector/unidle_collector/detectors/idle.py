@@ -16,7 +16,8 @@ Evidence
 How it decides
     Activity is the largest of the three that is known. Below 1 % it is nothing (profilers have a noise
     floor, so exactly 0 would miss idle GPUs); up to 5 % for at most 10 s is a probe of some tool and
-    changes nothing; anything else means that something ran and the clock starts anew. Samples far apart
+    changes nothing; anything else means that something ran and the clock starts anew, and so does PCIe
+    traffic of 0.1 GB/s or more: offloaded work moves data while no kernel runs. Samples far apart
     can all fall between two pieces of work: where the energy since the sample before is 35 % and 20 W more
     than the power at the sample would have drawn, something ran. Accounted after 2 min and 8 samples
     without activity (interactive: 15 min), back to the first idle second. A job on which nothing
@@ -95,7 +96,7 @@ class Idle:
         """See the module's docstring."""
         step, settings = view.step, self._settings
         known = view.alive & ~np.isnan(view.activity)
-        quiet = view.allocated & (view.activity < NOTHING_RAN) & ~self._ran_between(view)
+        quiet = view.allocated & (view.activity < NOTHING_RAN) & ~view.moving & ~self._ran_between(view)
         blip = view.allocated & (view.activity >= NOTHING_RAN) & (view.activity < BLIP)
         known &= ~self._is_probe(blip & known, step.start_ns, step.end_ns)
         after = np.where(

@@ -21,10 +21,15 @@ How it decides
     what a tensor-parallel job on two nodes sends) and power below 75 % of the limit is a wait in
     collective communication.
     Cause, first that fits: `communication` (as above); `storage` (iowait at least 10 % or I/O pressure
-    at least 20 % of the time); `cpu_preprocessing` (host CPU at least 85 % busy, or the job's CPU quota
-    holds it back for half a second per second or more); `host_to_device`
-    (PCIe at least 1 GB/s and a third of the seconds without activity); `small_kernels` (utilization
-    at least 50 %, SM below half of it, DRAM below 20 %); else `undetermined`.
+    at least 20 % of the time); `host_to_device` (PCIe at least 0.3 GB/s and at least 6 GB/s for a fully
+    used GPU, kernels resident for less than 90 % of the time: samples that are fed move about 2 GB/s,
+    offloaded parameters 16 to 25); `cpu_preprocessing` (host CPU at least 85 % busy, CPU pressure at least
+    20 % of the time, or the job's CPU quota holds it back for 0.2 s per second or more); `small_kernels`
+    (kernels resident at least 50 % of the time, SM below half of that, tensor below 10 % and DRAM below
+    20 %, or power below 45 % of the limit where those are unknown); else `undetermined`.
+    The probability of each cause comes from how far its signs are beyond their thresholds, averaged over
+    the GPUs and the life of the finding (unidle_collector/starving.py); a sign that is not measured speaks
+    neither for nor against.
     Accounted within 90 s; a person is told after 10 min.
 
 What to do
@@ -39,47 +44,62 @@ How to silence it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
 
+from unidle_collector import starving
 from unidle_collector.detectors import About, Verdict, duration, mean_of, percent, plural
+from unidle_collector.lasting import where
 from unidle_collector.model import Evidence, State
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Hold, PerGpu
 from unidle_collector.reference import Reference
 from unidle_collector.signals import NOTHING_RAN, View
+from unidle_collector.starving import UNDETERMINED, Positions, Thresholds
+from unidle_collector.starving_words import cannot_tell, evidence
 
 CAUSES = ("undetermined", "communication", "storage", "cpu_preprocessing", "host_to_device", "small_kernels")
 
+CODES = np.array([*(CAUSES.index(cause) for cause in starving.ORDER), 0], dtype=np.int16)
+"""Position in the order of decision -> position in CAUSES."""
+
 ADVICE = {
     "storage": (
-        "Raise the loader's num_workers and prefetch_factor, stage the data set on local "
-        "NVMe, or pack it into larger shards."
+        "Stage the data set on the node's local NVMe before the job reads it; else raise "
+        "DataLoader(num_workers=16, prefetch_factor=4, persistent_workers=True) and pack small files into "
+        "shards of 100 MB or more."
     ),
     "cpu_preprocessing": (
-        "Request more CPU cores per GPU (8 or more), move decoding to the GPU, or keep the "
-        "pre-processed data."
+        "Give the loader more cores: sbatch --cpus-per-gpu=12 (Kubernetes: resources.limits.cpu), with "
+        "DataLoader(num_workers=12) per GPU; or decode on the GPU (NVIDIA DALI), or keep the pre-processed "
+        "data."
     ),
-    "host_to_device": "Use pin_memory=True with non_blocking=True copies, and offload less to the host.",
-    "small_kernels": "Raise the batch size, or use torch.compile(mode='reduce-overhead') or CUDA graphs.",
+    "host_to_device": (
+        "Keep more on the GPU: FSDP CPUOffload(offload_params=False), DeepSpeed offload_optimizer.device "
+        '"none", and make room by activation checkpointing; for what has to be copied '
+        "DataLoader(pin_memory=True) and .to(device, non_blocking=True)."
+    ),
+    "small_kernels": (
+        "Raise the batch size; torch.compile(mode='reduce-overhead') or CUDA graphs (vLLM: without "
+        "--enforce-eager); where the work stays this small, a MIG instance or MPS."
+    ),
     "communication": (
-        "Overlap gradient reduction with compute, raise bucket_cap_mb, and check that NCCL "
-        "uses NVLink and InfiniBand (NCCL_DEBUG=INFO)."
+        "Run once with NCCL_DEBUG=INFO: NET/Socket means that RDMA is not used. Keep tensor parallelism "
+        "within a node, and overlap: DDP(bucket_cap_mb=100), FSDP(forward_prefetch=True), "
+        "Megatron --overlap-grad-reduce."
     ),
-    "undetermined": (
-        "Cannot tell the cause, because no host or link signal stands out; profile one step "
-        "of the job."
-    ),
-}  # fmt: skip
-
+}
 CONFIRM = {
-    "storage": "iostat -x 5 on the node, and the loader's wait time per step",
-    "cpu_preprocessing": "top on the node: the loader's processes at 100 % CPU",
-    "host_to_device": "nvidia-smi dmon -s pt: PCIe traffic while utilization is 0",
-    "small_kernels": "a profile of one step: many kernels of a few microseconds",
-    "communication": "NCCL_DEBUG=INFO, and the share of NCCL kernels in a profile of one step",
-    "undetermined": "a profile of one step of the job",
+    "storage": (
+        "iostat -x 5 (nfsiostat 5) on {node}; and an epoch on cached or synthetic data: only storage makes "
+        "that one faster"
+    ),
+    "cpu_preprocessing": "top -H on {node}: the loader's processes at 100 % CPU, or throttled by cpu.stat",
+    "host_to_device": "nvidia-smi dmon -s ut -i {gpus} on {node}: PCIe traffic while sm is 0",
+    "small_kernels": "nsys profile of one step: thousands of kernels of a few microseconds, gaps in between",
+    "communication": "nsys profile of one step: the share of ncclDevKernel; NCCL_DEBUG=INFO: the transport",
+    UNDETERMINED: "a profile of one step of the job (torch.profiler, nsys)",
 }
 
 
@@ -92,15 +112,7 @@ class Settings:
     on_after_s: float = 45.0
     off_after_s: float = 30.0
     forget_s: float = 1800.0
-    dram_bound: float = 0.60
-    iowait: float = 0.10
-    io_pressure: float = 0.20
-    cpu_busy: float = 0.85
-    job_throttled: float = 0.5
-    pcie_bytes_per_s: float = 1e9
-    zero_share: float = 1 / 3
-    nvlink_bytes_per_s: float = 2e10
-    ib_bytes_per_s: float = 5e9
+    causes: Thresholds = field(default_factory=Thresholds)
 
 
 class Starvation:
@@ -120,27 +132,26 @@ class Starvation:
         self._hold = Hold(size, settings.off_after_s, settings.forget_s)
         self._period_s = period_s
         self._a = PerGpu(size)
-        self._a.make("waiting", np.bool_, False)  # in collective communication, rather than fed too slowly
         self._a.make("cause", np.int16, 0)
-        self._a.make("since", np.int64, NEVER)
 
     def look(self, view: View) -> Verdict:
         """See the module's docstring."""
         s, step, means = self._settings, view.step, view.means
         e, reference = view.useful, self._reference.of(view)
         judged = view.allocated & ~view.in_grace & ~view.inventory.a["interactive"]
-        running = view.alive & judged & (means.mean("activity") >= NOTHING_RAN)
-        bound = means.mean("dram_active_ratio") >= s.dram_bound
-        waiting = running & self._communication(view)
+        works = (means.mean("activity") >= NOTHING_RAN) | view.moving
+        running = view.alive & judged & works
+        bound = means.mean("dram_active_ratio") >= s.causes.dram_bound
+        waiting = self._communication(view, running)
         tensor = means.mean("tensor_active_ratio")
         low = e < reference * np.where(self._hold.on, s.above, s.below)
         starved = running & ~bound & (low | waiting)
         known = view.alive & ~np.isnan(e) & (running | ~judged)
         on_after = np.int64(s.on_after_s * SECOND_NS)
         self._hold.update(starved, known, step.start_ns, step.end_ns, on_after)
-        self._a["waiting"][:] = waiting
-        cause = self._cause(view, waiting)
-        self._a["cause"][:] = np.where(starved, cause, self._a["cause"])
+        here = np.flatnonzero(starved)
+        if here.size:
+            self._a["cause"][here] = self._cause(view, here)
         loss = np.where(
             waiting & ~low,
             1 - np.minimum(1.0, tensor / self._reference.tensor),
@@ -159,83 +170,56 @@ class Starvation:
             np.where(since == NEVER, NEVER, since - lag), np.where(since == NEVER, NEVER, earliest)
         )
 
-    def _communication(self, view: View) -> Bools:
+    def _communication(self, view: View, running: Bools) -> Bools:
         """Busy-looking: spinning in collectives."""
-        m = view.means
-        s = self._settings
-        link = np.fmax(m.mean("nvlink_tx_bytes_per_s"), m.mean("nvlink_bytes_per_s"))
-        linked = (link >= s.nvlink_bytes_per_s) | (m.mean("ib_bytes_per_s") >= s.ib_bytes_per_s)
-        sm = m.mean("sm_active_ratio")
-        out: Bools = (
-            (m.mean("gpu_util_ratio") >= 0.9)
-            & (m.mean("tensor_active_ratio") < 0.2)
-            & (sm >= 0.3)
-            & (sm <= 0.65)
-            & linked
-            & ~(m.mean("power_w") >= 0.75 * view.step.get("power_limit_w"))
-            & ~(m.mean("dram_active_ratio") >= s.dram_bound)
-        )
+        at, tensor = self._settings.causes, view.means.mean("tensor_active_ratio")
+        gpus = np.flatnonzero(running & (tensor <= at.spinning_tensor))  # the others are not worth a look
+        out = np.zeros_like(running)
+        out[gpus] = starving.communication(starving.signs(view, gpus), at) >= 0
         return out
 
-    def _cause(self, view: View, waiting: Bools) -> np.ndarray[tuple[int], np.dtype[np.int16]]:
-        m, s = view.means, self._settings
-        util, sm, zero = m.mean("gpu_util_ratio"), m.mean("sm_active_ratio"), m.mean("zero")
-        pcie = np.fmax(m.mean("pcie_rx_bytes_per_s"), 0) + np.fmax(m.mean("pcie_tx_bytes_per_s"), 0)
-        storage = (m.mean("cpu_iowait_ratio") >= s.iowait) | (m.mean("psi_io_some_ratio") >= s.io_pressure)
-        tests = (
-            waiting,
-            storage,
-            (m.mean("cpu_busy_ratio") >= s.cpu_busy) | (m.mean("job_throttled_ratio") >= s.job_throttled),
-            (pcie >= s.pcie_bytes_per_s) & (zero >= s.zero_share),
-            (util >= 0.5) & (sm < 0.5 * util) & ~(m.mean("dram_active_ratio") >= 0.2),
-        )
-        return np.select(tests, range(1, 6), 0).astype(np.int16)
+    def _cause(self, view: View, gpus: Positions) -> np.ndarray[tuple[int], np.dtype[np.int16]]:
+        """Positions in CAUSES."""
+        of = starving.margins(starving.signs(view, gpus), self._settings.causes)
+        out: np.ndarray[tuple[int], np.dtype[np.int16]] = CODES[starving.decided(of)]
+        return out
 
     def delay_s(self, cause: str) -> float:
         """10 min: long enough that an epoch's end or an evaluation does not page anybody."""
         return self.finding_delay_s
 
-    def about(
-        self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float
-    ) -> About:
+    def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""
         s, m = self._settings, view.means
         graded = "sm_active_ratio" if bool(view.sm_grade[gpus].any()) else "gpu_util_ratio"
         e, reference = mean_of(view.useful, gpus), mean_of(self._reference.of(view), gpus) or 0.0
         threshold = s.below * reference
         name = "SM activity" if graded == "sm_active_ratio" else "GPU utilization"
-        evidence = [
+        facts = [
             Evidence(
                 graded, e, "1", threshold, m.window_s,
                 f"{name} {percent(e)} over {m.window_s:.0f} s, starved below {percent(threshold)} "
                 f"({self._reference.source(gpus)})",
             )
         ]  # fmt: skip
-        for field, limit, text in (
-            ("cpu_iowait_ratio", s.iowait, "of host CPU time waits for I/O"),
-            ("psi_io_some_ratio", s.io_pressure, "of the time some task of the host waits for I/O"),
-            ("cpu_busy_ratio", s.cpu_busy, "of host CPU time is busy"),
-            ("job_throttled_ratio", s.job_throttled, "of the time the job's CPU quota holds it back"),
-            ("zero", s.zero_share, "of the seconds show no activity"),
-            ("tensor_active_ratio", 0.2, "tensor activity"),
-        ):
-            value = mean_of(m.mean(field), gpus)
-            if value is not None:
-                shown = "zero_activity_ratio" if field == "zero" else field
-                evidence.append(Evidence(shown, value, "1", limit, m.window_s, f"{percent(value)} {text}"))
-        what = cause.replace("_", " ") if cause != "undetermined" else "a cause that cannot be told"
-        certain = {"undetermined": 0.5, "small_kernels": 0.7}.get(cause, 0.85)
+        found = starving.signs(view, gpus)
+        of = starving.margins(found, s.causes)
+        shares = starving.likely(of)
+        facts += evidence(found, s.causes, m.window_s, first=cause)
+        if (still := mean_of(m.mean("zero"), gpus)) is not None:
+            words = f"{percent(still)} of the samples show no activity"
+            facts.append(Evidence("zero_activity_ratio", still, "1", None, m.window_s, words))
+        told = cause != UNDETERMINED
+        what = f", starved by {cause.replace('_', ' ')}" if told else ": starved, cannot tell by what"
+        node, numbers = where(view, gpus)
         return About(
-            title=(
-                f"{plural(gpus.size, 'GPU')} at {percent(e)} {name} for {duration(lasted_s)}, "
-                f"starved by {what}"
-            ),
+            title=f"{plural(gpus.size, 'GPU')} at {percent(e)} {name} for {duration(lasted_s)}{what}",
             severity="warning",
-            confidence=certain if graded == "sm_active_ratio" else certain - 0.15,
-            evidence=tuple(evidence),
-            advice=ADVICE[cause],
-            confirm=CONFIRM[cause],
-            runners_up=() if cause == "undetermined" else (("undetermined", round(1 - certain, 2)),),
+            confidence=shares[cause],
+            evidence=tuple(facts),
+            advice=ADVICE[cause] if told else cannot_tell(found, shares),
+            confirm=CONFIRM[cause].format(node=node, gpus=numbers),
+            shares=shares,
         )
 
     def reset(self, gpus: Bools) -> None:

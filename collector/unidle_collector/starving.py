@@ -1,0 +1,218 @@
+"""Why a GPU starves: how far the signs of each cause are beyond their thresholds, and what that makes likely.
+
+A sign's margin is how often its value doubles the threshold (log2): 0 at the threshold, 1 at twice it. A
+cause that any of its signs shows has the largest margin of those that are known; a cause that needs all of
+them has the smallest, which is unknown where one is unknown and none speaks against it. The first cause in
+ORDER with a margin of at least 0 is the cause; without one it cannot be told.
+
+Probabilities follow the same order. A cause with margin m fits with the odds 2 ** (STEEP * m): evens at the
+threshold, and UNKNOWN_FITS where its signs are unknown. Each takes its share of what those before it leave,
+and what all leave is `undetermined`. STEEP was chosen by tuning runs; benchmarks/diagnosis.py prints how
+often causes of each probability are true.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from unidle_collector.pergpu import Floats
+from unidle_collector.signals import View
+
+UNDETERMINED = "undetermined"
+ORDER = ("communication", "storage", "host_to_device", "cpu_preprocessing", "small_kernels")
+"""Spinning in collectives looks busy, the others do not; the CPU may be busy with the reads or copies."""
+STEEP = 5.0
+UNKNOWN_FITS = 1 / len(ORDER)
+WIDEST = 4.0
+"""Margins are cut here: sixteen times the threshold is as good as a thousand times."""
+LEAST = 1e-6
+
+Positions = np.ndarray[tuple[int], np.dtype[np.intp]]
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """Ratios 0-1, bytes per second."""
+
+    iowait: float = 0.10
+    stalled: float = 0.20
+    """Share of the time in which some task waits for I/O or a CPU; seconds per second held by a quota."""
+    cpu_busy: float = 0.85
+    pcie_bytes_per_s: float = 3e8
+    pcie_per_activity: float = 6e9
+    """Bytes per second of PCIe over useful activity. Feeding samples moves with the work: about 2 GB/s for
+    a full GPU that trains an image model on float32 inputs. Offloading moves 16 to 25 (8xH100, FSDP)."""
+    resident: float = 0.90
+    """Kernels are resident for this share of the time at least where collectives spin, and for less where
+    copies are waited for."""
+    still: float = 1 / 3
+    """Share of the samples without activity, where it is not known how long kernels are resident."""
+    nvlink_bytes_per_s: float = 2e10
+    ib_bytes_per_s: float = 5e9
+    spinning_sm_least: float = 0.30
+    spinning_sm_most: float = 0.65
+    spinning_tensor: float = 0.20
+    spinning_power: float = 0.75
+    small_resident: float = 0.50
+    small_sm: float = 0.50
+    """SM activity over the share of the time with kernels resident."""
+    small_dram: float = 0.20
+    small_tensor: float = 0.10
+    small_power: float = 0.45
+    """Power over its limit, where tensor or DRAM activity is unknown: small kernels draw 25 to 35 %."""
+    dram_bound: float = 0.60
+
+
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """What speaks for or against each cause; every array is [n], a mean over the window, NaN unknown."""
+
+    iowait: Floats
+    io_stalled: Floats
+    cpu_busy: Floats
+    cpu_stalled: Floats
+    quota_held: Floats
+    pcie_bytes_per_s: Floats
+    pcie_per_activity: Floats
+    resident: Floats
+    """Share of the time with a kernel on the GPU."""
+    still: Floats
+    """Share of the samples without activity."""
+    sm: Floats
+    tensor: Floats
+    dram: Floats
+    power: Floats
+    """Over its limit."""
+    nvlink_bytes_per_s: Floats
+    ib_bytes_per_s: Floats
+
+
+def signs(view: View, gpus: Positions) -> Signs:
+    """The signs of the GPUs at these positions."""
+
+    def mean(name: str) -> Floats:
+        out: Floats = view.means.mean(name)[gpus]
+        return out
+
+    rx, tx = mean("pcie_rx_bytes_per_s"), mean("pcie_tx_bytes_per_s")
+    pcie = np.where(np.isnan(rx), tx, rx + np.nan_to_num(tx))
+    useful = np.maximum(view.useful[gpus], 0.01)
+    return Signs(
+        iowait=mean("cpu_iowait_ratio"),
+        io_stalled=mean("psi_io_some_ratio"),
+        cpu_busy=mean("cpu_busy_ratio"),
+        cpu_stalled=mean("psi_cpu_some_ratio"),
+        quota_held=mean("job_throttled_ratio"),
+        pcie_bytes_per_s=pcie,
+        pcie_per_activity=pcie / useful,
+        resident=mean("resident"),
+        still=mean("zero"),
+        sm=mean("sm_active_ratio"),
+        tensor=mean("tensor_active_ratio"),
+        dram=mean("dram_active_ratio"),
+        power=mean("power_w") / view.step.get("power_limit_w")[gpus],
+        nvlink_bytes_per_s=np.fmax(mean("nvlink_tx_bytes_per_s"), mean("nvlink_bytes_per_s")),
+        ib_bytes_per_s=mean("ib_bytes_per_s"),
+    )
+
+
+def communication(found: Signs, at: Thresholds) -> Floats:
+    """[n] margin of a wait in collectives: kernels always resident, little tensor activity, busy links."""
+    needed = _all(
+        _fuller(found.resident, at.resident),
+        _under(found.tensor, at.spinning_tensor),
+        _over(found.sm, at.spinning_sm_least),
+        _under(found.sm, at.spinning_sm_most),
+        _any(
+            _over(found.nvlink_bytes_per_s, at.nvlink_bytes_per_s),
+            _over(found.ib_bytes_per_s, at.ib_bytes_per_s),
+        ),
+    )
+    return _unless(needed, _under(found.power, at.spinning_power), _under(found.dram, at.dram_bound))
+
+
+def margins(found: Signs, at: Thresholds) -> Floats:
+    """[causes of ORDER, n] margins."""
+    waits = -_fuller(found.resident, at.resident)
+    copies = _all(
+        _over(found.pcie_per_activity, at.pcie_per_activity),
+        _over(found.pcie_bytes_per_s, at.pcie_bytes_per_s),
+        np.where(np.isnan(waits), _over(found.still, at.still), waits),
+    )
+    unseen = np.isnan(found.tensor) | np.isnan(found.dram)
+    small = _all(
+        _fuller(found.resident, at.small_resident),
+        _under(found.sm, at.small_sm * found.resident),
+        np.where(unseen, _under(found.power, at.small_power), _under(found.dram, at.small_dram)),
+    )
+    return np.stack(
+        (
+            communication(found, at),
+            _any(_over(found.iowait, at.iowait), _over(found.io_stalled, at.stalled)),
+            copies,
+            _any(
+                _fuller(found.cpu_busy, at.cpu_busy),
+                _over(found.cpu_stalled, at.stalled),
+                _over(found.quota_held, at.stalled),
+            ),
+            _unless(small, _under(found.tensor, at.small_tensor), _under(found.dram, at.small_dram)),
+        )
+    )
+
+
+def decided(of: Floats) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+    """[n] position in ORDER of the first cause of `margins` that fits, len(ORDER) where none does."""
+    fits = of >= 0
+    out: np.ndarray[tuple[int], np.dtype[np.intp]] = np.where(
+        fits.any(axis=0), fits.argmax(axis=0), len(ORDER)
+    )
+    return out
+
+
+def likely(of: Floats) -> dict[str, float]:
+    """Cause -> its mean probability over the n GPUs of `margins`, `undetermined` among them; adds up to 1."""
+    fits = 1.0 / (1.0 + np.exp2(-STEEP * np.nan_to_num(of)))
+    fits = np.where(np.isnan(of), UNKNOWN_FITS, fits)
+    left = np.cumprod(1.0 - fits, axis=0)
+    taken = fits * np.concatenate((np.ones_like(left[:1]), left[:-1]))
+    shares = dict(zip(ORDER, taken.mean(axis=1).tolist(), strict=True))
+    return {**shares, UNDETERMINED: float(left[-1].mean())}
+
+
+def _over(value: Floats, threshold: Floats | float) -> Floats:
+    """[n] margin of a value that speaks for a cause when it is large."""
+    out: Floats = np.log2(np.maximum(value, LEAST) / threshold)
+    return np.maximum(np.minimum(out, WIDEST), -WIDEST)
+
+
+def _under(value: Floats, threshold: Floats | float) -> Floats:
+    """[n] margin of a value that speaks for a cause when it is small."""
+    return -_over(value, np.maximum(threshold, LEAST))
+
+
+def _fuller(ratio: Floats, threshold: float) -> Floats:
+    """[n] margin of a ratio near 1: by what is left of it."""
+    return _under(np.maximum(1.0 - ratio, LEAST), 1.0 - threshold)
+
+
+def _any(*signs: Floats) -> Floats:
+    out: Floats = np.fmax.reduce(signs)
+    return out
+
+
+def _all(*signs: Floats) -> Floats:
+    """The smallest margin; unknown where one is unknown and none speaks against it."""
+    least = np.fmin.reduce(signs)
+    unknown = np.isnan(signs).any(axis=0)
+    out: Floats = np.where(unknown & ~(least < 0), np.nan, least)
+    return out
+
+
+def _unless(margin: Floats, *against: Floats) -> Floats:
+    """`margin`, cut by signs that only count where they are known and speak against it."""
+    out = margin
+    for sign in against:
+        out = np.where(sign < 0, np.fmin(out, sign), out)
+    return out

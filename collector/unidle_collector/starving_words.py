@@ -1,0 +1,206 @@
+"""What people are told about the signs of starving: each beside its threshold, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from unidle_collector.detectors import percent
+from unidle_collector.model import Evidence
+from unidle_collector.pergpu import Floats
+from unidle_collector.signals import MOVES_BYTES_PER_S
+from unidle_collector.starving import UNDETERMINED, Signs, Thresholds
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """One sign as it is shown."""
+
+    cause: str
+    """Which it speaks for."""
+    field: str
+    unit: str
+    value: Floats
+    threshold: float
+    words: str
+    """`{}` is the value, `{limit}` the threshold, as people read them."""
+
+
+def _signs(found: Signs, at: Thresholds) -> Iterator[Sign]:
+    """Every sign that has a threshold of its own, in the order of the causes."""
+    share, rate = "1", "By/s"
+    yield Sign(
+        "communication",
+        "nvlink_tx_bytes_per_s",
+        rate,
+        found.nvlink_bytes_per_s,
+        at.nvlink_bytes_per_s,
+        "{} over NVLink (collectives: {limit} or more)",
+    )
+    yield Sign(
+        "communication",
+        "ib_bytes_per_s",
+        rate,
+        found.ib_bytes_per_s,
+        at.ib_bytes_per_s,
+        "{} over the node's InfiniBand (collectives: {limit} or more)",
+    )
+    yield Sign(
+        "communication",
+        "tensor_active_ratio",
+        share,
+        found.tensor,
+        at.spinning_tensor,
+        "tensor activity {} (waiting in collectives: below {limit})",
+    )
+    yield Sign(
+        "storage",
+        "cpu_iowait_ratio",
+        share,
+        found.iowait,
+        at.iowait,
+        "{} of host CPU time waits for I/O (storage: {limit} or more)",
+    )
+    yield Sign(
+        "storage",
+        "psi_io_some_ratio",
+        share,
+        found.io_stalled,
+        at.stalled,
+        "some task of the host waits for I/O {} of the time (storage: {limit} or more)",
+    )
+    yield Sign(
+        "host_to_device",
+        "pcie_per_activity",
+        rate,
+        found.pcie_per_activity,
+        at.pcie_per_activity,
+        "{} over PCIe for a fully used GPU (offloading: {limit} or more; feeding samples: about 2)",
+    )
+    yield Sign(
+        "host_to_device",
+        "pcie_bytes_per_s",
+        rate,
+        found.pcie_bytes_per_s,
+        at.pcie_bytes_per_s,
+        "{} over PCIe, both ways (offloading: {limit} or more)",
+    )
+    yield Sign(
+        "cpu_preprocessing",
+        "cpu_busy_ratio",
+        share,
+        found.cpu_busy,
+        at.cpu_busy,
+        "{} of host CPU time is busy (preprocessing: {limit} or more)",
+    )
+    yield Sign(
+        "cpu_preprocessing",
+        "psi_cpu_some_ratio",
+        share,
+        found.cpu_stalled,
+        at.stalled,
+        "some task of the host waits for a CPU {} of the time (preprocessing: {limit} or more)",
+    )
+    yield Sign(
+        "cpu_preprocessing",
+        "job_throttled_ratio",
+        "s/s",
+        found.quota_held,
+        at.stalled,
+        "the job's CPU quota holds its tasks back for {} (preprocessing: {limit} or more)",
+    )
+    yield Sign(
+        "small_kernels",
+        "gpu_util_ratio",
+        share,
+        found.resident,
+        at.small_resident,
+        "kernels resident {} of the time (small kernels: {limit} or more)",
+    )
+    yield Sign(
+        "small_kernels",
+        "dram_active_ratio",
+        share,
+        found.dram,
+        at.small_dram,
+        "DRAM activity {} (small kernels: below {limit})",
+    )
+
+
+def evidence(found: Signs, at: Thresholds, window_s: float, first: str) -> list[Evidence]:
+    """Every sign that is known, as a mean of the GPUs; those of the cause `first` come first."""
+    out = []
+    for sign in sorted(_signs(found, at), key=lambda sign: sign.cause != first):
+        known = sign.value[~np.isnan(sign.value)]
+        if known.size:
+            value = float(known.mean())
+            text = sign.words.format(_shown(value, sign.unit), limit=_shown(sign.threshold, sign.unit))
+            out.append(Evidence(sign.field, value, sign.unit, sign.threshold, window_s, text))
+    return out
+
+
+def _shown(value: float, unit: str) -> str:
+    if unit == "s/s":
+        return f"{value:.1f} s in each second"
+    return percent(value) if unit == "1" else f"{value / 1e9:.2g} GB/s"
+
+
+SOURCES: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    (
+        "the host's CPU and I/O",
+        ("iowait", "io_stalled", "cpu_busy", "cpu_stalled"),
+        "run unidle agent on the node (cpu_busy_ratio, cpu_iowait_ratio, psi_io_some_s, psi_cpu_some_s)",
+    ),
+    (
+        "PCIe traffic",
+        ("pcie_bytes_per_s",),
+        "add DCGM_FI_PROF_PCIE_RX_BYTES and DCGM_FI_PROF_PCIE_TX_BYTES to the exporter's counters",
+    ),
+    (
+        "SM activity",
+        ("sm",),
+        "add DCGM_FI_PROF_SM_ACTIVE to the exporter's counters, or run unidle agent on Hopper or newer",
+    ),
+    (
+        "tensor and DRAM activity",
+        ("tensor", "dram"),
+        "add DCGM_FI_PROF_PIPE_TENSOR_ACTIVE and DCGM_FI_PROF_DRAM_ACTIVE to the exporter's counters",
+    ),
+    (
+        "NVLink and InfiniBand traffic",
+        ("nvlink_bytes_per_s", "ib_bytes_per_s"),
+        "add DCGM_FI_PROF_NVLINK_TX_BYTES to the exporter's counters, or run unidle agent",
+    ),
+)
+"""What is missed, the signs that are all unknown then, and how to get them."""
+
+
+def cannot_tell(found: Signs, shares: Mapping[str, float]) -> str:
+    """Why no cause is named: what is missing and how to get it, or how near the nearest cause is."""
+    few = " If it serves requests, they are few: serve them with fewer GPUs." if _rarely_asked(found) else ""
+    missing = [
+        (what, how)
+        for what, names, how in SOURCES
+        if all(bool(np.isnan(getattr(found, name)).all()) for name in names)
+    ]
+    if missing:
+        unknown, how = (tuple(column) for column in zip(*missing, strict=True))
+        return f"Cannot tell the cause, because nothing is known of {_and(unknown)}: {'; '.join(how)}.{few}"
+    nearest = max((share, cause) for cause, share in shares.items() if cause != UNDETERMINED)[1]
+    return (
+        "Cannot tell the cause, because no sign reaches its threshold; nearest is "
+        f"{nearest.replace('_', ' ')}. Profile one step of the job (torch.profiler, nsys), or load unidle's "
+        f"in-job reporter, which tells how long a step waits for its data.{few}"
+    )
+
+
+def _rarely_asked(found: Signs) -> bool:
+    """Most samples show no activity, and next to nothing moves over PCIe."""
+    still, moved = np.nan_to_num(found.still), np.nan_to_num(found.pcie_bytes_per_s, nan=np.inf)
+    return bool((still >= 0.5).all() and (moved < MOVES_BYTES_PER_S).all())
+
+
+def _and(words: tuple[str, ...]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

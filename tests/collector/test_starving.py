@@ -1,0 +1,181 @@
+"""Why a GPU starves: which signs decide, what an unknown sign does, and how sure it is said."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.collector.fleets import BASE, H100, Column, noisy, recording
+
+from unidle_collector import starving
+from unidle_collector.model import Finding
+from unidle_collector.pergpu import Floats
+from unidle_collector.replay import replay
+from unidle_collector.starving import ORDER, UNDETERMINED, Signs, Thresholds
+from unidle_collector.starving_words import cannot_tell
+
+AT = Thresholds()
+UNKNOWN = {each.name: np.array([np.nan]) for each in dataclasses.fields(Signs)}
+
+WAITS: dict[str, Column] = BASE | {
+    "gpu_util_ratio": noisy(0.16, 0.02),
+    "sm_active_ratio": noisy(0.1, 0.01),
+    "tensor_active_ratio": 0.05,
+    "dram_active_ratio": 0.04,
+    "power_w": 190.0,
+    "memory_used_bytes": 32e9,
+    "nvlink_tx_bytes_per_s": 1e9,
+    "pcie_rx_bytes_per_s": 2e8,
+    "pcie_tx_bytes_per_s": 1e8,
+    "cpu_busy_ratio": 0.2,
+    "cpu_iowait_ratio": 0.01,
+    "psi_io_some_s": 0.02,
+    "psi_cpu_some_s": 0.02,
+}
+"""Starved, many times in each second, and nothing says by what."""
+COPIES: dict[str, Column] = {"pcie_rx_bytes_per_s": 1.4e9, "pcie_tx_bytes_per_s": 0.8e9}
+SPINS: dict[str, Column] = BASE | {
+    "gpu_util_ratio": noisy(0.98, 0.005),
+    "sm_active_ratio": noisy(0.47, 0.02),
+    "power_w": 450.0,
+    "memory_used_bytes": 35e9,
+    "nvlink_tx_bytes_per_s": 5e10,
+    "pcie_rx_bytes_per_s": 2.3e9,
+    "pcie_tx_bytes_per_s": 2.3e9,
+}
+"""Tensor parallel on two nodes, of which tensor and DRAM activity were not recorded."""
+
+
+def found(columns: dict[str, Column]) -> Finding:
+    (finding,) = replay(recording(columns, minutes=4, gpus=2)).findings
+    return finding
+
+
+def signs(**known: float) -> Signs:
+    return Signs(**(UNKNOWN | {name: np.array([value]) for name, value in known.items()}))
+
+
+@pytest.mark.parametrize(
+    ("columns", "cause"),
+    [
+        pytest.param(WAITS | COPIES, "host_to_device", id="offloading that stalls within each second"),
+        pytest.param(
+            WAITS | COPIES | {"cpu_busy_ratio": 0.95},
+            "host_to_device",
+            id="offloading whose optimizer keeps the CPU busy",
+        ),
+        pytest.param(
+            WAITS | COPIES | {"cpu_iowait_ratio": 0.3}, "storage", id="offloading to a slow disk"
+        ),
+        pytest.param(
+            WAITS | {"psi_cpu_some_s": 0.5}, "cpu_preprocessing", id="tasks that wait for a CPU"
+        ),
+        pytest.param(
+            WAITS | {"pcie_rx_bytes_per_s": 4e8}, UNDETERMINED, id="samples fed at the rate of the work"
+        ),
+        pytest.param(SPINS, UNDETERMINED, id="collectives, without the counters that would tell"),
+        pytest.param(
+            {name: value for name, value in SPINS.items() if name != "gpu_util_ratio"},
+            UNDETERMINED,
+            id="collectives, without GPU_UTIL either",
+        ),
+        pytest.param(
+            SPINS | {"tensor_active_ratio": 0.13, "dram_active_ratio": 0.34, "gpu_util_ratio": None}
+            | {"graphics_active_ratio": 0.99},
+            "communication",
+            id="collectives, of which graphics activity says that they always run",
+        ),
+    ],
+)  # fmt: skip
+def test_the_cause_of_starving(columns: dict[str, Column], cause: str) -> None:
+    assert found(columns).cause == cause
+
+
+def test_offloading_between_two_samples_a_minute_apart_is_no_idleness() -> None:
+    """Most samples find no kernel; the copies go on."""
+    rng = np.random.default_rng(2)
+
+    def bursts(high: float) -> Column:
+        return lambda instants, gpus: np.where(rng.random((instants, gpus)) < 0.17, high, 0.0)
+
+    seen = BASE | COPIES | {"gpu_util_ratio": bursts(0.8), "memory_used_bytes": 32e9, "power_w": 150.0}
+    result = replay(recording(seen, minutes=120, period_s=60.0, gpus=4))
+    assert {finding.cause for finding in result.findings} == {"host_to_device"}
+    assert sum(gpu.states["idle"] for gpu in result.gpus) == 0.0
+
+
+def test_probabilities_are_those_of_the_findings_whole_life() -> None:
+    """Clear for three minutes of four, then just above the threshold."""
+
+    def waits(instants: int, gpus: int) -> Floats:
+        column: Floats = np.repeat(np.where(np.arange(instants) < 180, 0.4, 0.11)[:, None], gpus, axis=1)
+        return column
+
+    clear, fading = found(WAITS | {"cpu_iowait_ratio": 0.4}), found(WAITS | {"cpu_iowait_ratio": waits})
+    assert clear.confidence > 0.95
+    assert 0.7 < fading.confidence < clear.confidence
+    total = fading.confidence + sum(other.probability for other in fading.runners_up)
+    assert total == pytest.approx(1.0, abs=0.05)
+
+
+def test_what_cannot_be_told_names_what_is_missing_and_how_to_get_it() -> None:
+    finding = found(
+        {name: value for name, value in WAITS.items() if not name.startswith(("cpu_", "psi_", "pcie"))}
+    )
+    assert finding.cause == UNDETERMINED
+    assert finding.advice.startswith(
+        "Cannot tell the cause, because nothing is known of the host's CPU and I/O"
+    )
+    assert "run unidle agent on the node" in finding.advice
+    assert "DCGM_FI_PROF_PCIE_RX_BYTES" in finding.advice
+    assert "TENSOR" not in finding.advice
+
+
+def test_where_nothing_is_missing_the_nearest_cause_is_named() -> None:
+    seen = signs(
+        iowait=0.09, io_stalled=0.02, cpu_busy=0.3, pcie_bytes_per_s=1e8, sm=0.1, tensor=0.1, dram=0.1,
+        nvlink_bytes_per_s=1e9,
+    )  # fmt: skip
+    words = cannot_tell(seen, starving.likely(starving.margins(seen, AT)))
+    assert "nearest is storage" in words
+
+
+def test_at_its_threshold_a_cause_is_as_likely_as_not() -> None:
+    of = starving.margins(signs(iowait=AT.iowait, sm=0.1, resident=0.2), AT)
+    shares = starving.likely(of)
+    assert shares["storage"] / (1 - shares["communication"]) == pytest.approx(0.5)
+
+
+def test_a_cause_needs_all_its_signs_and_one_against_it_is_enough() -> None:
+    fits = signs(pcie_per_activity=2e10, pcie_bytes_per_s=2e9, resident=0.3)
+    unsure = signs(pcie_per_activity=2e10, pcie_bytes_per_s=2e9)
+    against = signs(pcie_per_activity=2e10, resident=0.99)
+    copies = ORDER.index("host_to_device")
+    assert starving.margins(fits, AT)[copies, 0] > 0
+    assert np.isnan(starving.margins(unsure, AT)[copies, 0])
+    assert starving.margins(against, AT)[copies, 0] < 0
+
+
+known = st.floats(0, 1) | st.just(float("nan"))
+
+
+@given(st.lists(known, min_size=len(UNKNOWN), max_size=len(UNKNOWN)))
+def test_probabilities_add_up_to_one_and_no_unknown_sign_decides(values: list[float]) -> None:
+    seen = Signs(*(np.array([value]) for value in values))
+    of = starving.margins(seen, AT)
+    assert sum(starving.likely(of).values()) == pytest.approx(1.0)
+    decided = int(starving.decided(of)[0])
+    assert decided == len(ORDER) or of[decided, 0] >= 0
+    assert int(starving.decided(starving.margins(signs(), AT))[0]) == len(ORDER)
+
+
+def test_the_words_of_a_finding_carry_value_threshold_and_window() -> None:
+    (finding,) = replay(recording(WAITS | COPIES, minutes=4, gpus=2, model=H100)).findings
+    (ratio,) = (piece for piece in finding.evidence if piece.field == "pcie_per_activity")
+    assert finding.evidence.index(ratio) == 1  # right after the activity
+    assert (ratio.threshold, ratio.window_s) == (AT.pcie_per_activity, 60.0)
+    assert ratio.text.startswith("22 GB/s over PCIe for a fully used GPU (offloading: 6 GB/s or more")
+    assert "-i 0,1 on node-1" in finding.confirm
