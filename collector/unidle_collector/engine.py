@@ -71,6 +71,10 @@ class Engine:
         """Everything open now: told, and still developing (`told_ns` is None)."""
         return self.book.findings()
 
+    def finding_delay_s(self, kind: str, cause: str) -> float:
+        """How long something must last before a person is told."""
+        return next(one for one in self._detectors if one.kind == kind).delay_s(cause)
+
     def remember(self, finding: Finding) -> None:
         """A finding told before a restart."""
         self.book.remember(finding)

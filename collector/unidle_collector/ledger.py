@@ -213,7 +213,7 @@ class Ledger:
         index = self._index
         code = np.where(view.allocated, index["productive", ""], index["unallocated", ""])
         loss = np.where(view.allocated, 0.0, 1.0)
-        unknown = ~view.step.sampled
+        unknown = ~view.step.sampled | view.unseen
         code[unknown], loss[unknown] = index["unknown", ""], 0.0
         for detector, verdict in verdicts:
             if detector.state is None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unidle_agent.fields import BY_NAME
 from unidle_agent.wire import Owner
+from unidle_collector.detectors import duration, idle, plural
 from unidle_collector.engine import Engine
 from unidle_collector.findings import Change
 from unidle_collector.inventory import Tenure
@@ -17,7 +18,7 @@ from unidle_collector.model import Account, Finding, Recommendation
 from unidle_collector.pergpu import SECOND_NS
 from unidle_collector.recommend import recommend
 from unidle_collector.recording import Recording
-from unidle_collector.signals import Step
+from unidle_collector.signals import ACTIVITY, NOTHING_RAN, Step
 
 Positions = NDArray[np.intp]
 
@@ -51,6 +52,9 @@ class Result:
     account: Account | None
     recommendations: list[Recommendation]
     notes: list[str]
+    """About the input, in words."""
+    cannot_tell: list[str] = field(default_factory=list)
+    """What the recording leaves open, in words."""
 
 
 def replay(recording: Recording, progress: Callable[[float], None] | None = None) -> Result:
@@ -175,8 +179,47 @@ def _result(
         findings=sorted(findings, key=lambda finding: (finding.since_ns, finding.id)),
         account=whole[0] if whole else None,
         recommendations=recommend([finding for finding in findings if finding.ended_ns is None], end_ns),
-        notes=list(recording.notes),
+        notes=[*recording.notes, *too_young(recording, engine, findings)],
+        cannot_tell=[*recording.cannot_tell, *too_short(recording)],
     )
+
+
+def too_young(recording: Recording, engine: Engine, findings: list[Finding]) -> list[str]:
+    """Which findings nobody was told of because the recording ends before their delay is over, in words."""
+    lasted_s = recording.instants * recording.period_s
+    waits = {f.kind: engine.finding_delay_s(f.kind, f.cause) for f in findings if f.told_ns is None}
+    late = {kind: delay_s for kind, delay_s in sorted(waits.items()) if delay_s > lasted_s}
+    if not late:
+        return []
+    told = ", ".join(f"of {kind} after {duration(delay_s)}" for kind, delay_s in late.items())
+    said = (
+        f"the recording lasts {duration(lasted_s)}, and people are told {told}: such findings are all that "
+        "it shows, but still developing"
+    )
+    return [said]
+
+
+def too_short(recording: Recording) -> list[str]:
+    """What the recording is too short to tell."""
+    lasted_s, grace_s = recording.instants * recording.period_s, idle.grace_s(recording.period_s)
+    still = _did_nothing(recording) if grace_s > lasted_s else 0
+    if not still:
+        return []
+    said = (
+        f"Whether {plural(still, 'GPU')} that did nothing in the whole recording were idle: idle is what "
+        f"lasts {duration(grace_s)} at this sampling period, and the recording lasts {duration(lasted_s)}. "
+        "They count as productive."
+    )
+    return [said]
+
+
+def _did_nothing(recording: Recording) -> int:
+    """How many GPUs have known activity, and none of it."""
+    shape = recording.sampled.shape
+    known = [recording.columns[name] for name in ACTIVITY if name in recording.columns]
+    most = np.fmax.reduce([np.full(shape, np.nan), *known])
+    quiet = (most < NOTHING_RAN) | np.isnan(most)
+    return int(np.count_nonzero(quiet.all(axis=0) & ~np.isnan(most).all(axis=0)))
 
 
 def _job(tenure: Tenure) -> str | None:

@@ -14,6 +14,8 @@ from unidle_collector.inventory import NO, UNSAID, YES, Inventory
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, PerGpu, RunningMean, Times
 from unidle_collector.silence import believed, silent
 
+ACTIVITY = ("gpu_util_ratio", "sm_active_ratio", "graphics_active_ratio")
+"""The most of these that is known says whether anything ran."""
 NOTHING_RAN = 0.01
 """Activity below this is nothing: profilers have a noise floor, exactly 0 misses idle GPUs (gpu-pruner)."""
 BLIP = 0.05
@@ -114,6 +116,9 @@ class View:
     allocated: Bools
     inferred: Bools
     """Allocation was concluded from use."""
+    unseen: Bools
+    """Nobody says whose it is, and nothing was ever known of its use: neither activity nor memory nor
+    processes."""
     alive: Bools
     """The GPU answers and has a sample."""
     in_grace: Bools
@@ -140,6 +145,7 @@ class Signals:
         self._a.make("never_ran", np.bool_, True)
         self._a.make("was_allocated", np.bool_, False)
         self._a.make("seen", np.bool_, False)
+        self._a.make("use_seen", np.bool_, False)
 
     def resize(self, size: int) -> None:
         """Grow to `size` GPUs."""
@@ -156,9 +162,7 @@ class Signals:
         """Take one step and say what is to be seen."""
         quiet = silent(step.columns, step.sampled.size)
         step = replace(step, columns=believed(step.columns, quiet)) if quiet.any() else step
-        activity = _most(
-            step.get("gpu_util_ratio"), step.get("sm_active_ratio"), step.get("graphics_active_ratio")
-        )
+        activity = _most(*(step.get(name) for name in ACTIVITY))
         self._push(step, activity)
         alive = step.sampled & ~(step.get("gpu_state") > 0)
         allocated, inferred = self._allocation(step, activity)
@@ -176,6 +180,7 @@ class Signals:
             sm_grade=sm_grade,
             allocated=allocated,
             inferred=inferred,
+            unseen=inferred & ~self._a["use_seen"],
             alive=alive,
             in_grace=allocated & (step.end_ns <= self._a["grace_until"]),
             never_ran=self._a["never_ran"],
@@ -210,6 +215,7 @@ class Signals:
         limit = np.where(np.isnan(total), HELD_BYTES, np.maximum(HELD_BYTES, HELD_RATIO * total))
         use = (processes > 0) | (used > limit) | (activity >= NOTHING_RAN)
         empty = ~use & (~np.isnan(used) | ~np.isnan(processes))
+        self._a["use_seen"][:] |= ~(np.isnan(activity) & np.isnan(used) & np.isnan(processes))
         before = self._a["was_allocated"]
         from_use = np.where(use, True, np.where(empty, False, before))
         allocated = np.where(said == UNSAID, from_use, said == YES)
@@ -219,8 +225,10 @@ class Signals:
         """Job starts, their grace, and whether anything has run since."""
         a = self._a
         used = step.get("memory_used_bytes")
-        # Of a GPU seen for the first time with memory held, the job has started before.
-        held = np.where(np.isnan(used), activity >= NOTHING_RAN, used > HELD_BYTES)
+        # Of a GPU seen for the first time with memory held, the job has started before. Where memory is not
+        # known, as in somebody's recording, it has, too: recordings begin in the middle of jobs.
+        said = self._inventory.a["said"] == YES
+        held = np.where(np.isnan(used), (activity >= NOTHING_RAN) | said, used > HELD_BYTES)
         already = ~a["seen"] & held
         begins = allocated & ~a["was_allocated"] & alive
         a["held_since"][begins] = step.start_ns

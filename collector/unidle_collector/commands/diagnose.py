@@ -199,7 +199,7 @@ def document(recording: Recording, result: Result) -> dict[str, Any]:
         "jobs": [{"job": job.key, **_account(job)} for job in result.jobs],
         "findings": [dataclasses.asdict(finding) for finding in result.findings],
         "recommendations": [dataclasses.asdict(each) for each in result.recommendations],
-        "cannot_tell": list(recording.cannot_tell),
+        "cannot_tell": list(result.cannot_tell),
         "notes": list(result.notes),
     }
     return {key: _without_nan(value) for key, value in out.items()}
@@ -264,8 +264,8 @@ def report(recording: Recording, result: Result) -> Group:
         gain = cost(each.gain.expected)
         parts += ["", f"[bold green]Do:[/] {escape(each.title)} (wins {gain} in {each.gain.horizon_h:g} h)"]
         parts += [f"  [cyan]{escape(each.command)}[/]"] if each.command else []
-    if recording.cannot_tell:
-        told = [f"  - {escape(each)}" for each in recording.cannot_tell]
+    if result.cannot_tell:
+        told = [f"  - {escape(each)}" for each in result.cannot_tell]
         parts += ["", "[bold]What this source cannot tell[/]", *told]
     if result.notes:
         parts += ["", "[bold]About the input[/]", *(f"  - {escape(note)}" for note in result.notes)]

@@ -90,7 +90,7 @@ class Idle:
         self._a.make("ran_s", np.float64, 0.0)
         self._blip_ns = int(max(settings.blip_s, 0.0) * SECOND_NS)
         self._coarse = period_s > settings.blip_s
-        self._grace_s = max(settings.grace_s, settings.least_samples * period_s)
+        self._grace_s = grace_s(period_s, settings)
 
     def look(self, view: View) -> Verdict:
         """See the module's docstring."""
@@ -204,6 +204,12 @@ def _slice(view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> str:
     total, used = (float(view.step.get(f"memory_{name}_bytes")[gpus].max()) for name in ("total", "used"))
     small = slice_for(view.inventory.refs[int(gpus[0])].model, total, used, 0.0)
     return "" if small is None else f" A MIG instance {small.profile} would hold what is loaded."
+
+
+def grace_s(period_s: float, settings: Settings | None = None) -> float:
+    """How long a GPU that was seen to work, or whose job began before, may do nothing."""
+    settings = settings or Settings()
+    return max(settings.grace_s, settings.least_samples * period_s)
 
 
 def make(size: int, period_s: float) -> Idle:

@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unidle_collector.prometheus.api import Api, PrometheusError, Series, TooMuchError
-from unidle_collector.prometheus.cannot_tell import cannot_tell
 from unidle_collector.prometheus.names import ALLOCATED, CARRIED, DISCOVER, JOB_INFO, SIMULATED, understood
 from unidle_collector.prometheus.table import Table
+from unidle_collector.recorded.cannot_tell import cannot_tell
 from unidle_collector.recorded.grid import to_grid
 from unidle_collector.recording import Recording
 
@@ -82,7 +82,7 @@ def read(
     if not rows.gpus:
         raise PrometheusError(f"{api.url}: expected series that say which GPU they are of, came none")
     recording = to_grid(replace(rows, notes=(*rows.notes, *_notes(api, plan))), plan.step_s)
-    return replace(recording, cannot_tell=cannot_tell(recording, plan.names, plan.interval_s, plan.step_s))
+    return replace(recording, cannot_tell=cannot_tell(recording, plan.interval_s, plan.step_s))
 
 
 def fetch(

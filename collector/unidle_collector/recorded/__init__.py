@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from unidle_collector.recorded import csvs, pages, parquet
+from unidle_collector.recorded.cannot_tell import cannot_tell
 from unidle_collector.recorded.grid import to_grid
 from unidle_collector.recorded.rows import RecordingError, Rows, joined
 from unidle_collector.recording import Recording
@@ -64,7 +65,8 @@ def load(
     if not tables:
         raise RecordingError("; ".join(notes))
     rows = joined(tables)
-    return to_grid(replace(rows, notes=(*notes, *rows.notes)), period_s)
+    recording = to_grid(replace(rows, notes=(*notes, *rows.notes)), period_s)
+    return replace(recording, cannot_tell=cannot_tell(recording, recording.period_s, recording.period_s))
 
 
 def _files(paths: Sequence[Path]) -> list[tuple[Path, bool]]:

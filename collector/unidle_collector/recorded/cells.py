@@ -23,6 +23,9 @@ ABSENT = frozenset(
 )
 """Texts that tools write for "no value", in lower case."""
 
+MOST_LINK_KB_PER_S = {"pcie": 2.6e8, "nvli": 1.8e9}
+"""By the beginning of the field's name: more than the fastest link moves, in KB per second."""
+
 _NUMBER = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(.*?)\s*", re.DOTALL)
 
 
@@ -161,6 +164,9 @@ def _likely_unit(spec: Field, known: NDArray[np.float64]) -> tuple[float | None,
         return (1e6, "MHz") if most < 1e5 else (1.0, "Hz")
     if spec.unit == "Cel":
         return 1.0, "degrees Celsius"
+    if spec.unit == "By/s":
+        # No link moves as much in KB (PCIe 7 x16: 256 GB/s; NVLink 5, both ways: 1,800 GB/s).
+        return (1.0, "bytes per second") if most >= MOST_LINK_KB_PER_S[spec.name[:4]] else (None, "")
     if spec.unit == "By":
         # No GPU has a TiB of memory in GiB or 4 TiB in MiB; no running one uses less than 16 MiB at most.
         if most <= 1_024:

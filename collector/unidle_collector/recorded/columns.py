@@ -72,6 +72,9 @@ ALIASES: dict[str, str] = {
     "pipe_tensor_active": "tensor_active_ratio",
     "tensor_core_active": "tensor_active_ratio",
     "dram_active": "dram_active_ratio",
+    "sm": "sm_active_ratio",
+    "tensor": "tensor_active_ratio",
+    "dram": "dram_active_ratio",
     "pipe_fp64_active": "fp64_active_ratio",
     "fp64_active": "fp64_active_ratio",
     "pipe_fp32_active": "fp32_active_ratio",
@@ -133,6 +136,17 @@ ALIASES: dict[str, str] = {
     "remapped_rows_uncorrectable": "rows_remapped_uncorrectable",
     "remapped_rows_failure": "row_remap_failed",
 }
+
+# What dcgmi dmon calls its columns -> DCGM's name, whose unit they have.
+DMON: dict[str, str] = {
+    "SMCLK": "DEV_SM_CLOCK", "MMCLK": "DEV_MEM_CLOCK", "MMTMP": "DEV_MEMORY_TEMP", "TMPTR": "DEV_GPU_TEMP",
+    "POWER": "DEV_POWER_USAGE", "TOTEC": "DEV_TOTAL_ENERGY_CONSUMPTION", "GPUTL": "DEV_GPU_UTIL",
+    "MCUTL": "DEV_MEM_COPY_UTIL", "FBFRE": "DEV_FB_FREE", "FBUSD": "DEV_FB_USED",
+    "GRACT": "PROF_GR_ENGINE_ACTIVE", "SMACT": "PROF_SM_ACTIVE", "SMOCC": "PROF_SM_OCCUPANCY",
+    "TENSO": "PROF_PIPE_TENSOR_ACTIVE", "DRAMA": "PROF_DRAM_ACTIVE", "FP64A": "PROF_PIPE_FP64_ACTIVE",
+    "FP32A": "PROF_PIPE_FP32_ACTIVE", "FP16A": "PROF_PIPE_FP16_ACTIVE", "PCITX": "PROF_PCIE_TX_BYTES",
+    "PCIRX": "PROF_PCIE_RX_BYTES", "NVLTX": "PROF_NVLINK_TX_BYTES", "NVLRX": "PROF_NVLINK_RX_BYTES",
+}  # fmt: skip
 
 # Unit as written -> factor to the base unit, per base unit of a field. NVIDIA's tools print binary
 # multiples under "MB" too, so for memory MB and GB are read as MiB and GiB.
@@ -200,6 +214,8 @@ def meaning(name: str) -> Meaning | None:
     if own is not None:
         return Meaning(own, 1.0, unit_told=True, own=True)
     upper = text.upper()
+    if text in DMON:
+        upper = text = PREFIX + DMON[text]
     spellings = [upper, text.lower(), PREFIX + upper]
     if text == upper:  # SM_ACTIVE is DCGM's, sm_active may be anybody's
         spellings += [f"{PREFIX}DEV_{upper}", f"{PREFIX}PROF_{upper}"]
