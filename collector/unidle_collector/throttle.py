@@ -18,6 +18,20 @@ THERMAL = SW_THERMAL | HW_THERMAL
 """Bits of clock_event_reasons (NVML)."""
 
 
+REASONS = {
+    0x1: "idle",
+    0x2: "clocks set by an application",
+    SW_POWER_CAP: "software power cap",
+    HW_SLOWDOWN: "hardware slowdown",
+    0x10: "sync boost",
+    SW_THERMAL: "software thermal slowdown",
+    HW_THERMAL: "hardware thermal slowdown",
+    POWER_BRAKE: "hardware power brake",
+    0x100: "display clocks",
+}
+"""The same in words (nvml.h)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Seconds and ratios 0-1."""
@@ -95,32 +109,34 @@ class Throttling:
         loss, clock = mean_of(self._a["loss"], gpus), mean_of(view.step.get("sm_clock_hz"), gpus)
         out = []
         if clock is not None and loss:
-            text = f"SM clock {clock / 1e6:.0f} MHz, {percent(loss)} below what it would be"
-            out.append(Evidence("sm_clock_hz", clock, "Hz", clock / (1 - min(loss, 0.99)), seconds, text))
+            usual = clock / (1 - min(loss, 0.99))
+            text = (
+                f"SM clock {clock / 1e6:.0f} MHz instead of {usual / 1e6:.0f}: {percent(loss)} less than "
+                "siblings on the same work, or than itself before"
+            )
+            out.append(Evidence("sm_clock_hz", clock, "Hz", usual, seconds, text))
         reasons = view.step.get("clock_event_reasons")[gpus]
         reasons = reasons[~np.isnan(reasons)].astype(np.int64)
         if reasons.size:
             union = int(np.bitwise_or.reduce(reasons))
-            out.append(
-                Evidence(
-                    "clock_event_reasons",
-                    float(union),
-                    "bits",
-                    None,
-                    seconds,
-                    f"clock event reasons {union:#x}",
-                )
-            )
-        for field, unit, words in (
-            ("temperature_c", "Cel", "{:.0f} °C core"),
-            ("memory_temperature_c", "Cel", "{:.0f} °C memory"),
-            ("thermal_margin_c", "Cel", "{:.0f} °C to the thermal limit"),
-            ("power_w", "W", "{:.0f} W drawn"),
-            ("power_limit_w", "W", "{:.0f} W enforced limit"),
-        ):
+            said = ", ".join(words for bit, words in REASONS.items() if union & bit) or "none"
+            text = f"the driver's reasons for lower clocks: {said} ({union:#x})"
+            out.append(Evidence("clock_event_reasons", float(union), "bits", None, seconds, text))
+        limits = view.inventory.a
+        for field, unit, limit, words, beyond in (
+            ("temperature_c", "Cel", limits["limit_c"], "{:.0f} °C core", ", limit {:.0f} °C"),
+            ("memory_temperature_c", "Cel", None, "{:.0f} °C memory", ""),
+            (
+                "thermal_margin_c", "Cel", limits["slowdown_margin_c"],
+                "{:.0f} °C to the thermal limit", ", slowed below {:.0f} °C",
+            ),
+            ("power_w", "W", view.step.get("power_limit_w"), "{:.0f} W drawn", ", limit {:.0f} W"),
+        ):  # fmt: skip
             value = mean_of(view.step.get(field), gpus)
             if value is not None:
-                out.append(Evidence(field, value, unit, None, seconds, words.format(value)))
+                threshold = None if limit is None else mean_of(limit, gpus)
+                text = words.format(value) + ("" if threshold is None else beyond.format(threshold))
+                out.append(Evidence(field, value, unit, threshold, seconds, text))
         return out
 
     def loss_text(self, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> str:

@@ -24,6 +24,10 @@ How it decides
     has run yet gets 10 min to start. A person is told after 30 min (no process: 15 min, interactive:
     60 min). GPUs that nobody owns are not idle but unallocated.
 
+How sure
+    Which sub-kind it is: 95 % where the number of processes (or that the owner is interactive) is known;
+    80 % where only the memory tells whether a process is there, and the other sub-kind gets the rest.
+
 What to do
     Ask the owner; end the job or the session, or shrink it to the GPUs that it uses. Sessions: a time
     limit, a culler of idle kernels and servers, and a MIG instance in the place of a whole GPU. Where other
@@ -42,6 +46,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from unidle_collector.detectors import About, Verdict, duration, mean_of, percent, plural
+from unidle_collector.lasting import where
 from unidle_collector.model import Evidence, State
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Hold, PerGpu
 from unidle_collector.signals import BLIP, NOTHING_RAN, START_GRACE_S, View
@@ -54,6 +59,23 @@ SESSION = (
     "end idle kernels (--MappingKernelManager.cull_idle_timeout=3600) or JupyterHub idle servers "
     "(jupyterhub-idle-culler --timeout=3600)."
 )
+
+
+TITLES = {
+    "no_process": "no process is on them",
+    "held": "a process holds them",
+    "interactive": "an interactive session holds them",
+}
+ADVICE = {
+    "no_process": (
+        "Ask the owner: a job that uses some of its GPUs should ask for those only (sbatch --gpus=N, "
+        "nvidia.com/gpu: N); one whose launcher hangs should be ended."
+    ),
+    "held": (
+        "Ask the owner whether it is still needed, then end it. A server that waits for requests: let it "
+        "scale to zero (KServe minReplicas: 0) or share its GPU; a job that is done: let its script exit."
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,36 +166,37 @@ class Idle:
         """What a colleague would say."""
         activity, power = mean_of(view.activity, gpus), mean_of(view.step.get("power_w"), gpus)
         memory = mean_of(view.step.get("memory_used_bytes"), gpus)
-        held = {
-            "no_process": "no process is on them",
-            "held": "a process holds them",
-            "interactive": "an interactive session holds them",
-        }[cause]
+        processes = mean_of(view.step.get("process_count"), gpus)
         evidence = [
             Evidence(
                 "gpu_util_ratio", activity, "1", NOTHING_RAN, lasted_s,
                 f"activity {percent(activity)} for {duration(lasted_s)}, below {percent(NOTHING_RAN)}",
             )
         ]  # fmt: skip
+        if processes is not None:
+            words = "no process on them" if processes == 0 else f"{processes:.2g} processes on each"
+            evidence.append(Evidence("process_count", processes, "{process}", None, 0.0, words))
         if memory is not None:
-            text = f"{memory / 2**30:.1f} GiB of memory held per GPU"
-            evidence.append(Evidence("memory_used_bytes", memory, "By", None, lasted_s, text))
+            words = f"{memory / 2**30:.1f} GiB of memory held per GPU"
+            evidence.append(Evidence("memory_used_bytes", memory, "By", None, 0.0, words))
         if power is not None:
-            evidence.append(Evidence("power_w", power, "W", None, lasted_s, f"{power:.0f} W drawn per GPU"))
+            evidence.append(Evidence("power_w", power, "W", None, 0.0, f"{power:.0f} W drawn per GPU"))
         if cause == "interactive":
             evidence += self._of_session(view, gpus)
+        sure = 0.95 if processes is not None or cause == "interactive" else 0.8
+        other = "held" if cause == "no_process" else "no_process"
+        node, numbers = where(view, gpus)
         return About(
-            title=f"{plural(gpus.size, 'GPU')} idle for {duration(lasted_s)}: {held}",
+            title=f"{plural(gpus.size, 'GPU')} idle for {duration(lasted_s)}: {TITLES[cause]}",
             severity="warning",
-            confidence=0.8 if bool(view.inferred[gpus].any()) else 0.95,
+            confidence=sure,
             evidence=tuple(evidence),
-            advice=(
-                SESSION + _slice(view, gpus)
-                if cause == "interactive"
-                else "Ask the owner whether the work is over; end the job, or request only the GPUs that "
-                "it uses."
+            advice=SESSION + _slice(view, gpus) if cause == "interactive" else ADVICE[cause],
+            confirm=(
+                "nvidia-smi --query-compute-apps=gpu_uuid,pid,used_memory --format=csv "
+                f"-i {numbers} on {node}"
             ),
-            confirm="nvidia-smi --query-compute-apps=gpu_uuid,pid,used_memory --format=csv on the node",
+            runners_up=() if sure > 0.9 else ((other, round(1 - sure, 2)),),
         )
 
     def _of_session(self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> Iterator[Evidence]:

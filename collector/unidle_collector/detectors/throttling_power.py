@@ -15,6 +15,10 @@ How it decides
     siblings of the same model in the same job (else on the same node). It must cost at least 3 % of the
     clock (or the clock be unknown) while something runs. On after 5 s in a row, off after 15 s without.
 
+How sure
+    95 % where the driver says so by a bit or a throttle time of its own; 80 % for a cap, which is concluded
+    from siblings: the rest is "cannot tell".
+
 What to do
     Brake: look at power supplies, PDU and rack limits. Cap: compare power limits (nvidia-smi -q -d POWER).
 
@@ -28,7 +32,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from unidle_collector.detectors import About, Verdict, duration, plural
+from unidle_collector.detectors import About, Verdict, duration, mean_of, plural
+from unidle_collector.lasting import drain, where
 from unidle_collector.signals import View
 from unidle_collector.throttle import (
     HW_SLOWDOWN,
@@ -83,17 +88,13 @@ class ThrottlingPower(Throttling):
             "hw_slowdown": "a hardware slowdown",
             "power_cap": "a power cap that its siblings do not have",
         }[cause]
+        node, numbers = where(view, gpus)
+        away = f"{drain(node, f'{cause} on GPU {numbers}')} and move its job"
         advice = {
-            "power_brake": "Move the job, and check the node's power supplies, the PDU and the rack's limit.",
-            "hw_slowdown": (
-                "Move the job, drain the node and read nvidia-smi -q -d PERFORMANCE for the "
-                "reason."
-            ),
-            "power_cap": (
-                "Compare power limits with the siblings (nvidia-smi -q -d POWER) and set "
-                "them alike with nvidia-smi -pl."
-            ),
-        }[cause]  # fmt: skip
+            "power_brake": f"{away}; then check the node's power supplies, the PDU and the rack's limit.",
+            "hw_slowdown": f"{away}; then read the reason: nvidia-smi -q -d PERFORMANCE -i {numbers}.",
+            "power_cap": self._set_alike(view, gpus, node, numbers),
+        }[cause]
         return About(
             title=(
                 f"{plural(gpus.size, 'GPU')} slowed by {what} for {duration(lasted_s)}: "
@@ -103,8 +104,26 @@ class ThrottlingPower(Throttling):
             confidence=0.8 if cause == "power_cap" else 0.95,
             evidence=tuple(self.evidence(view, gpus, lasted_s)),
             advice=advice,
-            confirm="nvidia-smi -q -d POWER,PERFORMANCE on the node",
+            confirm=f"nvidia-smi -q -d POWER,PERFORMANCE -i {numbers} on {node}, beside its siblings",
+            runners_up=(("undetermined", 0.2),) if cause == "power_cap" else (),
             asks_flight=True,
+        )
+
+    def _set_alike(
+        self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], node: str, numbers: str
+    ) -> str:
+        """The command that gives the GPUs the limit of those beside them, where that is known and higher."""
+        limit, at = view.step.get("power_limit_w"), view.inventory.a["node"]
+        beside = np.flatnonzero((at == at[gpus[0]]) & ~np.isnan(limit))
+        theirs = limit[np.setdiff1d(beside, gpus)]
+        own = mean_of(limit, gpus)
+        if own is not None and theirs.size and (usual := float(np.median(theirs))) > own:
+            return (
+                f"On {node}: nvidia-smi -i {numbers} -pl {usual:.0f} (its siblings' limit; now {own:.0f} W)."
+            )
+        return (
+            f"Compare its limit with its siblings' on {node} (nvidia-smi -q -d POWER); where they are alike, "
+            "look at its temperature: a hotter GPU draws more for the same work."
         )
 
 

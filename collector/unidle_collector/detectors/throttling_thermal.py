@@ -18,6 +18,10 @@ How it decides
     The loss is 1 - clock / clock of unthrottled siblings in the same job (else on the same node), or
     of the GPU's own best clock under the job.
 
+How sure
+    95 % where the driver says why (the bits or the throttle times); 80 % where heat and clocks have to tell,
+    and the other cause gets the rest.
+
 What to do
     Move the job, drain the node, look at fans, filters, coolant flow and intake temperature.
 
@@ -32,6 +36,7 @@ from typing import ClassVar
 import numpy as np
 
 from unidle_collector.detectors import About, Verdict, duration, plural
+from unidle_collector.lasting import drain, where
 from unidle_collector.pergpu import Bools
 from unidle_collector.signals import View
 from unidle_collector.throttle import HW_THERMAL, THERMAL, Settings, Throttling, bits, grew
@@ -82,19 +87,23 @@ class ThrottlingThermal(Throttling):
     ) -> About:
         """What a colleague would say."""
         what = "hardware" if cause == "hardware_thermal" else "the driver"
+        node, numbers = where(view, gpus)
+        said = bool(bits(view, THERMAL)[1][gpus].any())
+        other = CAUSES[1 - CAUSES.index(cause)]
         return About(
             title=(
                 f"{plural(gpus.size, 'GPU')} slowed by {what} because of heat, for "
                 f"{duration(lasted_s)}: {self.loss_text(gpus)}"
             ),
             severity="critical" if cause == "hardware_thermal" else "warning",
-            confidence=0.95,
+            confidence=0.95 if said else 0.8,
             evidence=tuple(self.evidence(view, gpus, lasted_s)),
             advice=(
-                "Move the job to a cooler node and drain this one; check fans, filters, "
-                "coolant flow and intake air."
+                f"{drain(node, f'heat on GPU {numbers}')} and move its job; then check fans, filters, "
+                "coolant flow and the temperature of the intake air."
             ),
-            confirm="nvidia-smi -q -d TEMPERATURE,PERFORMANCE on the node",
+            confirm=f"nvidia-smi -q -d TEMPERATURE,PERFORMANCE -i {numbers} on {node}",
+            runners_up=() if said else ((other, 0.2),),
             asks_flight=True,
         )
 
