@@ -65,7 +65,7 @@ def duration(seconds: float) -> str:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     if hours < 48:
-        return f"{hours} h {minutes:02d} min"
+        return f"{hours} h {minutes:02d} min" if minutes else f"{hours} h"
     days, hours = divmod(hours, 24)
     return f"{days} d {hours} h"
 
@@ -95,6 +95,10 @@ def amount(value: float | None, unit: str) -> str:
         return duration(value)
     if unit == "Cel":
         return f"{value:.0f} °C"
+    if unit == "bits":
+        return f"{int(value):#x}"
+    if unit == "s/s":
+        return f"{value:.1f} s per second"
     for base, shown, factor in (("By", "GiB", 2**30), ("By/s", "GB/s", 1e9), ("Hz", "MHz", 1e6)):
         if unit == base:
             return f"{value / factor:,.1f} {shown}" if base != "Hz" else f"{value / factor:,.0f} {shown}"

@@ -25,8 +25,8 @@ How it decides
     60 min). GPUs that nobody owns are not idle but unallocated.
 
 How sure
-    Which sub-kind it is: 95 % where the number of processes (or that the owner is interactive) is known;
-    80 % where only the memory tells whether a process is there, and the other sub-kind gets the rest.
+    Which sub-kind it is: 95 % where the number of processes is known, memory is held, or the owner is known
+    to be interactive; 80 % for `no_process` where only the empty memory says so: `held` gets the rest.
 
 What to do
     Ask the owner; end the job or the session, or shrink it to the GPUs that it uses. Sessions: a time
@@ -183,20 +183,19 @@ class Idle:
             evidence.append(Evidence("power_w", power, "W", None, 0.0, f"{power:.0f} W drawn per GPU"))
         if cause == "interactive":
             evidence += self._of_session(view, gpus)
-        sure = 0.95 if processes is not None or cause == "interactive" else 0.8
-        other = "held" if cause == "no_process" else "no_process"
+        guessed = cause == "no_process" and processes is None
         node, numbers = where(view, gpus)
         return About(
             title=f"{plural(gpus.size, 'GPU')} idle for {duration(lasted_s)}: {TITLES[cause]}",
             severity="warning",
-            confidence=sure,
+            confidence=0.8 if guessed else 0.95,
             evidence=tuple(evidence),
             advice=SESSION + _slice(view, gpus) if cause == "interactive" else ADVICE[cause],
             confirm=(
                 "nvidia-smi --query-compute-apps=gpu_uuid,pid,used_memory --format=csv "
                 f"-i {numbers} on {node}"
             ),
-            runners_up=() if sure > 0.9 else ((other, round(1 - sure, 2)),),
+            runners_up=(("held", 0.2),) if guessed else (),
         )
 
     def _of_session(self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> Iterator[Evidence]:
