@@ -22,7 +22,7 @@ class Action:
     command: str
     """Its lines, shown exactly or not at all: half a command does something else. Empty: none to give."""
     note: str = ""
-    """What it would win, or what would confirm the cause first."""
+    """What it would win."""
 
 
 def cause_line(finding: Finding) -> str:
@@ -56,7 +56,7 @@ def action(incident: Incident) -> Action:
             text = recommendation.title or finding.advice
             return _checked(Action(text, recommendation.command, _gain(recommendation)))
     if finding.advice:
-        return Action(finding.advice, "", f"To confirm: {finding.confirm}" if finding.confirm else "")
+        return Action(finding.advice, "")
     if incident.recommendations:
         first = incident.recommendations[0]
         text = f"Recommendation {first.id} ({first.lever}), with its exact command, on site:"

@@ -79,7 +79,8 @@ def _opened(notice: Notice, incident: Incident) -> list[Block]:
     blocks = [_fields(facts), _section("Why", title, f"Cause: {cause}", *_each(found, MAX_LINE_CHARS))]
     if do.text:
         text, note = _data(do.text, MAX_SENTENCE_CHARS), _data(do.note, MAX_LINE_CHARS)
-        blocks.append(_section("Do", text, note))
+        confirm = _data(f"To confirm: {finding.confirm}", MAX_SENTENCE_CHARS) if finding.confirm else ""
+        blocks.append(_section("Do", text, note, confirm))
     if do.command:
         blocks.append(_code(do.command))
     if len(finding.gpus) > 1:

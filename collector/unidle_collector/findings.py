@@ -29,6 +29,8 @@ RELEARN_NS = 1500 * SECOND_NS
 JOULES_PER_KWH = 3.6e6
 WORTH_A_WORD = 0.01
 """Causes less likely than this are not named."""
+SUREST = 0.99
+"""No cause is told as surer: what it was weighed against are the causes that we know of."""
 
 Positions = NDArray[np.intp]
 
@@ -285,7 +287,8 @@ class Book:
     def _rate(self, loss: Floats, view: View, positions: Positions) -> Cost:
         """What it costs in an hour as it is now."""
         weight = loss[positions] * self._inventory.a["share"][positions]
-        price, power = self._inventory.a["eur_per_h"][positions], view.step.get("power_w")[positions]
+        price, power = self._inventory.a["eur_per_h"][positions], view.means.mean("power_w")[positions]
+        power = np.where(np.isnan(power), view.step.get("power_w")[positions], power)
         known = power[~np.isnan(power)]
         return Cost(
             gpu_h=float(weight.sum()),
@@ -332,7 +335,7 @@ def _likely(entry: _Open, about: About, cause: str) -> tuple[float, tuple[CauseS
         ((share / total, name) for name, share in entry.shares.items() if name != cause), reverse=True
     )
     runners_up = tuple(CauseShare(name, share) for share, name in others if share >= WORTH_A_WORD)
-    return entry.shares.get(cause, 0.0) / total, runners_up
+    return min(SUREST, entry.shares.get(cause, 0.0) / total), runners_up
 
 
 def _is_due(entry: _Open, detector: Detector, now: int) -> bool:

@@ -77,7 +77,7 @@ def _signs(found: Signs, at: Thresholds) -> Iterator[Sign]:
         rate,
         found.pcie_per_activity,
         at.pcie_per_activity,
-        "{} over PCIe for a fully used GPU (offloading: {limit} or more; feeding samples: about 2)",
+        "PCIe traffic of {} for a fully used GPU (offloading: {limit} or more; feeding samples: about 2)",
     )
     yield Sign(
         "host_to_device",

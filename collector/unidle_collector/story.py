@@ -9,6 +9,11 @@ from unidle_collector.detectors import duration, plural
 from unidle_collector.model import Cost, Finding, GpuRef
 
 UNDETERMINED = "undetermined"
+NAMES = {
+    UNDETERMINED: "cannot tell",
+    "reset": "unusable until the GPU is reset",
+    "reboot": "unusable until the machine is booted",
+}
 FEW = 4
 """Most nodes that are named with their GPUs."""
 
@@ -28,7 +33,8 @@ def story(finding: Finding) -> list[tuple[str, str]]:
     ]
     rows += [("each hour", cost(finding.cost_per_h))] if finding.ended_ns is None else []
     for number, fact in enumerate(finding.evidence):
-        rows.append(("" if number else "evidence", f"{fact.text} [{fact.field}, {duration(fact.window_s)}]"))
+        window = f", {duration(fact.window_s)}" if fact.window_s else ""
+        rows.append(("" if number else "evidence", f"{fact.text} [{fact.field}{window}]"))
     rows += [("do", finding.advice)] if finding.advice else []
     rows += [("confirm by", finding.confirm)] if finding.confirm else []
     return rows
@@ -71,7 +77,7 @@ def utc(time_ns: int) -> str:
 
 
 def _name(key: str) -> str:
-    return "cannot tell" if key == UNDETERMINED else key.replace("_", " ")
+    return NAMES.get(key) or key.replace("_", " ")
 
 
 def _numbers(refs: Iterable[GpuRef]) -> str:

@@ -312,3 +312,32 @@ def test_the_terminal_shows_no_control_characters_of_data() -> None:
     assert summary(notice) not in stream.getvalue()
     assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", stream.getvalue())
     assert "$ scancel --signal=TERM 4711" in stream.getvalue()
+
+
+def test_what_would_confirm_it_stands_beside_a_command_and_without_one() -> None:
+    incident = make_incident()
+    told = replace(incident, finding=replace(incident.finding, confirm="iostat -x 5 on n1"))
+    for recommendations in ((), (make_recommendation(),)):
+        text = shown(payload(notice_of("opened", replace(told, recommendations=recommendations))))
+        assert "To confirm: iostat -x 5 on n1" in text
+
+
+def test_a_cause_that_cannot_be_told_is_not_called_a_cause() -> None:
+    incident = make_incident()
+    finding = replace(
+        incident.finding, cause="undetermined", confidence=0.6, runners_up=(CauseShare("storage", 0.4),)
+    )
+    text = shown(payload(notice_of("opened", replace(incident, finding=finding))))
+    assert "Cause: cannot tell; likeliest: storage 40 %" in text
+    assert "undetermined (" not in text
+
+
+def test_clock_event_reasons_are_shown_as_a_bit_mask() -> None:
+    incident = make_incident()
+    reasons = Evidence("clock_event_reasons", float(0x88), "bits", None, 60.0, "")
+    text = shown(
+        payload(
+            notice_of("opened", replace(incident, finding=replace(incident.finding, evidence=(reasons,))))
+        )
+    )
+    assert "clock_event_reasons 0x88, over 60 s" in text

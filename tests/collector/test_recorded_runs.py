@@ -197,7 +197,7 @@ def test_the_table_of_a_terminal_shows_a_finding_whole(
         "cause host to device (80% sure); else: storage 20%",
         "cost so far 0.12 GPU-h, EUR unknown (no price)",
         "each hour 1.7",
-        "over PCIe for a fully used GPU (offloading: 6 GB/s or more",
+        "for a fully used GPU (offloading: 6 GB/s or more",
         "do Keep more on the GPU: FSDP CPUOffload(offload_params=False)",
         "confirm by nvidia-smi dmon -s ut -i 0,1",
         "still developing",

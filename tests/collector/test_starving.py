@@ -177,5 +177,5 @@ def test_the_words_of_a_finding_carry_value_threshold_and_window() -> None:
     (ratio,) = (piece for piece in finding.evidence if piece.field == "pcie_per_activity")
     assert finding.evidence.index(ratio) == 1  # right after the activity
     assert (ratio.threshold, ratio.window_s) == (AT.pcie_per_activity, 60.0)
-    assert ratio.text.startswith("22 GB/s over PCIe for a fully used GPU (offloading: 6 GB/s or more")
+    assert ratio.text.startswith("PCIe traffic of 22 GB/s for a fully used GPU (offloading: 6 GB/s or more")
     assert "-i 0,1 on node-1" in finding.confirm

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from unidle_alerts import words
-from unidle_alerts.evidence import action, evidence_lines
+from unidle_alerts.evidence import action, cause_line, evidence_lines
 from unidle_alerts.notice import Notice, summary
 from unidle_alerts.notifiers import Outcome
 from unidle_alerts.settings import AlertsSettings
@@ -35,11 +35,13 @@ class Stdout:
         lines = [summary(notice)]
         if notice.kind == "opened":
             incident = notice.incidents[0]
+            lines += [f"  cause: {cause_line(incident.finding)}"]
             lines += [f"  {line}" for line in evidence_lines(incident.finding)]
             do = action(incident)
             lines += [f"  do: {do.text}"] if do.text else []
             lines += [f"  {do.note}"] if do.note else []
             lines += [f"  $ {line}" for line in do.command.splitlines()]
+            lines += [f"  to confirm: {incident.finding.confirm}"] if incident.finding.confirm else []
         elif notice.kind == "group":
             lines += [
                 f"  {words.what(each.finding)}, {words.size(each.finding)}" for each in notice.incidents

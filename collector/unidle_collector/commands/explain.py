@@ -12,6 +12,8 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import shutil
+import textwrap
 
 from unidle_agent.errors import UnidleError
 from unidle_agent.settings import load
@@ -57,9 +59,19 @@ def _story(incident: Incident) -> str:
     lines = [
         f"{mark}{incident.id}  {incident.state}  {finding.severity}",
         finding.title,
-        *(f"  {label:<12}{text}" for label, text in story(finding)),
-        f"  {'at 5 Hz':<12}unidle flight {incident.id}  (the last two minutes of its GPUs, where recorded)",
+        *(_wrapped(label, text) for label, text in story(finding)),
+        _wrapped("at 5 Hz", f"unidle flight {incident.id} (the last two minutes of its GPUs, if recorded)"),
     ]
     for item in incident.recommendations:
         lines += [f"  recommended {item.title}", *(f"    $ {line}" for line in item.command.splitlines())]
     return "\n".join(lines)
+
+
+def _wrapped(label: str, text: str) -> str:
+    """As wide as the terminal; what is piped has lines of 110."""
+    width = max(60, shutil.get_terminal_size((110, 24)).columns)
+    first, others = f"  {label:<12}", " " * 14
+    return textwrap.fill(
+        text, width, initial_indent=first, subsequent_indent=others, break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip

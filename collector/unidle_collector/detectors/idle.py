@@ -174,7 +174,8 @@ class Idle:
             )
         ]  # fmt: skip
         if processes is not None:
-            words = "no process on them" if processes == 0 else f"{processes:.2g} processes on each"
+            count = "1 process" if processes == 1 else f"{processes:.2g} processes"
+            words = f"{count} on each" if processes else "no process on them"
             evidence.append(Evidence("process_count", processes, "{process}", None, 0.0, words))
         if memory is not None:
             words = f"{memory / 2**30:.1f} GiB of memory held per GPU"

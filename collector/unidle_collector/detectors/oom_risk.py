@@ -16,6 +16,9 @@ How it decides
     there (frameworks that preallocate, caching allocators) does not rise and is never flagged. Needs 20
     minutes at one sample a minute or more.
 
+How sure
+    60 % that it goes on: what rises may stop by itself, and the driver does not see what the allocator needs.
+
 What to do
     PyTorch: PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True; a smaller batch; activation
     checkpointing; look for tensors kept over steps (losses summed without .item()).
@@ -171,11 +174,13 @@ class OomRisk:
             evidence=(
                 Evidence(
                     "memory_used_bytes", high, "By", (1 - s.elevated_left_ratio) * total, window_s,
-                    f"high-water mark {high / 2**30:.1f} of {total / 2**30:.1f} GiB",
+                    f"high-water mark {high / 2**30:.1f} of {total / 2**30:.1f} GiB (risk: "
+                    f"{(1 - s.elevated_left_ratio) * total / 2**30:.1f} or more)",
                 ),
                 Evidence(
                     "memory_used_bytes", growth * total, "By", s.growth_ratio * total, window_s,
-                    f"rose by {growth * total / 2**30:.1f} GiB within {s.window_min} min",
+                    f"rose by {growth * total / 2**30:.1f} GiB within {s.window_min} min (risk: "
+                    f"{s.growth_ratio * total / 2**30:.1f} or more)",
                 ),
             ),
             advice=(

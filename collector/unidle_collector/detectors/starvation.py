@@ -92,8 +92,8 @@ ADVICE = {
 }
 CONFIRM = {
     "storage": (
-        "iostat -x 5 (nfsiostat 5) on {node}; and an epoch on cached or synthetic data: only storage makes "
-        "that one faster"
+        "iostat -x 5 (nfsiostat 5) on {node}; and an epoch with the data set cached in memory: if that one "
+        "is faster, it was storage"
     ),
     "cpu_preprocessing": "top -H on {node}: the loader's processes at 100 % CPU, or throttled by cpu.stat",
     "host_to_device": "nvidia-smi dmon -s ut -i {gpus} on {node}: PCIe traffic while sm is 0",

@@ -73,7 +73,7 @@ def evidence_rows(finding: Finding) -> list[dict[str, str]]:
             "Field": piece.field,
             "Measured": _in_words(piece, piece.value),
             "Threshold": _in_words(piece, piece.threshold) if piece.threshold is not None else "none",
-            "Window": words.duration(piece.window_s),
+            "Window": words.duration(piece.window_s) if piece.window_s else "now",
             "In words": piece.text,
         }
         for piece in finding.evidence

@@ -14,7 +14,7 @@ GIB = 1024.0**3
 DISPLAY_UNITS: dict[str, tuple[str, float]] = {
     "1": ("%", 100.0),
     "By": ("GiB", 1 / GIB),
-    "By/s": ("GiB/s", 1 / GIB),
+    "By/s": ("GB/s", 1e-9),
     "Hz": ("MHz", 1e-6),
     "Cel": ("°C", 1.0),
     "W": ("W", 1.0),
