@@ -57,7 +57,8 @@ class Thresholds:
     spinning_power: float = 0.75
     small_resident: float = 0.50
     small_sm: float = 0.50
-    """SM activity over the share of the time with kernels resident."""
+    """SM activity over the share of the time with kernels resident: 0.35 where kernels are small, and 0.66
+    where copies are waited for, whose kernels fill the GPU when they run (8xH100)."""
     small_dram: float = 0.20
     small_tensor: float = 0.10
     small_power: float = 0.45
@@ -151,7 +152,7 @@ def margins(found: Signs, at: Thresholds) -> Floats:
         (
             communication(found, at),
             _any(_over(found.iowait, at.iowait), _over(found.io_stalled, at.stalled)),
-            copies,
+            _unless(copies, -_under(found.sm, at.small_sm * found.resident)),
             _any(
                 _fuller(found.cpu_busy, at.cpu_busy),
                 _over(found.cpu_stalled, at.stalled),

@@ -76,6 +76,16 @@ def signs(**known: float) -> Signs:
         pytest.param(
             WAITS | {"pcie_rx_bytes_per_s": 4e8}, UNDETERMINED, id="samples fed at the rate of the work"
         ),
+        pytest.param(
+            WAITS | COPIES | {"gpu_util_ratio": 0.45, "sm_active_ratio": 0.12},
+            UNDETERMINED,
+            id="copies beside kernels that do not fill the GPU",
+        ),
+        pytest.param(
+            WAITS | COPIES | {"gpu_util_ratio": 0.7, "sm_active_ratio": 0.2},
+            "small_kernels",
+            id="small kernels beside copies",
+        ),
         pytest.param(SPINS, UNDETERMINED, id="collectives, without the counters that would tell"),
         pytest.param(
             {name: value for name, value in SPINS.items() if name != "gpu_util_ratio"},

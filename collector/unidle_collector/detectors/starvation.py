@@ -22,11 +22,12 @@ How it decides
     collective communication.
     Cause, first that fits: `communication` (as above); `storage` (iowait at least 10 % or I/O pressure
     at least 20 % of the time); `host_to_device` (PCIe at least 0.3 GB/s and at least 6 GB/s for a fully
-    used GPU, kernels resident for less than 90 % of the time: samples that are fed move about 2 GB/s,
-    offloaded parameters 16 to 25); `cpu_preprocessing` (host CPU at least 85 % busy, CPU pressure at least
-    20 % of the time, or the job's CPU quota holds it back for 0.2 s per second or more); `small_kernels`
-    (kernels resident at least 50 % of the time, SM below half of that, tensor below 10 % and DRAM below
-    20 %, or power below 45 % of the limit where those are unknown); else `undetermined`.
+    used GPU, kernels resident for less than 90 % of the time, SM activity at least half of that: samples
+    that are fed move about 2 GB/s, offloaded parameters 16 to 25, and small kernels do not fill the GPU);
+    `cpu_preprocessing` (host CPU at least 85 % busy, CPU pressure at least 20 % of the time, or the job's
+    CPU quota holds it back for 0.2 s per second or more); `small_kernels` (kernels resident at least 50 %
+    of the time, SM below half of that, tensor below 10 % and DRAM below 20 %, or power below 45 % of the
+    limit where those are unknown); else `undetermined`.
     The probability of each cause comes from how far its signs are beyond their thresholds, averaged over
     the GPUs and the life of the finding (unidle_collector/starving.py); a sign that is not measured speaks
     neither for nor against.
