@@ -186,7 +186,8 @@ class Taking:
             elif self._has_room(push, batch):
                 group.add(key)
                 try:
-                    if not self._store.state.seen(*key):  # a broker sends again what this log has already
+                    # A broker sends again what this log has already.
+                    if self._accounted is self._store.state or not self._store.state.seen(*key):
                         self._store.append(push.data, push.received_ns, push.clock_ns, batch)
                     taken.append((push, batch))
                 except StoreFull as error:
