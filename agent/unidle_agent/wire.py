@@ -90,6 +90,8 @@ class Layout:
     names: tuple[str, ...]
     places: Mapping[str, tuple[int, int, Literal["f", "d", "Q"]]]
     """Column -> first byte, end, typecode."""
+    sizes: Sequence[int]
+    """Bytes of each column."""
 
 
 class Columns(Mapping[str, memoryview]):
@@ -189,7 +191,7 @@ def decode(data: bytes) -> Batch:
                 f"expected schema version {VERSION}, came {document['v']!r}: update the older side"
             )
         times = array("q", document["times_ns"])
-        gpus = tuple(_text(uuid, "gpus") for uuid in document["gpus"])
+        gpus = _gpus(tuple(document["gpus"]))
         facts = document.get("facts")
         return Batch(
             node=_text(document["node"], "node"),
@@ -199,8 +201,8 @@ def decode(data: bytes) -> Batch:
             period_s=float(document["period_s"]),
             times_ns=times,
             gpus=gpus,
-            columns=_columns(document["cols"], _GPU_CODES, len(times) * len(gpus)),
-            host=_columns(document["host"], _HOST_CODES, len(times)),
+            columns=_columns(document["cols"], "gpu", len(times) * len(gpus)),
+            host=_columns(document["host"], "host", len(times)),
             facts_id=_whole(document.get("facts_id", 0), "facts_id"),
             facts=None if facts is None else tuple(_facts(item) for item in facts),
             simulated=bool(document.get("simulated", False)),
@@ -240,27 +242,39 @@ def _text(value: object, key: str) -> str:
     return value
 
 
+@lru_cache(maxsize=8192)
+def _gpus(uuids: tuple[object, ...]) -> tuple[str, ...]:
+    """Checked once for all batches of a node, which share the texts."""
+    return tuple(_text(uuid, "gpus") for uuid in uuids)
+
+
 def _whole(value: object, key: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise WireError(f"{key}: expected a whole number of at least 0, came {value!r}")
     return value
 
 
-def _codes(scope: str) -> dict[str, tuple[Literal["f", "d", "Q"], int]]:
+Scope = Literal["gpu", "host"]
+
+
+def _codes(scope: Scope) -> dict[str, tuple[Literal["f", "d", "Q"], int]]:
     """Column name -> (typecode, bytes per value): a collector looks up 12,000 columns a second."""
     codes = {column.name: TYPECODES[column.dtype] for column in COLUMNS.values() if column.scope == scope}
     return {name: (code, array(code).itemsize) for name, code in codes.items()}
 
 
-_GPU_CODES, _HOST_CODES = _codes("gpu"), _codes("host")
+_CODES = {"gpu": _codes("gpu"), "host": _codes("host")}
 
 
-def _columns(raw: Any, codes: Mapping[str, tuple[Literal["f", "d", "Q"], int]], count: int) -> Columns:
+def _columns(raw: Any, scope: Scope, count: int) -> Columns:
+    layout = _layout(tuple(raw), scope, count)
+    if set(map(type, raw.values())) == {bytes} and list(map(len, raw.values())) == layout.sizes:
+        return Columns(b"".join(raw.values()), layout)
     known: list[str] = []
     for name, data in raw.items():
-        if name not in codes:
+        if name not in _CODES[scope]:
             continue
-        value_bytes = codes[name][1]
+        value_bytes = _CODES[scope][name][1]
         if type(data) is not bytes or len(data) != value_bytes * count:
             came = len(data) if isinstance(data, bytes) else type(data).__name__
             raise WireError(
@@ -268,18 +282,20 @@ def _columns(raw: Any, codes: Mapping[str, tuple[Literal["f", "d", "Q"], int]], 
                 f"({value_bytes * count} bytes), came {came}"
             )
         known.append(name)
-    return Columns(b"".join([raw[name] for name in known]), _layout(tuple(known), count))
+    return Columns(b"".join([raw[name] for name in known]), _layout(tuple(known), scope, count))
 
 
 @lru_cache(maxsize=4096)
-def _layout(names: tuple[str, ...], count: int) -> Layout:
+def _layout(names: tuple[str, ...], scope: Scope, count: int) -> Layout:
+    """Of those of the columns that are known."""
     places: dict[str, tuple[int, int, Literal["f", "d", "Q"]]] = {}
     end = 0
     for name in names:
-        code, value_bytes = _GPU_CODES[name] if name in _GPU_CODES else _HOST_CODES[name]
-        places[name] = (end, end + value_bytes * count, code)
-        end += value_bytes * count
-    return Layout(names, places)
+        if name in _CODES[scope]:
+            code, value_bytes = _CODES[scope][name]
+            places[name] = (end, end + value_bytes * count, code)
+            end += value_bytes * count
+    return Layout(tuple(places), places, [last - first for first, last, _ in places.values()])
 
 
 _OWNER_KEYS = frozenset(item.name for item in fields(Owner))

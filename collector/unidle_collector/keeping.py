@@ -13,9 +13,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -38,6 +39,7 @@ CHECKPOINT = "checkpoint"
 """Arrays in NumPy's own format, one after the other; the first is a JSON document that names the others."""
 MEASURED = ("power_w", "gpu_util_ratio", "sm_active_ratio")
 """Rows of an hour that are not of a state: seconds for which the field is known, and its integral."""
+OWNER = tuple(field.name for field in fields(Owner))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +157,16 @@ def write(kept: Snapshot, directory: Path, keep_ns: int = KEEP_NS) -> None:
 
 def whole_header(kept: Snapshot) -> dict[str, Any]:
     """The header of a snapshot with its GPUs and owners in it."""
+    ref_of = attrgetter(*(field.name for field in fields(GpuRef)))
     return kept.header | {
-        "refs": [[*astuple(ref), share, simulated] for ref, share, simulated in kept.refs],
-        "tenures": [[tenure.gpu, asdict(tenure.owner)] for tenure in kept.tenures],
+        "refs": [[*ref_of(ref), share, simulated] for ref, share, simulated in kept.refs],
+        "tenures": [[tenure.gpu, _said(tenure.owner)] for tenure in kept.tenures],
     }
+
+
+def _said(owner: Owner) -> dict[str, Any]:
+    """For JSON. Not `asdict`, which copies each text of every GPU's owner, each minute."""
+    return {name: getattr(owner, name) for name in OWNER}
 
 
 def restore(engine: Engine, directory: Path) -> Restored:
@@ -297,7 +305,7 @@ def _table(engine: Engine, packed: Packed) -> pa.Table:
             "model": column([ref.model for ref in refs], pa.string()),
             "share": column([float(inventory.a["share"][one.gpu]) for one in held], pa.float64()),
             "simulated": pa.array([inventory.simulated[one.gpu] for one in held]).take(pa.array(place)),
-            "owner": column([json.dumps(asdict(one.owner)) for one in held], pa.string()),
+            "owner": column([json.dumps(_said(one.owner)) for one in held], pa.string()),
             "what": pa.DictionaryArray.from_arrays(pa.array(what.astype(np.int32)), pa.array(names.tolist())),
             "seconds": np.concatenate(
                 [packed.seconds, packed.power_s, packed.activity[0, 1], packed.activity[1, 1]]

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import ipaddress
 import os
 import secrets
@@ -100,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
         receiver.start()
     if scraper is not None:
         scraper.start()
+    _collect_garbage_seldom()
     # uvicorn raises the signal that stopped it once more: unanswered, it would end us before we have saved.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     scheme = "https" if tls else "http"
@@ -160,6 +162,7 @@ def _run_shards(settings: CollectorSettings, tls: dict[str, Any], loopback: bool
     )
     tokens.start()
     shards.start()
+    _collect_garbage_seldom()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if settings.series == "embedded":
         print(
@@ -185,6 +188,12 @@ def _run_shards(settings: CollectorSettings, tls: dict[str, Any], loopback: bool
         tokens.stop()
         shards.stop()
     return 0
+
+
+def _collect_garbage_seldom() -> None:
+    """The batches of a minute are held, without cycles among them: Python would go through all of them again
+    and again."""
+    gc.set_threshold(50_000, 20, 20)
 
 
 def _tls(settings: CollectorSettings) -> dict[str, Any]:
