@@ -97,3 +97,39 @@ def test_only_the_log_files_that_were_asked_for_become_segments(tmp_path: Path) 
     store.upkeep(NOON + 6 * SECOND)
     assert store.closed() == []
     store.close()
+
+
+def test_the_jobs_of_a_log_file_without_facts_need_no_database_but_after_a_restart(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def turn(
+        store: Store, seq: int, boot: str = "boot-1", jobs: dict[str, Owner] | None = None
+    ) -> list[object]:
+        """The jobs in the rows of one more log file."""
+        facts = store.state.facts
+        with pytest.MonkeyPatch.context() as watched:
+            watched.setattr(store.state, "facts", lambda key: (asked.append(key[1]), facts(key))[1])
+            at = NOON + seq * SECOND
+            one = decode(encode(batch(seq=seq, boot=boot, times=[at], jobs=jobs)))
+            store.append(encode(one), at, batch=one)
+            store.sync()
+            store.convert_all(at + SECOND)
+        newest = max((store.directory / "segments").glob("gpu-*.parquet"))
+        return list(pq.read_table(newest).column("job").to_pylist())
+
+    store = Store(tmp_path)
+    assert turn(store, 1, jobs={"GPU-a": Owner(True, "one")}) == ["one"]
+    assert turn(store, 2) == ["one"]
+    assert asked == []
+    assert turn(store, 3, jobs={"GPU-a": Owner(True, "two")}) == ["two"]
+    assert turn(store, 4) == ["two"]
+    assert asked == []
+    assert turn(store, 5, boot="boot-2") == [None]
+    assert turn(store, 6, boot="boot-2") == [None]
+    assert asked == ["boot-2"]
+    store.close()
+
+    store = Store(tmp_path)
+    assert turn(store, 7) == turn(store, 8) == ["two"]
+    assert asked == ["boot-2", "boot-1"]
+    store.close()

@@ -36,6 +36,7 @@ from unidle_collector.store.compaction import DAY_NS, HOUR_NS, compact
 from unidle_collector.store.conversion import convert
 from unidle_collector.store.errors import StoreError, StoreFull
 from unidle_collector.store.histograms import Histograms, Quantile, quantile
+from unidle_collector.store.known_facts import KnownFacts
 from unidle_collector.store.log import Disk, Log, LogFile, log_files, log_id
 from unidle_collector.store.reader import Reader
 from unidle_collector.store.segments import TEMPORARY, Segments, problem, segment_name
@@ -136,6 +137,7 @@ class Store:
                 links=links,
             )
             self._reader = Reader(self.segments)
+            self._facts = KnownFacts(self.state)
             self._histograms: Histograms | None = None
             """None: what the newest segments of rows hold has to be counted first."""
         except BaseException:
@@ -303,13 +305,13 @@ class Store:
             draft = convert(
                 path,
                 self.segments.directory,
-                self.state.facts,
+                self._facts.of,
                 held=self._log.held(path),
                 histograms=fresh,
                 give_way=self.give_way,
             )
             self.state.acknowledge(draft.sequences, number)
-            self.state.save_facts(draft.facts, number)
+            self._facts.save(draft.facts, number)
             self.segments.publish(draft.files, [path])
             self._log.let_go(path)
             counted.add(fresh)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,12 @@ KEYS: dict[str, Any] = {
 
 def decimal_step(spec: Field) -> tuple[int, int]:
     """`spec`'s resolution as (digits, step): step / 10**digits, so 0.0001 is (4, 1) and 0.5 is (1, 5)."""
-    _, numbers, exponent = Decimal(repr(spec.resolution)).normalize().as_tuple()
+    return _decimal_step(spec.resolution)
+
+
+@cache
+def _decimal_step(resolution: float) -> tuple[int, int]:
+    _, numbers, exponent = Decimal(repr(resolution)).normalize().as_tuple()
     return max(0, -int(exponent)), int("".join(map(str, numbers)))
 
 
@@ -92,7 +98,9 @@ def to_arrow(spec: Field, values: NDArray[Any]) -> Any:
 
 def to_numpy(spec: Field, column: Any) -> NDArray[Any]:
     """What `to_arrow` was given: in `spec`'s dtype, counters in steps of its resolution, unknown as such."""
-    parts = [_one_to_numpy(spec, part.cast(arrow_type(spec), safe=False)) for part in column.chunks]
+    kind = arrow_type(spec)
+    chunks = column.chunks if column.type == kind else [part.cast(kind, safe=False) for part in column.chunks]
+    parts = [_one_to_numpy(spec, part) for part in chunks]
     return np.concatenate(parts) if parts else np.empty(0, DTYPES[spec.dtype])
 
 

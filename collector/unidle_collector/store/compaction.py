@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unidle_agent.fields import FIELDS, Field
+from unidle_agent.fields import FIELDS
 from unidle_collector.store import histograms
 from unidle_collector.store.columns import flags, ordered, texts_of
 from unidle_collector.store.rollup import WIDTHS_NS, across, combine
@@ -142,27 +142,22 @@ def _merge(
         if width is None:
             write_sheet(temporary, table_schema, map(ordered, tables), SLICE_ROWS)
             return
-        specs = [spec for spec in FIELDS if any(_has(table_schema, spec, parts[0].kind))]
-        put = across if parts[0].kind.startswith("fleet") else combine
+        present, fleet = set(table_schema.names), parts[0].kind.startswith("fleet")
+        specs = [s for s in FIELDS if s.name in present or (fleet and f"{s.name}.increase" in present)]
+        put = across if fleet else combine
         rolled = (put(ordered_parts(from_table(table, specs)), specs, width) for table in tables)
         write_sheet(
             temporary, table_schema, (to_table(one, table_schema, specs) for one in rolled), GROUP_ROWS
         )
 
 
-def _has(table_schema: Any, spec: Field, kind: str) -> Iterator[bool]:
-    yield spec.name in table_schema.names
-    if kind.startswith("fleet"):
-        yield f"{spec.name}.increase" in table_schema.names
-
-
 def _slices(files: Sequence[Any], table_schema: Any, between: Callable[[], None]) -> Iterator[Any]:
     """The rows of all files, nodes in order, about SLICE_ROWS at a time; those of a fleet at once."""
     if "node" not in table_schema.names:
-        yield pa.concat_tables([aligned(file.read(), table_schema) for file in files])
+        yield pa.concat_tables([aligned(file.read(use_threads=False), table_schema) for file in files])
         return
-    nodes = pa.concat_tables([file.read(columns=["node"]) for file in files]).column("node")
-    codes, texts = texts_of(nodes)
+    nodes = pa.concat_tables([file.read(columns=["node"], use_threads=False) for file in files])
+    codes, texts = texts_of(nodes.column("node"))
     counted = dict(zip(texts, np.bincount(codes, minlength=len(texts)), strict=True))
     names = sorted(counted)
     ends = np.cumsum([counted[name] for name in names])
@@ -181,10 +176,11 @@ def _rows(file: Any, first: str, last: str, table_schema: Any) -> Any | None:
     groups = [group for group in range(file.num_row_groups) if may_hold(file.metadata, group, first, last)]
     if not groups:
         return None
-    table = file.read_row_groups(groups)
+    table = file.read_row_groups(groups, use_threads=False)
     codes, texts = texts_of(table.column("node"))
     wanted = np.array([first <= text <= last for text in texts], bool)
-    return aligned(table.filter(flags(wanted[codes])), table_schema)
+    some = table if wanted.all() else table.filter(flags(wanted[codes]))
+    return aligned(some, table_schema)
 
 
 def may_hold(metadata: Any, group: int, first: str, last: str) -> bool:

@@ -10,14 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 from unidle_agent.errors import WireError
 from unidle_agent.fields import GPU_FIELDS, HOST_FIELDS, Field
 from unidle_agent.wire import Batch, GpuFacts, Owner, decode
 from unidle_collector.store.columns import schema
-from unidle_collector.store.gather import FactsKey, Jobs, Scope, facts_key, gather, rows_in
+from unidle_collector.store.gather import (
+    FactsKey,
+    Jobs,
+    Scope,
+    columns_in,
+    facts_key,
+    gather,
+    instants,
+    rows_in,
+)
 from unidle_collector.store.histograms import Histograms
 from unidle_collector.store.log import LogFile, log_id
 from unidle_collector.store.rollup import WIDTHS_NS, Rolled, across, as_parts, combine
@@ -130,8 +138,9 @@ class _Scope:
     ) -> None:
         self._scope, self._batches, self._jobs = scope, batches, jobs
         self._directory, self._number = directory, number
-        self._window = min(min(b.times_ns) for b in batches), max(max(b.times_ns) for b in batches)
-        brought = {name for b in batches for name in (b.columns if scope == "gpu" else b.host)}
+        times_ns = instants(batches)
+        self._window = int(times_ns.min()), int(times_ns.max())
+        brought = {name for of in columns_in(scope, batches) for name in of}
         self._specs = _unhurried([spec for spec in _SPECS[scope] if spec.name in brought], give_way)
 
     def write(self, histograms: Histograms | None) -> list[tuple[Path, str]]:
@@ -191,12 +200,15 @@ def _slices(scope: Scope, batches: Sequence[Batch]) -> Iterator[list[Batch]]:
     """Batches of whole nodes, about SLICE_ROWS rows at a time; those without rows are left out."""
     part: list[Batch] = []
     rows = 0
-    for _, group in groupby(batches, key=lambda b: b.node):
-        of_node = [b for b in group if rows_in(scope, b)]
-        part += of_node
-        rows += sum(rows_in(scope, b) for b in of_node)
-        if rows >= SLICE_ROWS:
+    node = ""
+    for batch in batches:
+        count = rows_in(scope, batch)
+        if not count:
+            continue
+        if rows >= SLICE_ROWS and batch.node != node:
             yield part
             part, rows = [], 0
+        part.append(batch)
+        rows, node = rows + count, batch.node
     if part:
         yield part

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal
+from array import array
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unidle_agent.fields import COLUMNS, Field
-from unidle_agent.wire import Batch
+from unidle_agent.wire import Batch, Columns
 from unidle_collector.joined import Joined
 from unidle_collector.store.columns import DTYPES
 from unidle_collector.store.rollup import Names, Rolled
@@ -35,18 +36,21 @@ def rows_in(scope: Scope, batch: Batch) -> int:
     return len(batch.times_ns) if batch.host else 0
 
 
+def columns_in(scope: Scope, batches: Iterable[Batch]) -> list[Mapping[str, Any]]:
+    """The columns of one batch of every kind that there is: most have the same names."""
+    kinds: dict[Hashable, Mapping[str, Any]] = {}
+    for batch in batches:
+        of = batch.columns if scope == "gpu" else batch.host
+        kinds.setdefault(of.layout if isinstance(of, Columns) else tuple(of), of)
+    return list(kinds.values())
+
+
 def gather(scope: Scope, specs: Iterable[Field], batches: Sequence[Batch], jobs: Jobs) -> Rolled:
     """The rows of `batches`, each as a part of its own; statistics (`.min` ...) come along."""
     places = _Places(scope, batches)
-    time_ns = places.times(batches)
-    names = {"node": places.names(lambda batch: (batch.node,), lambda batch: batch.node, per_gpu=False)}
+    time_ns, names = places.times(), places.names(jobs)
     series = names["node"].places()
     if scope == "gpu":
-        names["gpu"] = places.names(lambda batch: batch.gpus, lambda batch: batch.gpus)
-        names["job"] = places.names(
-            lambda batch: [jobs[facts_key(batch)].get(gpu) for gpu in batch.gpus],
-            lambda batch: (facts_key(batch), batch.gpus),
-        )
         series = series * len(names["gpu"].texts) + names["gpu"].places()
     order = _order(series, time_ns)
     values = {
@@ -70,63 +74,69 @@ class _Places:
     """Where each row of some batches comes from: its batch, and its instant and GPU in there."""
 
     def __init__(self, scope: Scope, batches: Sequence[Batch]) -> None:
-        self._batches = batches
+        self._scope, self._batches = scope, batches
         self._of = [b.columns if scope == "gpu" else b.host for b in batches]
-        self._widths = np.array([len(b.gpus) if scope == "gpu" else 1 for b in batches])
-        self._counts = [rows_in(scope, b) for b in batches]
+        self._lengths = np.array([len(b.times_ns) for b in batches])
+        self._widths = (
+            np.array([len(b.gpus) for b in batches]) if scope == "gpu" else np.ones_like(self._lengths)
+        )
+        self._counts = self._lengths * self._widths
         self.batch = np.repeat(np.arange(len(batches)), self._counts)
         begins = np.cumsum(self._counts) - self._counts
         self._instant, self._gpu = np.divmod(
             np.arange(len(self.batch)) - begins[self.batch], self._widths[self.batch]
         )
 
-    def times(self, batches: Sequence[Batch]) -> NDArray[np.int64]:
+    def times(self) -> NDArray[np.int64]:
         """The instant of each row."""
-        lengths = [len(b.times_ns) for b in batches]
-        begins = np.cumsum(lengths) - lengths
-        flat = np.concatenate([np.asarray(b.times_ns, np.int64) for b in batches])
-        times: NDArray[np.int64] = flat[begins[self.batch] + self._instant]
+        begins = np.cumsum(self._lengths) - self._lengths
+        times: NDArray[np.int64] = instants(self._batches)[begins[self.batch] + self._instant]
         return times
 
-    def names(
-        self,
-        texts_of: Callable[[Batch], Sequence[str | None]],
-        key_of: Callable[[Batch], Hashable],
-        *,
-        per_gpu: bool = True,
-    ) -> Names:
-        """A text per row; `texts_of` is asked once for all batches of one key."""
-        known: dict[str | None, int] = {None: -1}
-        by_key: dict[Hashable, list[int]] = {}
-        flat: list[int] = []
-        for batch in self._batches:
-            key = key_of(batch)
-            codes = by_key.get(key)
-            if codes is None:
-                codes = [known.setdefault(text, len(known) - 1) for text in texts_of(batch)]
-                by_key[key] = codes
-            flat += codes
-        begins = np.cumsum(self._widths) - self._widths if per_gpu else np.arange(len(self._widths))
-        rows = begins[self.batch] + self._gpu if per_gpu else self.batch
-        del known[None]
-        return Names(np.array(flat, np.int32)[rows], [text for text in known if text is not None])
+    def names(self, jobs: Jobs) -> dict[str, Names]:
+        """Node, and GPU and job where a row is of a GPU. What says the same of its GPUs is looked at once."""
+        numbers: dict[tuple[FactsKey, tuple[str, ...]], int] = {}
+        keys = [(facts_key(batch), batch.gpus) for batch in self._batches]
+        source = np.array([numbers.setdefault(key, len(numbers)) for key in keys])[self.batch]
+        found = {"node": _coded([key[0] for key, _ in numbers], source)}
+        if self._scope == "gpu":
+            widths = np.array([len(gpus) for _, gpus in numbers])
+            row = (np.cumsum(widths) - widths)[source] + self._gpu
+            found["gpu"] = _coded([gpu for _, gpus in numbers for gpu in gpus], row)
+            found["job"] = _coded([jobs[key].get(gpu) for key, gpus in numbers for gpu in gpus], row)
+        return found
 
     def columns(self, specs: Iterable[Field]) -> Iterator[tuple[Field, bytes]]:
         """The bytes of each column that any batch has, statistics too, batch after batch."""
-        every = (
-            set(self._of[0]).intersection(*map(set, self._of[1:])) if len(self._of) > 1 else set(self._of[0])
-        )
+        kinds = [set(of) for of in columns_in(self._scope, self._batches)]
+        every, some = set.intersection(*kinds), set.union(*kinds)
         joined = Joined(self._of)
         for one in specs:
             for spec in _with_statistics(one):
                 if spec.name in every:
                     yield spec, joined.bytes_of(spec.name)
-                elif any(spec.name in of for of in self._of):
+                elif spec.name in some:
                     parts = (
                         of[spec.name] if spec.name in of else unknown_of(spec, count).tobytes()
-                        for of, count in zip(self._of, self._counts, strict=True)
+                        for of, count in zip(self._of, self._counts.tolist(), strict=True)
                     )
                     yield spec, b"".join(parts)
+
+
+def instants(batches: Iterable[Batch]) -> NDArray[np.int64]:
+    """The instants of all batches, one after the other."""
+    flat = array("q")
+    for batch in batches:
+        flat.extend(batch.times_ns)
+    return np.frombuffer(flat, np.int64)
+
+
+def _coded(texts: Sequence[str | None], rows: NDArray[Any]) -> Names:
+    """`texts[row]` of each row."""
+    known: dict[str | None, int] = {None: -1}
+    codes = np.array([known.setdefault(text, len(known) - 1) for text in texts], np.int32)
+    del known[None]
+    return Names(codes[rows], [text for text in known if text is not None])
 
 
 def _with_statistics(spec: Field) -> tuple[Field, ...]:

@@ -128,14 +128,15 @@ def as_parts(rows: Rolled, specs: Iterable[Field]) -> Rolled:
         elif spec.kind == "state":
             values |= {spec.name: column, parts(spec)[1].name: column}
         else:
-            column = np.where(np.isfinite(column), column, np.nan)
+            known = np.isfinite(column)
+            if not known.all():
+                column = np.where(known, column, np.nan)
+                values[f"{spec.name}.count"] = known.astype(np.uint64)
             values |= {
                 spec.name: column,
                 f"{spec.name}.min": _or(rows.values.get(f"{spec.name}.min"), column),
                 f"{spec.name}.max": _or(rows.values.get(f"{spec.name}.max"), column),
             }
-            if not np.isfinite(column).all():
-                values[f"{spec.name}.count"] = np.isfinite(column).astype(np.uint64)
             if f"{spec.name}.zero" in rows.values:
                 values[f"{spec.name}.zero"] = rows.values[f"{spec.name}.zero"]
     return replace(rows, values=values)

@@ -28,6 +28,9 @@ class Sequences:
 
     def add(self, seq: int) -> None:
         """Take `seq` in; nothing happens when it is in already."""
+        if self.ranges and seq == self.ranges[-1][1] + 1:  # as nearly always
+            self.ranges[-1] = (self.ranges[-1][0], seq)
+            return
         if seq in self:
             return
         place = bisect_right(self.ranges, (seq, 1 << 64))

@@ -141,22 +141,20 @@ def to_table(rolled: Rolled, table_schema: Any, specs: Iterable[Field]) -> Any:
 
 def from_table(table: Any, specs: Sequence[Field]) -> Rolled:
     """What `to_table` wrote of roll-ups or rows, as far as `table` has it; in the table's order."""
-    size = table.num_rows
+    size, place = table.num_rows, {name: number for number, name in enumerate(table.column_names)}
     time_ns = _whole(table, "time_ns")
-    texts = {
-        name: _names(table.column(name)) for name in ("node", "gpu", "job") if name in table.column_names
-    }
+    texts = {name: _names(table.column(name)) for name in ("node", "gpu", "job") if name in place}
     series = np.zeros(size, np.int64)
     for name in ("node", "gpu"):
         if name in texts:
             series = series * (len(texts[name].texts) + 1) + texts[name].places()
-    rolled_up = "rows" in table.column_names
+    rolled_up = "rows" in place
     rows = _whole(table, "rows") if rolled_up else np.ones(size, np.int64)
     values: dict[str, Any] = {}
     for spec in specs:
         for part in parts(spec):
-            if part.name in table.column_names:
-                values[part.name] = to_numpy(part, table.column(part.name))
+            if part.name in place:
+                values[part.name] = to_numpy(part, table.column(place[part.name]))
         if spec.kind == "gauge":
             _complete(values, spec, rows, rolled_up)
         elif spec.kind == "counter" and spec.name in values and rolled_up:
@@ -183,6 +181,8 @@ def ordered_parts(of: Rolled) -> Rolled:
 
 def aligned(table: Any, table_schema: Any) -> Any:
     """`table` with the columns of `table_schema`, null where it lacks one."""
+    if table.schema.types == table_schema.types and table.column_names == table_schema.names:
+        return table  # a cast copies, and loads all of Arrow's functions
     columns = [
         table.column(field.name).cast(field.type, safe=False)
         if field.name in table.column_names
