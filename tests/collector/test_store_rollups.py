@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from tests.collector.store_fleet import NOON, SECOND, Column, batch
 from tests.collector.test_store import take
 
 from unidle_agent.fields import BY_NAME, COLUMNS, UNKNOWN_U8
-from unidle_agent.wire import Batch, Owner
+from unidle_agent.wire import Batch, Owner, encode
 from unidle_collector.store import KeepRollups, Store
 from unidle_collector.store.compaction import HOUR_NS
 from unidle_collector.store.gather import gather
@@ -248,3 +249,30 @@ def test_roll_ups_over_their_bytes_lose_the_finest_first(tmp_path: Path) -> None
     assert levels(store) == {"raw"}
     assert store.steps("node-1", "GPU-a", "power_w", NOON, NOON + 120 * SECOND, 60).rows.sum() == 120
     store.close()
+
+
+def test_clocks_are_in_a_dictionary_of_their_few_steps_and_means_of_clocks_are_not(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    clocks = [1.905e9, 1.92e9] * 300
+    at = [NOON + second * SECOND for second in range(600)]
+    one = batch(times=at, columns={"sm_clock_hz": clocks, "memory_total_bytes": [8e10] * 600})
+    store.append(encode(one), at[-1], batch=one)
+    store.sync()
+    store.convert_all(at[-1])
+    store.close()
+
+    encodings = {}
+    for kind in ("gpu", "gpu_10s"):
+        (path,) = (tmp_path / "segments").glob(f"{kind}-*.parquet")
+        with pq.ParquetFile(path) as file:
+            group = file.metadata.row_group(0)
+            columns = [group.column(number) for number in range(group.num_columns)]
+            encodings |= {f"{kind}/{one.path_in_schema}": one.encodings for one in columns}
+            if kind == "gpu":
+                assert file.read().column("sm_clock_hz").to_pylist() == [float(np.float32(c)) for c in clocks]
+    with_dictionary = {
+        name for name, used in encodings.items() if "RLE_DICTIONARY" in used and "clock" in name
+    }
+    assert with_dictionary == {"gpu/sm_clock_hz", "gpu_10s/sm_clock_hz.min", "gpu_10s/sm_clock_hz.max"}
+    assert "BYTE_STREAM_SPLIT" in encodings["gpu_10s/sm_clock_hz"]
+    assert "RLE_DICTIONARY" not in encodings["gpu/memory_total_bytes"]

@@ -1,9 +1,9 @@
 """How a field of the table is kept in Parquet: in base units, so that any tool can read a segment.
 
 What has a decimal resolution (ratios, watts, seconds, joules) is a DECIMAL on 64 bits, delta-packed; a
-gauge whose resolution is 1 or more (bytes, hertz, degrees) is the float that came, byte for byte;
-whole counters and states are 64-bit integers, delta-packed. Measured in docs/adr/0002-embedded-store.md.
-Unknown is null.
+gauge whose resolution is 1 or more (bytes, hertz, degrees) is the float that came, byte for byte, clocks
+with a dictionary; whole counters and states are 64-bit integers, delta-packed. Measured in
+docs/adr/0002-embedded-store.md. Unknown is null.
 """
 
 from __future__ import annotations
@@ -167,9 +167,11 @@ def schema(keys: Iterable[str], specs: Iterable[Field]) -> Any:
 def write_options(table_schema: Any) -> dict[str, Any]:
     """Keywords for a ParquetWriter of `table_schema`: the encoding of each column, zstd, few statistics."""
     names = [field.name for field in table_schema]
-    texts = [name for name in names if pa.types.is_dictionary(table_schema.field(name).type)]
+    as_dictionary = [field.name for field in table_schema if _takes_few_values(field, rolled="rows" in names)]
     encodings = {}
     for field in table_schema:
+        if field.name in as_dictionary:
+            continue
         if pa.types.is_floating(field.type):
             encodings[field.name] = "BYTE_STREAM_SPLIT"
         elif pa.types.is_integer(field.type) or pa.types.is_decimal(field.type):
@@ -177,11 +179,19 @@ def write_options(table_schema: Any) -> dict[str, Any]:
     return {
         "compression": COMPRESSION,
         "compression_level": COMPRESSION_LEVEL,
-        "use_dictionary": texts,
+        "use_dictionary": as_dictionary,
         "column_encoding": encodings,
         "write_statistics": [name for name in ("time_ns", "node", "gpu", "job") if name in names],
         "store_decimal_as_integer": True,
     }
+
+
+def _takes_few_values(field: Any, *, rolled: bool) -> bool:
+    """Texts, and clocks, which a GPU can set in steps of some MHz only; but means of clocks lie anywhere."""
+    if pa.types.is_dictionary(field.type):
+        return True
+    is_clock = (field.metadata or {}).get(b"unit") == b"Hz"
+    return is_clock and (not rolled or field.name.endswith((".min", ".max")))
 
 
 def texts_of(column: Any) -> tuple[NDArray[np.int32], list[str]]:
