@@ -65,6 +65,21 @@ TARGETS: dict[str, tuple[float, str]] = {
     "arrival_to_finding_s_p99": (2, "below 2 s"),
     "bytes_per_value": (1.3, "at most 1.3"),
 }
+REASONS = {
+    "core_fraction": "much of what a batch costs does not depend on how much it holds: longer batches of the "
+    "agents (`batch_s`), or a second collector",
+    "rss_mib": "the live window (`window_mb`) and the batches of one or two minutes, which wait decoded for "
+    "their segments: a smaller window",
+    "rows_lost": "nothing may be: an acknowledged row is in the log, so this is a bug",
+    "detector_tick_ms_p99": "a tick shares the interpreter with connections and segments, and the machine "
+    "with all else that runs: fewer other processes, or fewer GPUs per collector",
+    "arrival_to_finding_s_p99": "a finding waits until every node's rows of its second are there: nodes "
+    "that send closer together, or fewer per collector",
+    "bytes_per_value": "each minute leaves parts of roll-ups, which an hour that is over puts together, and "
+    "a short run has few rows beside them: a longer run, or fewer noisy fields",
+    "query_ms": "a query opens every file of the time that it asks for: fewer and larger ones",
+}
+"""Why a target can be missed, and what would be needed."""
 
 
 def say(text: str) -> None:
@@ -182,8 +197,9 @@ def stored(site: Site) -> Stored:
         kept = set(db.execute("SELECT DISTINCT node, CAST(time_ns AS BIGINT) FROM rows").fetchall())
     missing = sum(1 for instant in acked if instant not in kept)
     values = rows * len(FIELDS)
-    size_bytes = sizes["segments"] + sizes.get("rollups", 0)
+    size_bytes = sizes["segments"] + sizes["rollups"]
     per_value = size_bytes / values if values else math.nan
+    say(f"stored: {sizes['segments']:,} bytes of rows, {sizes['rollups']:,} of roll-ups and histograms")
     return Stored(rows, missing * GPUS_PER_NODE, rows - different, per_value)
 
 
@@ -319,11 +335,21 @@ def judge(figures: dict[str, Any]) -> None:
         came = figures[name]
         verdict = "not measured" if came is None else "ok" if came <= bound else "MISSED"
         say(f"{name:<26} {'' if came is None else format(came, '12.4g'):>12}   {words:<24} {verdict}")
+        if verdict == "MISSED":
+            _explain(name, bound, came)
     for name, bound in QUERY_MS.items():
         came = figures["query_ms"][name]
         say(f"{name:<26} {came:12.4g}   under {bound} ms{'':<13} {'ok' if came < bound else 'MISSED'}")
+        if came >= bound:
+            _explain("query_ms", bound, came)
     say(f"{'cpu_s_per_million_values':<26} {figures['cpu_s_per_million_values'] or math.nan:12.4g}")
     say(f"{'kill9':<26} {json.dumps(figures['kill9'])}")
+
+
+def _explain(name: str, bound: float, came: float) -> None:
+    """What is missing, why, and what would be needed."""
+    share = f"it has to be {bound / came:.2f} times what it is; " if bound else ""
+    say(f"  {share}{REASONS[name]}")
 
 
 def main() -> int:

@@ -14,8 +14,9 @@ Processor time is user and system time of an engine's whole process after WARM_S
 and pages come into caches. A pass is measured on the engine that rests after its load, or by the clock of
 unidle's thread; ingest is what is left of the load without its passes, per value of that time, and turning
 what came into its final form, per value of the run (Prometheus: its head into a block, by a snapshot;
-VictoriaMetrics: a forced merge; unidle: log into segments, merged). Bytes are of that final form, indexes
-and roll-ups included. Figures are the median of the rounds and go to stdout, all else to stderr.
+VictoriaMetrics: a forced merge; unidle: its merge of a past hour). unidle's log becomes segments a minute at
+a time: the load is charged for as many seconds of that as it has. Bytes are of the final form, indexes and
+roll-ups included. Figures are the median of the rounds and go to stdout, all else to stderr.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from numpy.typing import NDArray
 
 from benchmarks.figures import rounded
 from benchmarks.generator import FIELDS, GPUS_PER_NODE
+from benchmarks.peers_collector import seconds_turned
 from benchmarks.peers_engines import (
     Gpus,
     Peer,
@@ -52,7 +54,7 @@ from benchmarks.peers_engines import (
 )
 from benchmarks.peers_rules import PROMQL, WINDOW_S
 from benchmarks.processes import cpu_s, free_port, peak_rss_mib
-from unidle_collector.store import Store
+from unidle_collector.store.segments import Segments
 
 FOLDER = Path(".unidle") / "benchmarks"
 """On a real disk, because the log's syncs count."""
@@ -68,7 +70,6 @@ SHOWN_AFTER_S = 2.0
 PREPARE_S = 8
 REST_S = 3.0
 QUIET_REPEATS = 2
-HOUR_NS = 3600 * 10**9
 ORDER = ("unidle", "prometheus", "victoriametrics")
 
 TARGETS = {
@@ -261,11 +262,13 @@ def run_unidle(folder: Path, sizes: Sizes) -> Measured:
         wait_for("collector", lambda: bool(ask(port, "/api/v1/health")))
         with started(generator, folder / "feed.log"):
             until(epoch + WARM_S)
-            before_cpu_s, before_batches = cpu_s(pid), _lines(acked)
+            segments = Segments(folder / "data" / "segments", read_only=True)
+            before_cpu_s, before_batches, before_s = cpu_s(pid), _lines(acked), seconds_turned(segments)
             until(epoch + sizes.until_s)
             load_cpu_s, load_batches = cpu_s(pid) - before_cpu_s, _lines(acked) - before_batches
+            turned_s = seconds_turned(segments)
             rss_mib = peak_rss_mib(pid)
-    done = [json.loads(line) for line in passes.read_text().splitlines()] if passes.exists() else []
+    *done, final = [json.loads(line) for line in passes.read_text().splitlines()]
     if not done:
         raise SystemExit("the collector got to no pass before its load was over: give it more --seconds")
     found = {
@@ -274,42 +277,27 @@ def run_unidle(folder: Path, sizes: Sizes) -> Measured:
         }
         for number, one in enumerate(done)
     }
-    final_cpu_s, size_bytes = _final_form(folder / "data")
+    per_s = final["convert_cpu_s"] / max(1.0, final["turned_s"] - turned_s)
     values_per_batch = BATCH_S * GPUS_PER_NODE * len(FIELDS)
     return Measured(
         version=version("unidle"),
-        load_cpu_s=load_cpu_s,
+        load_cpu_s=load_cpu_s + per_s * (sizes.seconds - (turned_s - before_s)),
         load_values=load_batches * values_per_batch,
-        final_cpu_s=final_cpu_s,
+        final_cpu_s=final["merge_cpu_s"],
         rules_cpu_s_per_pass=statistics.fmean(one["cpu_s"] for one in done),
         passes=len(done),
         rss_mib=rss_mib,
-        size_bytes=size_bytes,
+        size_bytes=final["size_bytes"],
         values=_lines(acked) * values_per_batch,
         found=found,
-        parts=_shares(done),
+        parts=_shares(done[0]["parts_s"], final["parts_s"]),
     )
 
 
-def _shares(done: list[dict[str, Any]]) -> dict[str, float]:
-    """Of what was taken between the first pass and the last."""
-    first, last = done[0]["parts_s"], done[-1]["parts_s"]
+def _shares(first: dict[str, float], last: dict[str, float]) -> dict[str, float]:
+    """Of what was taken between the first pass and the end of the load."""
     took_s = sum(last.values()) - sum(first.values())
     return {part: (last[part] - first[part]) / took_s for part in last} if took_s else {}
-
-
-def _final_form(data_dir: Path) -> tuple[float, int]:
-    """What the collector's store does when the hour has passed: (CPU seconds, bytes then)."""
-    store = Store(data_dir)
-    try:
-        for _ in store.replay():
-            pass
-        before_s = time.process_time()
-        store.upkeep(time.time_ns() + HOUR_NS)
-        took_s, sizes = time.process_time() - before_s, store.sizes()
-    finally:
-        store.close()
-    return took_s, sizes["segments"] + sizes["rollups"]
 
 
 def _lines(path: Path) -> int:

@@ -3,8 +3,10 @@
     python -m benchmarks.peers_collector --passes FILE --at 1750000044 --at 1750000059
 
 For each second given, once its rows have been handed out, a line of JSON goes to FILE: `at`, `cpu_s` of the
-thread that owns the window, the rules' GPUs, and what the parts of the collector have taken until then. The
-collector takes its settings from the environment.
+thread that owns the window, the rules' GPUs, and what the parts of the collector have taken until then. At
+the end all rows become what they are an hour later. A last line says what the parts took until then, and
+what that took: `convert_cpu_s` for the rows that were still in the log, up to `turned_s` seconds since the
+start, and `merge_cpu_s`; and `size_bytes` of it all. The collector takes its settings from the environment.
 """
 
 from __future__ import annotations
@@ -17,13 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute  # noqa: F401  # a merge needs it: loading it belongs to the start, as making series does
 from numpy.typing import NDArray
 
 from benchmarks.peers_rules import WINDOW_S, numpy_pass
 from unidle_collector.commands import collector
 from unidle_collector.live import Live
+from unidle_collector.store.compaction import HOUR_NS
+from unidle_collector.store.segments import Segments
 
 LOOK_EACH_S = 1.0
+
+
+def seconds_turned(segments: Segments) -> float:
+    """How many seconds of rows have left the log, one minute or so at a time."""
+    ours = (segment for segment in segments.counting() if segment.kind == "gpu")
+    return sum((segment.end_ns - segment.start_ns) / 1e9 + 1 for segment in ours)
 
 
 def one_pass(live: Live, at_s: int) -> dict[str, Any]:
@@ -51,11 +62,35 @@ class Watched(Live):
 
     passes: Path
     at_s: tuple[int, ...]
+    steps_s = 0.0
+    """CPU seconds of all steps until now."""
 
     def start(self) -> None:
         """Begin both."""
         super().start()
         threading.Thread(target=self._ask_in_turn, name="passes", daemon=True).start()
+
+    def stop(self) -> None:
+        """Make the final form before letting go: nobody pushes any more."""
+        parts_s, began_s, now_ns = self._parts_s(), time.process_time(), time.time_ns()
+        self.store.convert_all(now_ns)
+        converted_s, turned_s = time.process_time(), seconds_turned(self.store.segments)
+        self.store.upkeep(now_ns + HOUR_NS)
+        merged_s, sizes = time.process_time(), self.store.sizes()
+        self._write_line({
+            "convert_cpu_s": converted_s - began_s,
+            "turned_s": turned_s,
+            "merge_cpu_s": merged_s - converted_s,
+            "size_bytes": sizes["segments"] + sizes["rollups"],
+            "parts_s": parts_s,
+        })  # fmt: skip
+        super().stop()
+
+    def _advance(self, now_ns: int) -> None:
+        """In the thread that owns everything."""
+        began_s = time.thread_time()
+        super()._advance(now_ns)
+        self.steps_s += time.thread_time() - began_s
 
     def _ask_in_turn(self) -> None:
         for at_s in self.at_s:
@@ -63,15 +98,17 @@ class Watched(Live):
             while (self.window.time_ns or 0) < at_s * 10**9:
                 time.sleep(LOOK_EACH_S)
             done = self.ask(lambda at_s=at_s: one_pass(self, at_s)).result()  # type: ignore[misc]
-            with self.passes.open("a") as file:
-                file.write(json.dumps(done | {"parts_s": self._parts_s()}) + "\n")
+            self._write_line(done | {"parts_s": self._parts_s()})
+
+    def _write_line(self, line: dict[str, Any]) -> None:
+        with self.passes.open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
     def _parts_s(self) -> dict[str, float]:
-        """CPU seconds since the start; the ticks' are wall time, which is a little more."""
-        owner, ticks = _cpu_s(self._thread), self.tick_s.sum_s
+        """CPU seconds since the start."""
         parts = {
-            "detectors, accounts and findings": ticks,
-            "rows into log and window": owner - ticks,
+            "detectors, accounts and findings": self.steps_s,
+            "rows into log and window": _cpu_s(self._thread) - self.steps_s,
             "log into segments and roll-ups": _cpu_s(self._upkeep),
             "connections": _cpu_s(threading.main_thread()),
         }

@@ -110,7 +110,7 @@ class Prometheus(Peer):
         targets = [
             {
                 "targets": [f"127.0.0.1:{self.feed_port}"],
-                "labels": {"node": f"node-{n:05d}", "__metrics_path__": f"/node/{n}"},
+                "labels": {"instance": f"node-{n:05d}:9400", "__metrics_path__": f"/node/{n}"},
             }
             for n in range(self.nodes)
         ]
@@ -197,5 +197,5 @@ def pass_over(port: int, at_s: float) -> dict[str, Gpus]:
     for name, expression in PROMQL.items():
         answer = json.loads(ask(port, "/api/v1/query", query=expression, time=f"{at_s + AFTER_S:.1f}"))
         series = [one["metric"] for one in answer["data"]["result"]]
-        found[name] = frozenset((labels["node"], int(labels["gpu"])) for labels in series)
+        found[name] = frozenset((labels["Hostname"], int(labels["gpu"])) for labels in series)
     return found

@@ -6,9 +6,10 @@
 `pages` answers `/node/N` with what an exporter on node N shows: 8 GPUs, one second; each scrape gets the
 next second, with its time, so that an engine which is late misses nothing. `lines` posts what a node has
 gathered in 5 s, as unidle's agents do, over one connection per node. Values are text before the start;
-what is left to do in time is joining bytes. Series are named as VictoriaMetrics names those of line
-protocol and have the labels of unidle's own page, `gpu` and `uuid`, and `node`, which a scraper adds;
-dcgm-exporter has twice as many, which costs an engine more.
+what is left to do in time is joining bytes. Series are named as VictoriaMetrics names those of line protocol
+and have the labels that dcgm-exporter 3 and 4 give a GPU which a pod holds (LABELS), each as long as there.
+Both ways have the same ones, but that a scraper adds `instance` and `job`. unidle's pushes say as much of
+a GPU (index, model, job), but only when it changes.
 
 FILE is one int64 per node: the seconds that were scraped or acknowledged. Ends on SIGTERM.
 """
@@ -34,10 +35,23 @@ from unidle_agent.fields import BY_NAME
 BATCH_S = 5
 COUNTERS = tuple(name for name in FIELDS if BY_NAME[name].kind == "counter")
 GAUGES = tuple(name for name in FIELDS if BY_NAME[name].kind != "counter")
+MODEL = "NVIDIA H100 80GB HBM3"
+LABELS = {
+    "gpu": "{gpu}",
+    "UUID": "{uuid}",
+    "device": "nvidia{gpu}",
+    "modelName": MODEL,
+    "Hostname": "{node}",
+    "DCGM_FI_DRIVER_VERSION": "535.161.08",
+    "container": "main",
+    "namespace": "research-language",
+    "pod": "train-{job}-worker-{rank}",
+}
+"""As on a page of dcgm-exporter with its Kubernetes labels, in its order; a job has four nodes."""
 MOMENT = b"@"
 """Stands for the time in a prepared page, ..."""
-UUIDS = tuple(bytes([1 + gpu]) for gpu in range(GPUS_PER_NODE))
-"""... and these for the GPUs' names: nodes of one pattern have all else in common."""
+WHICH = tuple(bytes([1 + gpu]) for gpu in range(GPUS_PER_NODE))
+"""... and these for the GPUs' labels: nodes of one pattern have all else in common."""
 
 Columns = dict[str, list[str]]
 """Field -> [GPUs of a node] the values of one second, as text."""
@@ -66,9 +80,10 @@ def page(columns: Columns) -> list[bytes]:
     """[1] The lines of an exporter's page."""
     lines = []
     for name, values in columns.items():
-        lines.append(f"# TYPE gpu_{name} {'counter' if name in COUNTERS else 'gauge'}\n")
+        kind = "counter" if name in COUNTERS else "gauge"
+        lines.append(f"# HELP gpu_{name} {BY_NAME[name].doc}\n# TYPE gpu_{name} {kind}\n")
         lines += [
-            f'gpu_{name}{{gpu="{gpu}",uuid="{UUIDS[gpu].decode()}"}} {value} {MOMENT.decode()}\n'
+            f"gpu_{name}{{{WHICH[gpu].decode()}}} {value} {MOMENT.decode()}\n"
             for gpu, value in enumerate(values)
         ]
     return ["".join(lines).encode()]
@@ -82,9 +97,27 @@ def fields(columns: Columns) -> list[bytes]:
     ]
 
 
-def uuids(node: int) -> list[bytes]:
-    """Of a node's GPUs, as its pushes have them."""
-    return [uuid.encode() for uuid in Node(node, GPUS_PER_NODE, "").uuids()]
+def labels(number: int) -> list[dict[str, str]]:
+    """[GPUs] of a node."""
+    node = Node(number, GPUS_PER_NODE, "")
+    job, rank = divmod(number, 4)
+    return [
+        {
+            name: text.format(gpu=gpu, uuid=uuid, node=node.name, job=4700 + job, rank=rank)
+            for name, text in LABELS.items()
+        }
+        for gpu, uuid in enumerate(node.uuids())
+    ]
+
+
+def on_a_page(of: dict[str, str]) -> bytes:
+    """Labels between the braces of a page's line."""
+    return ",".join(f'{name}="{text}"' for name, text in of.items()).encode()
+
+
+def in_a_line(of: dict[str, str]) -> bytes:
+    """The same as the tags of line protocol."""
+    return ",".join(f"{name}={text.replace(' ', chr(92) + ' ')}" for name, text in of.items()).encode()
 
 
 class Prepared:
@@ -133,8 +166,8 @@ class Pages(asyncio.Protocol):
         if second < self._prepared.seconds and self._epoch + second <= time.time():
             [(gauges, counters)] = self._prepared.second(node, second)
             body = (gauges + counters).replace(MOMENT, b"%d" % ((self._epoch + second) * 1000))
-            for stand_in, uuid in zip(UUIDS, uuids(node), strict=True):
-                body = body.replace(stand_in, uuid)
+            for stand_in, of in zip(WHICH, labels(node), strict=True):
+                body = body.replace(stand_in, on_a_page(of))
             self._reached[node] += 1
         self._transport.write(
             b"HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: %d\r\n\r\n"
@@ -169,9 +202,7 @@ async def _send_node(
     args: argparse.Namespace, prepared: Prepared, reached: NDArray[np.int64], node: int, stop: asyncio.Event
 ) -> None:
     over: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-    heads = [
-        b"gpu,node=node-%05d,gpu=%d,uuid=%b " % (node, gpu, uuid) for gpu, uuid in enumerate(uuids(node))
-    ]
+    heads = [b"gpu,%b " % in_a_line(of) for of in labels(node)]
     phase_s = BATCH_S * node / reached.size
     for first in range(0, prepared.seconds, BATCH_S):
         with contextlib.suppress(TimeoutError):

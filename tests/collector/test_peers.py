@@ -13,7 +13,18 @@ import pytest
 from benchmarks.generator import FIELDS, GPUS_PER_NODE, PATTERN_S, Noise
 from benchmarks.peers import Measured, Sizes, agreement
 from benchmarks.peers_engines import ask, pass_over
-from benchmarks.peers_feed import BATCH_S, MOMENT, Columns, Prepared, columns_of, fields
+from benchmarks.peers_feed import (
+    BATCH_S,
+    LABELS,
+    MOMENT,
+    Columns,
+    Prepared,
+    columns_of,
+    fields,
+    in_a_line,
+    labels,
+    on_a_page,
+)
 from benchmarks.peers_rules import PROMQL, WINDOW_S, numpy_pass, predicted
 from tests.collector.prometheus_server import (
     END_S,
@@ -43,9 +54,7 @@ def pushed(name: str, node: int, second: int) -> list[float]:
 def test_a_page_and_a_line_hold_what_a_push_holds(name: str) -> None:
     node = 3
     [(gauges, counters)] = Prepared("pages", SECOND + 1).second(node, SECOND)
-    shown = re.findall(
-        rf'^gpu_{name}{{gpu="\d",uuid="."}} (\S+) {MOMENT.decode()}$', (gauges + counters).decode(), re.M
-    )
+    shown = re.findall(rf"^gpu_{name}{{.}} (\S+) {MOMENT.decode()}$", (gauges + counters).decode(), re.M)
     lines = [b",".join(parts).decode() for parts in Prepared("lines", SECOND + 1).second(node, SECOND)]
     sent = [dict(pair.split("=") for pair in line.split(","))[name] for line in lines]
 
@@ -56,6 +65,34 @@ def test_a_page_and_a_line_hold_what_a_push_holds(name: str) -> None:
 def test_every_field_is_on_every_page() -> None:
     [(gauges, counters)] = Prepared("pages", 1).second(0, 0)
     assert (gauges + counters).count(MOMENT) == len(FIELDS) * GPUS_PER_NODE
+
+
+PAGES = Path(__file__).parents[3] / "shared" / "data" / "dcgm-pages"
+
+
+def test_a_gpu_has_the_labels_that_it_has_on_a_real_exporters_page() -> None:
+    path = PAGES / "2xT4_one_pod.prom"
+    if not path.exists():
+        pytest.skip(f"{path}: the pages of real exporters are not here")
+    first = re.search(r"^DCGM_FI_DEV_SM_CLOCK{(.*)}", path.read_text(), re.M)
+    assert first
+    real = dict(re.findall(r'(\w+)="([^"]*)"', first[1]))
+    ours = labels(0)[0]
+
+    assert list(ours) == list(real)
+    longer = len(on_a_page(ours)) - len(first[1])
+    assert longer < 0, "what a peer is given is no larger than what it would scrape"
+
+
+def test_a_page_and_a_line_have_the_same_labels_and_no_gpu_those_of_another() -> None:
+    for of in labels(5):
+        shown = dict(re.findall(r'(\w+)="([^"]*)"', on_a_page(of).decode()))
+        pairs = re.split(r"(?<!\\),", in_a_line(of).decode())
+        sent = dict(pair.replace("\\ ", " ").split("=") for pair in pairs)
+        assert shown == sent == of
+        assert set(of) == set(LABELS)
+    everyone = [on_a_page(of) for number in range(8) for of in labels(number)]
+    assert len(set(everyone)) == len(everyone)
 
 
 def test_a_prediction_is_that_of_a_fitted_line() -> None:
@@ -86,7 +123,7 @@ def prometheus_with(read: dict[int, list[Columns]], folder: Path) -> Iterator[st
     lines = [
         Line(
             f"gpu_{name}",
-            {"node": f"node-{node:05d}", "gpu": str(gpu)},
+            {"Hostname": f"node-{node:05d}", "gpu": str(gpu)},
             lambda second, node=node, gpu=gpu, name=name: float(read[node][second][name][gpu]),  # type: ignore[misc]
         )
         for name in NAMES
@@ -101,7 +138,7 @@ def prometheus_with(read: dict[int, list[Columns]], folder: Path) -> Iterator[st
 @contextmanager
 def victoria_metrics_with(read: dict[int, list[Columns]], folder: Path) -> Iterator[str]:
     lines = [
-        f"gpu,node=node-{node:05d},gpu={gpu} {shown.decode()} {FIRST_S + second}\n"
+        f"gpu,Hostname=node-{node:05d},gpu={gpu} {shown.decode()} {FIRST_S + second}\n"
         for node, seconds in read.items()
         for second, columns in enumerate(seconds)
         for gpu, shown in enumerate(fields(columns))
