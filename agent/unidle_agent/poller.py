@@ -1,16 +1,16 @@
 """Reads NVML in a child process, because a call into a sick driver may never return.
 
-`PolledNvml` is the source that the agent sees; `unidle_agent.poller_child` is the child. They speak
-MessagePack over pipes, each message an array whose first item says what it is:
+`PolledNvml` is the source that the agent sees; `unidle_agent.poller_child` is the child. They speak over
+pipes (`unidle_agent.pipes`), each message an array whose first item says what it is:
 
     agent -> child   settings: GPM mode, looks per second, seconds between slow reads, known GPUs |
                      read: GPUs to skip, GPUs to read last
-    child -> agent   ready | at: GPU | facts: of a row, new or changed | gpu: UUID of its row, values,
-                     pids | event: it | end: problems | absent: why
+    child -> agent   ready | opens: whether it opens the driver now | facts: of a row, new or changed |
+                     gpu: UUID of its row, values, pids | event: it | end: problems | absent: why
 
 Between two reads the child looks at the GPUs by itself, several times a second. It says which GPU it is
-about to touch, in a pass by its pipe and in a look in memory that both see (`Whereabouts`): so a call that
-hangs, or kills the child, has a culprit. That GPU gets `gpu_state` 2 (the driver does not answer), is left
+about to touch in memory that both see (`Whereabouts`): so a call that hangs, or kills the child, has a
+culprit. That GPU gets `gpu_state` 2 (the driver does not answer), is left
 alone for a while, and then read after all others; the others flow on from the next child. Where no GPU can
 be blamed, all get it. A killed child may sit in the kernel for ever: nobody waits for it, and a few of
 those are the limit.
@@ -20,12 +20,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -34,7 +32,8 @@ import msgpack
 
 from unidle_agent.errors import SourceError
 from unidle_agent.flight.ring import Ring
-from unidle_agent.poller_child import CHUNK_BYTES, facts_of
+from unidle_agent.pipes import Inbox
+from unidle_agent.poller_child import facts_of
 from unidle_agent.sample import DRIVER_HUNG, GpuReading, Reading, Value
 from unidle_agent.subsecond import INTEGRALS
 from unidle_agent.whereabouts import Whereabouts
@@ -42,6 +41,9 @@ from unidle_agent.wire import Event, GpuFacts
 
 MAX_RETRY_S = 60.0
 MAX_BLAME_S = 600.0
+UNRUNG_SHARE = 0.45
+"""Of the deadline: how long to wait for a child that rings no bell before hearing what it said. Less than
+half, so that one that hangs from then on was silent for half of it in the end, on a busy machine too."""
 MAX_STUCK = 4
 """Most killed children that may still sit in the driver before no other is started."""
 
@@ -59,14 +61,15 @@ class _Child:
     """One child process, and what it has said so far."""
 
     process: subprocess.Popen[bytes]
+    bell_fd: int
     heard_s: float
     """When it was last heard, asked or started."""
     patient: bool
     """Whether a read waits for it to start."""
     ready: bool = False
     busy: bool = False
-    at: str | None = None
-    """The GPU that it is about to touch; "" is none in particular, None that it opens the driver."""
+    opens: bool = True
+    """It opens the driver."""
     skipped: Collection[str] = ()
     counted_before: dict[tuple[str, str], Value] = field(default_factory=dict)
     """(UUID, counter) -> what the children before it had counted."""
@@ -74,27 +77,17 @@ class _Child:
     """The last of every row."""
     seen: dict[str, GpuFacts] = field(default_factory=dict)
     """The rows of the pass under way."""
-    _heard: deque[list[Any]] = field(default_factory=deque)
-    _unpacker: Any = field(default_factory=msgpack.Unpacker)
+    inbox: Inbox = field(init=False)
+
+    def __post_init__(self) -> None:
+        assert self.process.stdout is not None
+        self.inbox = Inbox(self.process.stdout.fileno(), self.bell_fd)
 
     def tell(self, *message: Any) -> None:
         """Send a message. It is small and goes to a child that listens, so this never blocks."""
         assert self.process.stdin is not None
         self.process.stdin.write(msgpack.packb(message))
         self.process.stdin.flush()
-
-    def hear(self, timeout_s: float) -> list[Any] | None:
-        """The next message, None when there is none in time; raises EOFError when the child died."""
-        assert self.process.stdout is not None
-        while not self._heard:
-            if not select.select([self.process.stdout], [], [], max(0.0, timeout_s))[0]:
-                return None
-            data = os.read(self.process.stdout.fileno(), CHUNK_BYTES)
-            if not data:
-                raise EOFError
-            self._unpacker.feed(data)
-            self._heard.extend(self._unpacker)
-        return self._heard.popleft()
 
 
 class PolledNvml:
@@ -192,7 +185,7 @@ class PolledNvml:
         """End the child, by force if need be; waits a second at most. A later read starts another."""
         child, self._child = self._child, None
         if child is not None:
-            self._end(child.process, grace_s=0.5)
+            self._end(child, grace_s=0.5)
 
     # The child's life
 
@@ -209,29 +202,41 @@ class PolledNvml:
             )
             return
         self._where.write("")
-        shared_fds = (self._where.fd,) if self._ring is None else (self._where.fd, self._ring.fd)
-        process = subprocess.Popen(
+        bell_fd, ring_bell_fd = os.pipe()
+        try:
+            process = self._spawn(ring_bell_fd)
+        except BaseException:
+            os.close(bell_fd)
+            raise
+        finally:
+            os.close(ring_bell_fd)
+        self._child = _Child(
+            process, bell_fd, self._monotonic(), patient, counted_before=dict(self._integrals)
+        )
+        with contextlib.suppress(BrokenPipeError):  # then it is dead, and hear() says so
+            self._child.tell("settings", *self._settings, [asdict(facts) for facts in self._known.values()])
+
+    def _spawn(self, ring_bell_fd: int) -> subprocess.Popen[bytes]:
+        fds = (ring_bell_fd, self._where.fd, *((self._ring.fd,) if self._ring else ()))
+        return subprocess.Popen(
             # -P: a file msgpack.py in the folder where the agent was started must not become part of it.
             [
                 *(sys.executable, "-P", "-m", "unidle_agent.poller_child"),
-                *(str(os.getpid()), self._replay, *map(str, shared_fds)),
+                *(str(os.getpid()), self._replay, *map(str, fds)),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            pass_fds=shared_fds,
+            pass_fds=fds,
         )
-        self._child = _Child(process, self._monotonic(), patient, counted_before=dict(self._integrals))
-        with contextlib.suppress(BrokenPipeError):  # then it is dead, and hear() says so
-            self._child.tell("settings", *self._settings, [asdict(facts) for facts in self._known.values()])
 
     def _give_up(self, child: _Child, why: str, *, died: bool = False) -> None:
         """Replace `child`, and hold the GPU that it was at responsible."""
         self._child = None
-        self._end(child.process)
+        self._end(child)
         self.restarts += 1
         self._failures += 1
         now_s = self._monotonic()
-        if culprit := child.at or self._where.read():
+        if culprit := self._where.read():
             before = self._blamed.get(culprit)
             wait_s = min(2 * before.wait_s, MAX_BLAME_S) if before else self._blame_s
             self._blamed[culprit] = _Blame(now_s + wait_s, wait_s)
@@ -245,8 +250,10 @@ class PolledNvml:
         self._next_start_s = now_s + min(again_s, MAX_RETRY_S)
         self._start()
 
-    def _end(self, process: subprocess.Popen[bytes], grace_s: float = 0.0) -> None:
+    def _end(self, child: _Child, grace_s: float = 0.0) -> None:
         """Hang up on a child and kill it if it does not leave; it may stay in the kernel all the same."""
+        process = child.process
+        os.close(child.bell_fd)
         for pipe in (process.stdin, process.stdout):
             assert pipe is not None
             with contextlib.suppress(BrokenPipeError):
@@ -270,11 +277,14 @@ class PolledNvml:
                     ask = False
                     self._ask(child)
                 waits = child.ready or child.patient
-                message = child.hear(until_s - self._monotonic() if waits else 0.0)
+                left_s = until_s - self._monotonic() if waits else 0.0
+                message = child.inbox.hear(min(left_s, UNRUNG_SHARE * self._deadline_s))
             except (EOFError, BrokenPipeError):
                 self._give_up(child, f"the poller died ({_ending(child.process)})", died=True)
                 return
             if message is None:
+                if waits and self._monotonic() < until_s:
+                    continue
                 self._judge_silence(child)
                 return
             child.heard_s = self._monotonic()
@@ -284,16 +294,16 @@ class PolledNvml:
         now_s = self._monotonic()
         # While a killed child is still in the driver, so is what it hung on.
         child.skipped = {uuid for uuid, blame in self._blamed.items() if now_s < blame.until_s or self._stuck}
-        child.busy, child.at, child.heard_s, child.patient = True, "", now_s, False
+        child.busy, child.opens, child.heard_s, child.patient = True, False, now_s, False
         child.seen.clear()
         child.tell("read", list(child.skipped), list(self._blamed.keys() - child.skipped))
 
     def _take(self, child: _Child, message: list[Any], rows: dict[str, GpuReading]) -> None:
         match message:
             case ["ready"]:
-                child.ready, child.at, self._absent = True, "", ""
-            case ["at", uuid]:
-                child.at = uuid
+                child.ready, child.opens, self._absent = True, False, ""
+            case ["opens", opens]:
+                child.opens = opens
             case ["facts", facts]:
                 child.facts[facts["uuid"]] = facts_of(facts)
             case ["gpu", uuid, values, pids]:
@@ -307,7 +317,7 @@ class PolledNvml:
             case ["absent", why]:
                 self._absent, self._child = why, None
                 self._next_start_s = self._monotonic() + MAX_RETRY_S
-                self._end(child.process, grace_s=0.5)
+                self._end(child, grace_s=0.5)
 
     def _counted_on(self, child: _Child, uuid: str, values: dict[str, Value]) -> dict[str, Value]:
         """`values` with the counters that this child began going on from where those before it came."""
@@ -328,12 +338,11 @@ class PolledNvml:
 
     def _judge_silence(self, child: _Child) -> None:
         """Time is up: is the child slow, or does it hang?"""
-        opens = child.at is None
         silent_s = self._monotonic() - child.heard_s
-        if silent_s >= (self._start_s if opens else self._deadline_s / 2):
-            did_not = "opened in" if opens else "answered for"
+        if silent_s >= (self._start_s if child.opens else self._deadline_s / 2):
+            did_not = "opened in" if child.opens else "answered for"
             self._give_up(child, f"the NVIDIA driver has not {did_not} {silent_s:.1f} s")
-        elif opens:
+        elif child.opens:
             self._problems.append("the NVIDIA driver is still opening")
             child.patient = False
         else:

@@ -1,8 +1,8 @@
-"""The child process in which NVML is read: `python -m unidle_agent.poller_child PID REPLAY FD [FD]`.
+"""The child process in which NVML is read: `python -m unidle_agent.poller_child PID REPLAY FD FD [FD]`.
 
 It answers what the agent asks (see `unidle_agent.poller` for the messages, and for why there is a child),
-says which GPU it is about to touch, and looks at the GPUs between two questions: where it is then stands
-in the memory behind the first FD. Every look goes into the flight recorder's memory behind the second.
+ringing the bell that is the first FD, and looks at the GPUs between two questions. Which GPU it is about to
+touch stands in the memory behind the second. Every look goes into the flight recorder's memory, the third.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgpack
-
 from unidle_agent.errors import SourceError
 from unidle_agent.flight.ring import Ring
+from unidle_agent.pipes import CHUNK_BYTES, Outbox, unpacker
 from unidle_agent.sample import GpuReading, Value
 from unidle_agent.subsecond import Pace
 from unidle_agent.whereabouts import Whereabouts
@@ -32,7 +31,8 @@ from unidle_agent.wire import GpuFacts, Owner
 if TYPE_CHECKING:
     from unidle_agent.sources.nvml import NvmlSource
 
-CHUNK_BYTES = 65536
+QUESTION_BYTES = 4096
+"""Room for what the agent says: mostly it is `read`, 8 bytes."""
 PASSES_TO_COLLECT = 600
 """After so many passes all garbage is collected, a millisecond's work: left to itself Python would wait for
 a quarter of all objects, and grow by that."""
@@ -44,19 +44,16 @@ def main(arguments: Sequence[str]) -> int:
     """Serve NVML to the agent whose process id is the first argument, until it hangs up.
 
     The second argument is empty, or a recorded file that answers instead of the driver; the third is the
-    inherited descriptor of a `Whereabouts`, the fourth, where there is one, that of a `Ring`.
+    inherited descriptor of the bell, the fourth that of a `Whereabouts`, the fifth, where there is one, that
+    of a `Ring`.
     """
-    parent, replay, where_fd, *ring_fds = arguments
+    parent, replay, bell_fd, where_fd, *ring_fds = arguments
     _die_with(int(parent))
     for number in (signal.SIGINT, signal.SIGTERM):  # they are the agent's to answer; it hangs up
         signal.signal(number, signal.SIG_IGN)
     # What a library prints must not get among the messages.
-    pipe = os.fdopen(os.dup(1), "wb", buffering=0)
+    outbox = Outbox(os.dup(1), int(bell_fd))
     os.dup2(2, 1)
-
-    def say(*message: Any) -> None:
-        pipe.write(msgpack.packb(message))
-
     try:
         # Only here: the agent itself does without pynvml and its 3 MB.
         from unidle_agent.sources.nvml import NvmlSource
@@ -66,11 +63,13 @@ def main(arguments: Sequence[str]) -> int:
 
             install(Path(replay))
         where = Whereabouts.attach(int(where_fd))
-        _serve(partial(NvmlSource, on_look=_recorder(ring_fds)), say, where)
+        _serve(partial(NvmlSource, on_look=_recorder(ring_fds)), outbox, where)
     except SourceError as error:
-        say("absent", str(error))
+        outbox.say("absent", str(error))
+        outbox.ring()
     except ModuleNotFoundError as error:
-        say("absent", f"the Python package {error.name} is not installed: pip install 'unidle[agent]'")
+        outbox.say("absent", f"the Python package {error.name} is not installed: pip install 'unidle[agent]'")
+        outbox.ring()
     except BrokenPipeError:  # the agent hung up in the middle
         pass
     return 0
@@ -93,19 +92,20 @@ def facts_of(document: dict[str, Any]) -> GpuFacts:
     return GpuFacts(**{**document, "owner": Owner(**document["owner"])})
 
 
-def _serve(open_source: Callable[..., NvmlSource], say: Callable[..., None], where: Whereabouts) -> None:
+def _serve(open_source: Callable[..., NvmlSource], outbox: Outbox, where: Whereabouts) -> None:
     """Answer what the agent asks, and look at the GPUs meanwhile, until it hangs up."""
     source: NvmlSource | None = None
     pace = Pace(0)
     skip: Collection[str] = ()
     passes = 0
-
-    told: dict[str, GpuFacts] = {}
+    opens = False
+    say, told = outbox.say, dict[str, GpuFacts]()
 
     def at(uuid: str | None) -> None:
-        say("at", uuid)
-
-    def looks_at(uuid: str | None) -> None:
+        nonlocal opens
+        if opens != (uuid is None):
+            opens = uuid is None
+            say("opens", opens)
         where.write(uuid or "")
 
     def tell_row(row: GpuReading) -> None:
@@ -132,17 +132,20 @@ def _serve(open_source: Callable[..., NvmlSource], say: Callable[..., None], whe
                 pace = Pace(fast_hz)
                 gc.freeze()  # what is there now stays: no collection needs to go through it again
                 say("ready")
+                outbox.ring()
             case ["read", skip, last] if source:
                 for row in source.readings(skip, last, starting=at):
                     tell_row(row)
+                at("")
                 tell_events()
                 say("end", source.take_problems())
+                outbox.ring()
                 pace.row(began_s, time.monotonic(), restless=source.restless)
                 passes += 1
                 if passes % PASSES_TO_COLLECT == 0:
                     gc.collect()
             case None if source:
-                source.look(skip, starting=looks_at, restless_only=not pace.whole)
+                source.look(skip, starting=at, restless_only=not pace.whole)
                 tell_events()
                 pace.look(began_s, time.monotonic(), restless=source.restless)
     if source:
@@ -151,7 +154,7 @@ def _serve(open_source: Callable[..., NvmlSource], say: Callable[..., None], whe
 
 def _messages(pause_s: Callable[[], float | None]) -> Iterator[list[Any] | None]:
     """What the agent says, until it hangs up; None whenever it says nothing for `pause_s`."""
-    unpacker = msgpack.Unpacker()
+    questions = unpacker(QUESTION_BYTES)
     while True:
         if not select.select([0], [], [], pause_s())[0]:
             yield None
@@ -159,8 +162,8 @@ def _messages(pause_s: Callable[[], float | None]) -> Iterator[list[Any] | None]
         data = os.read(0, CHUNK_BYTES)
         if not data:
             return
-        unpacker.feed(data)
-        yield from unpacker
+        questions.feed(data)
+        yield from questions
 
 
 def _die_with(parent: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -122,6 +123,22 @@ def test_the_child_says_what_the_library_says(nvml: FakeNvml, polled: Poll) -> N
     assert [without_integrals(row) for row in ours] == [without_integrals(row) for row in theirs]
     here.close()
     assert source.counts == {"poller_restarts": 0}
+
+
+def test_a_pass_wakes_the_agent_once_however_many_gpus_there_are(
+    nvml: FakeNvml, polled: Poll, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml.write(*(gpu(number) for number in range(8)))
+    source = polled()
+    read_until(source, all_answer)
+    waits = []
+    real = select.select
+    monkeypatch.setattr(select, "select", lambda *asked: waits.append(asked) or real(*asked))
+    passes = 4
+    for _ in range(passes):
+        assert len(source.read().gpus) == 8
+    # On a machine so busy that a pass takes half the deadline it looks once in between.
+    assert passes <= len(waits) <= 2 * passes
 
 
 def test_owners_cross_the_pipe(nvml: FakeNvml, polled: Poll) -> None:
