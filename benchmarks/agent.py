@@ -14,51 +14,36 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
 import re
-import signal
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
-from tests import nvml_library
 
-from benchmarks.ack_server import AckServer, certificate
+from benchmarks.agent_bench import GPUS, Bench, FirstSample, say
+from benchmarks.agent_bursty import bursty
 from benchmarks.figures import rounded
-from benchmarks.processes import cpu_s, private_mib, pss_mib, tree
+from benchmarks.processes import anonymous_mib, cpu_s, private_mib, pss_mib, tree
 from unidle_agent.dcgm import parse_page
 from unidle_agent.fields import GPU_FIELDS
-from unidle_agent.wire import Batch
 
-GPUS = 8
 FOLDER = Path(".unidle") / "benchmarks"
 """On a real disk, because the spool's syncs count."""
 SCRAPE_S = 15.0
 SETTLE_S = 10.0
 """After the first sample, before measuring: imports and first batches are the start, not the run."""
-START_S = 30.0
 PEER = "nvitop-exporter"
 PEER_FOLDER = FOLDER / PEER
-
-WINDOW_S = 10.0
-DRIVER_WINDOW_S = 1 / 6
-"""The shortest window that nvml.h gives for utilization."""
-SIGNAL_S = 30.0
-SETTLE_ROWS = 3
-"""A GPU is found to be restless, or its buffer to be dense, in the first of its rows."""
-BURST_PERIODS_S = (0.3, 0.5, 0.6, 0.75, 1.0, 1.5, 2.0, 3.0)
-"""One per GPU; each fits into SIGNAL_S a whole number of times."""
 
 TARGETS: dict[str, tuple[float, str, Callable[[float, float], bool]]] = {
     "pss_mib": (45, "at most 45 MiB", lambda came, most: came <= most),
@@ -88,80 +73,6 @@ WHEN_MISSED = {
     "found restless. By window and by buffer: the driver's window ends after the row; no looking mends that.",
     "dcgm_parse_speedup": "both parsers take turns on one core. What would help: an idle machine.",
 }
-
-
-def say(text: str) -> None:
-    """A line for people."""
-    print(text, file=sys.stderr, flush=True)
-
-
-class Bench:
-    """What all measurements share: the library, the certificate, a folder each."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        (folder / "library").mkdir()
-        self.nvml_folder = nvml_library.build(folder / "library")
-        self.pem, self.key = certificate(folder)
-        self.answers = folder / "answers.txt"
-        nvml_library.write(self.answers, [nvml_library.gpu(number) for number in range(GPUS)])
-
-    def environment(self, answers: Path, **settings: object) -> dict[str, str]:
-        """Of a process that finds the library and, as settings of an agent, these."""
-        kept = {key: text for key, text in os.environ.items() if not key.startswith("UNIDLE_")}
-        named = {f"UNIDLE_AGENT_{name.upper()}": str(value) for name, value in settings.items()}
-        return kept | nvml_library.environment(self.nvml_folder, answers) | named
-
-    @contextlib.contextmanager
-    def agent(
-        self, name: str, answers: Path, take: Callable[[Batch], None], command: tuple[str, ...] = ()
-    ) -> Iterator[subprocess.Popen[str]]:
-        """`unidle agent`, or another command with its settings, pushing to a stand-in."""
-        state = self.folder / name
-        state.mkdir()
-        server = AckServer(self.pem, self.key, take)
-        settings = {"push_url": server.url, "push_ca_file": self.pem, "state_dir": state, "port": 0}
-        process = subprocess.Popen(
-            [sys.executable, "-m", *(command or ("unidle_agent.cli", "agent"))],
-            env=self.environment(answers, **settings),
-            stdout=subprocess.PIPE,
-            stderr=(state / "log").open("w"),
-            text=True,
-        )
-        try:
-            yield process
-        finally:
-            process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(START_S)
-            process.kill()
-            process.wait()
-            server.close()
-
-    def page_url(self, name: str) -> str:
-        """Where the agent says that its page is."""
-        match = re.search(r"(http://\S+/metrics)", (self.folder / name / "log").read_text())
-        assert match, "the agent has not said where its page is"
-        return match[1]
-
-
-class FirstSample:
-    """Takes batches and notes when the first came in which every GPU answers."""
-
-    def __init__(self) -> None:
-        self.began_s = time.monotonic()
-        self.took_s = math.inf
-        self._there = threading.Event()
-
-    def __call__(self, batch: Batch) -> None:
-        states = batch.columns.get("gpu_state", ())
-        if not self._there.is_set() and len(batch.gpus) == GPUS and 0 in states:
-            self.took_s = time.monotonic() - self.began_s
-            self._there.set()
-
-    def wait(self) -> None:
-        if not self._there.wait(START_S):
-            raise SystemExit(f"no batch with {GPUS} GPUs within {START_S:g} s: is the agent running?")
 
 
 def start_s(bench: Bench) -> float:
@@ -224,12 +135,9 @@ def growth(bench: Bench, ticks: int, seconds: float) -> float:
     Of the anonymous memory: the rest of PSS is files, whose share changes with who else has them mapped.
     """
     command = ("benchmarks.agent_ticks", str(ticks), str(seconds))
-    points: list[tuple[int, float]] = []
     with bench.agent("ticks", bench.answers, lambda _: None, command) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            document = json.loads(line)
-            points.append((document["ticks"], document["anonymous_mib"]))
+        points = [(int(line), anonymous_mib(process.pid)) for line in process.stdout]
     if len(points) < 10:
         raise SystemExit(f"only {len(points)} measures in accelerated time: too few to see growth")
     settled = points[len(points) // 2 :]
@@ -240,107 +148,6 @@ def growth(bench: Bench, ticks: int, seconds: float) -> float:
         f"{settled[-1][1]:.2f} MiB; the figure is the slope times 100,000"
     )
     return slope * 100_000
-
-
-def busy_share(period_s: float, from_s: float, to_s: float) -> float:
-    """Share of the time in which a signal is on that is on for the first half of each period."""
-
-    def busy_s(until_s: float) -> float:
-        whole, rest_s = divmod(until_s, period_s)
-        return whole * period_s / 2 + min(rest_s, period_s / 2)
-
-    return (busy_s(to_s) - busy_s(from_s)) / (to_s - from_s)
-
-
-def by_instant() -> str:
-    """A driver whose utilization is that of the instant."""
-    changes: dict[float, list[str]] = {}
-    for number, period_s in enumerate(BURST_PERIODS_S):
-        for half in range(round(2 * SIGNAL_S / period_s)):
-            line = f"gpu.{number}.utilization.gpu={100 * (half % 2 == 0):d}"
-            changes.setdefault(round(half * period_s / 2, 6), []).append(line)
-    return "\n".join(line for at_s in sorted(changes) for line in (f"[t={at_s}]", *changes[at_s]))
-
-
-def by_window() -> str:
-    """As a driver shows such signals: each sixth of a second, the share of the sixth before it."""
-    lines = []
-    for step in range(round(SIGNAL_S / DRIVER_WINDOW_S)):
-        lines.append(f"[t={step * DRIVER_WINDOW_S:.6f}]")
-        lines += [
-            f"gpu.{number}.utilization.gpu={percent_before(step, period_s)}"
-            for number, period_s in enumerate(BURST_PERIODS_S)
-        ]
-    return "\n".join(lines)
-
-
-def by_buffer() -> str:
-    """The same, with a driver that keeps the sixths of a second in its ring buffer."""
-    rings = [
-        ";".join(
-            f"{step * DRIVER_WINDOW_S:.6f}:{percent_before(step, period_s)}"
-            for step in range(round(SIGNAL_S / DRIVER_WINDOW_S))
-        )
-        for period_s in BURST_PERIODS_S
-    ]
-    buffers = [f"gpu.{number}.samples.1=u;{ring}" for number, ring in enumerate(rings)]
-    return "\n".join([*buffers, by_window()])
-
-
-SHOWN: dict[str, Callable[[], str]] = {"instant": by_instant, "window": by_window, "buffer": by_buffer}
-"""What drivers are like: the figure is that of the worst."""
-
-
-def percent_before(step: int, period_s: float) -> int:
-    """What the driver's window that ends with this step shows of the signal."""
-    at_s = step * DRIVER_WINDOW_S
-    return round(100 * busy_share(period_s, at_s - DRIVER_WINDOW_S, at_s))
-
-
-def bursty(bench: Bench, seconds: float) -> float:
-    """RMS error in points of the 10 s means that a reader of the rows would take, of the worst driver."""
-    return max(bursty_one(bench, seconds, shown) for shown in SHOWN)
-
-
-def window_means(rows: list[tuple[float, float]]) -> Iterator[tuple[float, float, float]]:
-    """Mean of each ten rows (time, value), and from when to when: a row speaks for the second before it."""
-    width = round(WINDOW_S)
-    for end in range(width, len(rows), width):
-        values = [value for _, value in rows[end - width + 1 : end + 1]]
-        yield statistics.fmean(values), rows[end - width][0], rows[end][0]
-
-
-def bursty_one(bench: Bench, seconds: float, shown: str) -> float:
-    """RMS error in points where the driver is `shown`."""
-    answers, begins_s = bench.folder / f"bursty-{shown}.txt", time.monotonic()
-    gpus = [{**nvml_library.gpu(number), "samples.1": None} for number in range(GPUS)]
-    nvml_library.write(answers, [{key: one for key, one in gpu.items() if one is not None} for gpu in gpus])
-    with answers.open("a") as file:
-        file.write(f"begins_s={begins_s}\nlength_s={SIGNAL_S}\n{SHOWN[shown]()}\n")
-    first, rows = FirstSample(), [list[tuple[float, float]]() for _ in range(GPUS)]
-    to_signal_s = time.monotonic() - time.time() - begins_s
-
-    def take(batch: Batch) -> None:
-        first(batch)
-        for place, value in enumerate(batch.columns.get("gpu_util_ratio", ())):
-            instant, gpu = divmod(place, len(batch.gpus))
-            if not math.isnan(value):
-                rows[gpu].append((batch.times_ns[instant] / 1e9 + to_signal_s, value))
-
-    with bench.agent(f"bursty-{shown}", answers, take):
-        first.wait()
-        time.sleep(seconds)
-    errors = [
-        100 * (mean - busy_share(period_s, from_s, to_s))
-        for of_gpu, period_s in zip(rows, BURST_PERIODS_S, strict=True)
-        for mean, from_s, to_s in window_means(of_gpu[SETTLE_ROWS:])
-    ]
-    rms = math.sqrt(statistics.fmean(error**2 for error in errors))
-    say(
-        f"bursty, by {shown}: {len(errors)} means of {WINDOW_S:g} s, off by {rms:.2f} points (RMS), "
-        f"the worst by {max(map(abs, errors)):.1f}"
-    )
-    return rms
 
 
 def dcgm_page(seed: int) -> str:

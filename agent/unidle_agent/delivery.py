@@ -90,7 +90,7 @@ class Delivery:
         return {
             "url": self._pusher.url,
             "problem": self._pusher.problem or self._spool.problem,
-            "waiting_batches": self._spool.pending,
+            "waiting_batches": self._queue.qsize() + self._spool.pending,
             "dropped_batches": self._spool.dropped + self._lost,
             "rejected_batches": self._spool.rejected,
             **{f"pushes_{outcome}": count for outcome, count in self._pusher.counts.items()},
