@@ -37,11 +37,12 @@ class Outbox:
 
     def __init__(self, fd: int, bell_fd: int) -> None:
         self._fd, self._bell_fd = fd, bell_fd
+        self._pack = msgpack.Packer(buf_size=UNRUNG_BYTES).pack  # packb would make one for each message
         self._unrung_bytes = 0
 
     def say(self, *message: Any) -> None:
         """Put a message into the pipe; raises BrokenPipeError when the agent hung up."""
-        data = msgpack.packb(message)
+        data: bytes = self._pack(message)
         if self._unrung_bytes + len(data) > UNRUNG_BYTES:
             self.ring()
         self._unrung_bytes += len(data)

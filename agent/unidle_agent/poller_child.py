@@ -110,7 +110,8 @@ def _serve(open_source: Callable[..., NvmlSource], outbox: Outbox, where: Wherea
 
     def tell_row(row: GpuReading) -> None:
         facts = row.facts
-        if told.get(facts.uuid) != facts:  # seldom, and taking them apart costs more than a call
+        before = told.get(facts.uuid)
+        if before is not facts and before != facts:  # seldom, and taking them apart costs more than a call
             told[facts.uuid] = facts
             say("facts", asdict(facts))
         say("gpu", facts.uuid, row.values, row.pids)

@@ -41,6 +41,14 @@ INTEGRALS = {
 LOOKED_AT = tuple(field.name for field in FIELDS if field.stats or field.unit == "{bits}")
 """Fields of which a row holds more than the last look."""
 
+_STATISTICS = {
+    field.name: ("", "", "")
+    if field.unit == "{bits}"
+    else (f"{field.name}.min", f"{field.name}.max", f"{field.name}.zero")
+    for field in FIELDS
+}
+"""Field -> the columns of its least, its most and its share at zero; bits have none."""
+
 LONGEST_S = 120.0
 """No look speaks for longer, twice the longest period between rows: the agent was stopped meanwhile."""
 
@@ -51,24 +59,25 @@ def summary(name: str, pieces: Sequence[Piece]) -> dict[str, Value]:
     A single piece is the value itself: it has a mean, but no extremes.
     """
     values = [value for _, value in pieces]
-    if BY_NAME[name].unit == "{bits}":
+    low_name, high_name, zero_name = _STATISTICS[name]
+    if not low_name:
         bits = 0
         for value in values:
             bits |= int(value)
         return {name: bits}
     if len(pieces) == 1:
         return {name: values[0]}
-    whole_s = sum(span_s for span_s, _ in pieces)
+    low, high = min(values), max(values)
+    if low == high:  # the mean of a constant is the constant, to the last digit
+        return {name: low, low_name: low, high_name: low, zero_name: float(low == 0)}
+    whole_s = sum([span_s for span_s, _ in pieces])
     weighed = pieces if whole_s > 0 else [(1.0, value) for value in values]
     whole = whole_s if whole_s > 0 else float(len(values))
-    low, high = min(values), max(values)
-    # The mean of a constant is the constant, to the last digit.
-    mean = low if low == high else sum(weight * value for weight, value in weighed) / whole
     return {
-        name: mean,
-        f"{name}.min": low,
-        f"{name}.max": high,
-        f"{name}.zero": sum(weight for weight, value in weighed if value == 0) / whole,
+        name: sum([weight * value for weight, value in weighed]) / whole,
+        low_name: low,
+        high_name: high,
+        zero_name: sum([weight for weight, value in weighed if value == 0]) / whole,
     }
 
 
@@ -89,12 +98,16 @@ class Looks:
 
         Fields without statistics are left, and those in `but`.
         """
+        last_s, pieces = self._last_s, self._pieces
         for name in LOOKED_AT:
-            value = values.get(name)
-            if value is not None and name not in but:
-                span_s = min(time_s - self._last_s.get(name, time_s), LONGEST_S)
-                self._pieces.setdefault(name, []).append((span_s, value))
-                self._last_s[name] = time_s
+            if name in values and name not in but:
+                span_s = time_s - last_s.get(name, time_s)
+                piece = (span_s if span_s < LONGEST_S else LONGEST_S, values[name])
+                last_s[name] = time_s
+                if name in pieces:
+                    pieces[name].append(piece)
+                else:
+                    pieces[name] = [piece]
 
     def add_pieces(self, time_s: float, pieces: Mapping[str, Sequence[Piece]]) -> None:
         """Take what somebody else saw of the time until `time_s`, by field."""

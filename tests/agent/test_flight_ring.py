@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unidle_agent.fields import BY_NAME
-from unidle_agent.flight.ring import PLACES, RECORDED, WINDOW_S, Ring, bytes_per_gpu
+from unidle_agent.flight.ring import _RECORD_BYTES, PLACES, RECORDED, WINDOW_S, Ring, bytes_per_gpu
 from unidle_agent.flight.slots import slots
 
 STEP_NS = 200_000_000
@@ -82,7 +82,7 @@ def test_a_record_that_is_half_written_is_no_look(ring: Ring) -> None:
     for number in range(3):
         ring.write("GPU-a", number, {"power_w": float(number)})
     whole = ring._memory[:]
-    last = ring._record(0, 3)
+    last = ring._first(0) + 3 * _RECORD_BYTES
     for cut in (1, 9, 20, 40):  # as a writer leaves it that is killed in the middle
         ring._memory[last + cut] ^= 0xFF
         assert list(ring.read("GPU-a").columns["power_w"]) == [0.0, 1.0]

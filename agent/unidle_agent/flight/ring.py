@@ -68,7 +68,8 @@ class Ring:
         self.capacity = capacity
         """Looks of one GPU that are kept."""
         self._memory = memory
-        self._places: dict[str, int] = {}
+        self._firsts: dict[str, int] = {}
+        """GPU -> where its records begin."""
         self._next: dict[str, int] = {}
 
     @classmethod
@@ -97,15 +98,15 @@ class Ring:
 
     def write(self, gpu: str, time_ns: int, values: Mapping[str, Value]) -> None:
         """Keep one look at the GPU of that UUID, in place of the oldest; beyond `PLACES` GPUs it is left."""
-        place = self._places.get(gpu)
-        if place is None:
-            place = self._take_place(gpu)
-            if place is None:
+        first = self._firsts.get(gpu)
+        if first is None:
+            first = self._take_place(gpu)
+            if first is None:
                 return
         number = self._next[gpu]
         self._next[gpu] = number + 1
-        body = _BODY.pack(number, time_ns, *(_f4(values.get(name)) for name in RECORDED))
-        start = self._record(place, number % self.capacity)
+        body = _body(number, time_ns, values)
+        start = first + number % self.capacity * _RECORD_BYTES
         self._memory[start : start + _RECORD_BYTES] = body + _CRC.pack(zlib.crc32(body))
 
     def read(self, gpu: str) -> Looks:
@@ -118,7 +119,7 @@ class Ring:
             since_ns = records[-1][1] - int(WINDOW_S * 1e9)
             records = [record for record in records if record[1] >= since_ns]
         columns = {
-            name: array("f", [record[2 + number] for record in records])
+            name: array("f", [_finite(record[2 + number]) for record in records])
             for number, name in enumerate(RECORDED)
         }
         known = {
@@ -132,7 +133,7 @@ class Ring:
         os.close(self.fd)
 
     def _take_place(self, gpu: str) -> int | None:
-        """The place of a GPU that is written for the first time by this process, None where all are taken."""
+        """Where the records of a GPU begin that this process writes for the first time; None is nowhere."""
         place = self._find(gpu)
         if place is None:
             place = self._find("")
@@ -140,9 +141,9 @@ class Ring:
                 return None
             start = self._start(place)
             self._memory[start : start + _NAME_BYTES] = gpu.encode().ljust(_NAME_BYTES, b"\0")
-        self._places[gpu] = place
+        self._firsts[gpu] = self._first(place)
         self._next[gpu] = 1 + max((record[0] for record in self._records(place)), default=0)
-        return place
+        return self._firsts[gpu]
 
     def _find(self, gpu: str) -> int | None:
         name = gpu.encode().ljust(_NAME_BYTES, b"\0")
@@ -154,7 +155,7 @@ class Ring:
 
     def _records(self, place: int) -> list[tuple[Any, ...]]:
         """(number, time, values ...) of every whole record, in no order."""
-        start = self._record(place, 0)
+        start = self._first(place)
         data = self._memory[start : start + self.capacity * _RECORD_BYTES]
         found = []
         for offset in range(0, len(data), _RECORD_BYTES):
@@ -167,8 +168,8 @@ class Ring:
     def _start(self, place: int) -> int:
         return _HEADER.size + place * _place_bytes(self.capacity)
 
-    def _record(self, place: int, index: int) -> int:
-        return self._start(place) + _NAME_BYTES + index * _RECORD_BYTES
+    def _first(self, place: int) -> int:
+        return self._start(place) + _NAME_BYTES
 
 
 def bytes_per_gpu(looks_per_s: float) -> int:
@@ -180,5 +181,17 @@ def _place_bytes(capacity: int) -> int:
     return _NAME_BYTES + capacity * _RECORD_BYTES
 
 
+def _finite(value: float) -> float:
+    return value if -_MOST <= value <= _MOST else _NAN
+
+
+def _body(number: int, time_ns: int, values: Mapping[str, Value]) -> bytes:
+    """A record without its checksum. Hardly ever is a value none that f4 holds: none is looked at first."""
+    try:
+        return _BODY.pack(number, time_ns, *[values.get(name, _NAN) for name in RECORDED])
+    except OverflowError:
+        return _BODY.pack(number, time_ns, *[_f4(values.get(name)) for name in RECORDED])
+
+
 def _f4(value: Value | None) -> float:
-    return _NAN if value is None or not -_MOST <= value <= _MOST else value
+    return _NAN if value is None else _finite(value)

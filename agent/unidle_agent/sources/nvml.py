@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
 
@@ -88,6 +89,8 @@ class NvmlSource:
         self._xids: dict[str, int] = {}
         self._heard: list[Event] = []
         self._integrals = Integrals()
+        self._told: dict[str, tuple[GpuFacts, AbstractSet[str], GpuFacts]] = {}
+        """UUID -> facts of a row, its fields that came by GPM, and the facts that say so."""
         self._problems = Problems()
         self._open()
 
@@ -160,15 +163,16 @@ class NvmlSource:
         return any(_is_restless(gpu, now_s) for gpu in self._gpus.values())
 
     def _look_at(self, gpu: Device) -> None:
-        if self._monotonic() - gpu.buffers_read_s >= EVERY_S:  # rows are further apart than buffers are long
-            pieces = gpu.read_buffers(self._monotonic(), self._look_s)
+        now_s = self._monotonic()
+        if now_s - gpu.buffers_read_s >= EVERY_S:  # rows are further apart than buffers are long
+            pieces = gpu.read_buffers(now_s, self._look_s)
             gpu.looks.add_pieces(self._monotonic(), pieces)
             self._tell_pieces(gpu, pieces)
         values: Values = {}
         if not gpu.flowing.issuperset(calls.LOOK_FIELDS):
             values |= gpu.ask_fields(calls.LOOK_FIELDS)
-        for names, ladder in calls.LOOKS if gpu.mig else (*calls.LOOKS, calls.OWN_LOOK):
-            if not gpu.flowing.issuperset(names):
+        for names, ladder in calls.LOOKS if gpu.mig else calls.LOOKS_OF_WHOLE:
+            if not names <= gpu.flowing:
                 values |= gpu.ask(*ladder)
         self._see(gpu, self._monotonic(), values)
         self._on_look(gpu.facts.uuid, values, 0.0)
@@ -222,6 +226,7 @@ class NvmlSource:
         starting("")
         self._some_lost = False
         self._allow_gpm()
+        self._told.clear()
         before, found = self._gpus, {}
         listed = [*self._missing.values(), *(gpu.facts for gpu in before.values())]
         at_index = {facts.index: facts.uuid for facts in listed}
@@ -307,7 +312,7 @@ class NvmlSource:
         if gpu.mig:
             yield from self._read_instances(gpu, values)
         else:
-            yield _row(gpu.facts, values, gpu.pids)
+            yield self._row(gpu.facts, values, gpu.pids)
 
     def _summed_up(self, gpu: Device, values: Values, pieces: dict[str, list[Piece]]) -> Values:
         """What happened since a GPU's last row: its looks, of which `values` is one, or its `pieces`."""
@@ -337,14 +342,26 @@ class NvmlSource:
             shared = share_of(board, instance.facts.share / cut)
             try:
                 own = self._ask_own(instance, gpu.handle)
-                yield _row(instance.facts, {**shared, **own}, instance.pids)
+                yield self._row(instance.facts, {**shared, **own}, instance.pids)
             except pynvml.NVMLError:
                 self._some_lost = True
                 yield GpuReading(instance.facts, {"gpu_state": GPU_LOST})
         if not gpu.instances:
-            yield _row(replace(gpu.facts, owner=NOBODY), board)
+            yield self._row(replace(gpu.facts, owner=NOBODY), board)
         elif cut < 1 - 1e-9:
             yield GpuReading(replace(gpu.facts, share=1 - cut, owner=NOBODY), {"gpu_state": GPU_OK})
+
+    def _row(self, facts: GpuFacts, values: Values, pids: tuple[int, ...] | None = None) -> GpuReading:
+        """A row that says which of its fields came by GPM, and that the GPU answers if it did.
+
+        As long as they say the same, its facts are the same object.
+        """
+        by_gpm = METRICS.keys() & values.keys()
+        told = self._told.get(facts.uuid)
+        if told is None or told[1] != by_gpm or (told[0] is not facts and told[0] != facts):
+            sources = {name: "gpm" for name in values if name in by_gpm}
+            told = self._told[facts.uuid] = facts, by_gpm, replace(facts, sources=sources)
+        return GpuReading(told[2], {**values, "gpu_state": GPU_OK} if values else values, pids)
 
     def _ask_board(self, gpu: Device) -> Values:
         values: Values = {}
@@ -379,13 +396,6 @@ class NvmlSource:
 
 def _is_restless(gpu: Device, now_s: float) -> bool:
     return gpu.restless.at(now_s) and UTIL not in gpu.flowing
-
-
-def _row(facts: GpuFacts, values: Values, pids: tuple[int, ...] | None = None) -> GpuReading:
-    """A row that says which of its fields came by GPM, and that the GPU answers if it did."""
-    sources = {name: "gpm" for name in values if name in METRICS}
-    facts = replace(facts, sources=sources)
-    return GpuReading(facts, {**values, "gpu_state": GPU_OK} if values else values, pids)
 
 
 def _whole(facts: GpuFacts) -> GpuFacts:

@@ -250,6 +250,7 @@ OWN_LOOK: tuple[frozenset[str], tuple[Ask, ...]] = (
     (utilization_rates,),
 )
 """... and where MIG does not cut them this too."""
+LOOKS_OF_WHOLE = (*LOOKS, OWN_LOOK)
 LOOK_FIELDS = ("power_instant_w",)
 
 SLOW_CALLS: tuple[tuple[Ask, ...], ...] = ((enforced_power_limit,), (pcie_link,), (fabric,))

@@ -6,7 +6,6 @@ NVMLError 15 out of every method here; any other error leaves the fields of that
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,8 +40,10 @@ class Device:
     """Of a MIG instance: its GPU instance id."""
     mig: bool = False
     instances: tuple[Device, ...] = ()
+    refused_calls: set[Ask] = field(default_factory=set)
+    """Calls that it does not offer."""
     refused: set[str] = field(default_factory=set)
-    """Calls and fields that it does not offer."""
+    """What else it does not offer: fields, buffers, GPM, ..."""
     processes: Values = field(default_factory=dict)
     pids: tuple[int, ...] | None = None
     processes_due_s: float = float("-inf")
@@ -57,7 +58,8 @@ class Device:
     """Fields whose buffer gave samples at its last read: they need no looks."""
     buffers_read_s: float = float("-inf")
     gpm: GpmPair | None = None
-    batches: dict[Sequence[str], tuple[list[str], FieldBatch]] = field(default_factory=dict)
+    batches: dict[Sequence[str], tuple[list[tuple[str, bool]], FieldBatch]] = field(default_factory=dict)
+    """Fields asked in one call -> those of them that it offers, whether each is in mW, and the call."""
 
     @property
     def handle(self) -> Any:
@@ -79,13 +81,14 @@ class Device:
     def ask(self, *ladder: Ask) -> Values:
         """The first call of `ladder` that this device offers; raises NVMLError where the GPU is lost."""
         for call in ladder:
-            if _words(call) in self.refused:
+            if call in self.refused_calls:
                 continue
             try:
                 return call(self.direct)
             except pynvml.NVMLError as error:
                 if not self._note(_words(call), error, quiet=call is not ladder[-1]):
                     break
+                self.refused_calls.add(call)
         return {}
 
     def ask_fields(self, wanted: tuple[str, ...]) -> Values:
@@ -93,11 +96,12 @@ class Device:
         if NO_FIELDS in self.refused:
             return {}
         if wanted not in self.batches:
-            names = [name for name in wanted if name not in self.refused]
-            ids = [(calls.FIELD_IDS[name][0], 0) for name in names]
-            self.batches[wanted] = names, FieldBatch(self.handle, ids)
-        names, batch = self.batches[wanted]
-        if not names:
+            offered = [name for name in wanted if name not in self.refused]
+            ids = [(calls.FIELD_IDS[name][0], 0) for name in offered]
+            units = [(name, calls.FIELD_IDS[name][1].unit == "W") for name in offered]
+            self.batches[wanted] = units, FieldBatch(self.handle, ids)
+        fields, batch = self.batches[wanted]
+        if not fields:
             return {}
         try:
             found = batch.ask()
@@ -105,13 +109,12 @@ class Device:
             self._note(NO_FIELDS, error)
             return {}
         values: Values = {}
-        for name, (code, value) in zip(names, found, strict=True):
-            item = calls.FIELD_IDS[name][1]
+        for (name, in_mw), (code, value) in zip(fields, found, strict=True):
             if code == pynvml.NVML_SUCCESS:
                 # Power is the one gauge that comes in thousandths; counters are whole steps already.
-                values[name] = value / 1000 if item.unit == "W" else value
+                values[name] = value / 1000 if in_mw else value
             else:
-                self._refuse_field((item, code, value))
+                self._refuse_field((calls.FIELD_IDS[name][1], code, value))
         return values
 
     def ask_slow(self, now_s: float, slow_s: float) -> Values:
@@ -220,6 +223,5 @@ class Device:
         return False
 
 
-@functools.cache
 def _words(call: Ask) -> str:
     return call.__name__.replace("_", " ")

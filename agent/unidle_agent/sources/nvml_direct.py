@@ -31,10 +31,10 @@ def call_code(function: str, *arguments: Any) -> int:
 
 
 def call(function: str, *arguments: Any) -> None:
-    """Call the C function; raises NVMLError where it fails."""
-    code = call_code(function, *arguments)
+    """Call the C function; raises NVMLError where it fails, 13 where the driver has no such."""
+    code = pynvml._nvmlGetFunctionPointer(function)(*arguments)
     if code != pynvml.NVML_SUCCESS:
-        raise pynvml.NVMLError(code)
+        raise pynvml.NVMLError(int(code))
 
 
 def plain(structure: Any) -> Any:
@@ -62,8 +62,11 @@ class Direct:
     def __init__(self, handle: Any) -> None:
         self.handle = handle
         self._number = ctypes.c_uint()
+        self._number_at = ctypes.byref(self._number)
         self._bits = ctypes.c_ulonglong()
+        self._bits_at = ctypes.byref(self._bits)
         self._utilization = _Utilization()
+        self._utilization_at = ctypes.byref(self._utilization)
         self._memory = _Memory(version=pynvml.nvmlMemory_v2)
         self._temperature = _Temperature(
             version=pynvml.nvmlTemperature_v1, sensorType=pynvml.NVML_TEMPERATURE_GPU
@@ -72,17 +75,17 @@ class Direct:
 
     def number(self, function: str, *arguments: int) -> int:
         """Of a function that gives one unsigned int."""
-        call(function, self.handle, *arguments, ctypes.byref(self._number))
+        call(function, self.handle, *arguments, self._number_at)
         return self._number.value
 
     def bits(self, function: str) -> int:
         """Of a function that gives one unsigned long long."""
-        call(function, self.handle, ctypes.byref(self._bits))
+        call(function, self.handle, self._bits_at)
         return self._bits.value
 
     def utilization(self) -> Any:
         """With `gpu` and `memory`, percent."""
-        call("nvmlDeviceGetUtilizationRates", self.handle, ctypes.byref(self._utilization))
+        call("nvmlDeviceGetUtilizationRates", self.handle, self._utilization_at)
         return self._utilization
 
     def memory(self) -> Any:
@@ -109,12 +112,17 @@ class FieldBatch:
         self._handle = handle
         self._entries = (_FieldValue * len(wanted))(*[_FieldValue(*field) for field in wanted])
         self._arguments = ctypes.c_int32(len(wanted)), ctypes.byref(self._entries)
+        self._answers = memoryview(self._entries).cast("B")
 
     def ask(self) -> list[tuple[int, Value]]:
         """Return code and value of each, in the order of `wanted`; the value counts where the code is 0."""
         call("nvmlDeviceGetFieldValues", self._handle, *self._arguments)
         answers: list[tuple[int, Value]] = []
-        for _, _, _, _, kind, code, raw in _FIELD.iter_unpack(self._entries):
-            value = value_of(kind, raw) if code == pynvml.NVML_SUCCESS else 0
-            answers.append((code, value) if value is not None else (pynvml.NVML_ERROR_UNKNOWN, 0))
+        for _, _, _, _, kind, code, raw in _FIELD.iter_unpack(self._answers):
+            if code != 0:  # NVML_SUCCESS
+                answers.append((code, 0))
+            elif kind < len(_VALUES):
+                answers.append((0, _VALUES[kind](raw)[0]))
+            else:
+                answers.append((pynvml.NVML_ERROR_UNKNOWN, 0))
         return answers
