@@ -6,7 +6,8 @@ pipes (`unidle_agent.pipes`), each message an array whose first item says what i
     agent -> child   settings: GPM mode, looks per second, seconds between slow reads, known GPUs |
                      read: GPUs to skip, GPUs to read last
     child -> agent   ready | opens: whether it opens the driver now | facts: of a row, new or changed |
-                     gpu: UUID of its row, values, pids | event: it | end: problems | absent: why
+                     names: UUID of a row, its fields where they changed | gpu: UUID of a row, values, pids |
+                     event: it | end: problems | absent: why
 
 Between two reads the child looks at the GPUs by itself, several times a second. It says which GPU it is
 about to touch in memory that both see (`Whereabouts`): so a call that hangs, or kills the child, has a
@@ -75,6 +76,8 @@ class _Child:
     """(UUID, counter) -> what the children before it had counted."""
     facts: dict[str, GpuFacts] = field(default_factory=dict)
     """The last of every row."""
+    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """UUID -> the fields of which its row has values, in their order."""
     seen: dict[str, GpuFacts] = field(default_factory=dict)
     """The rows of the pass under way."""
     inbox: Inbox = field(init=False)
@@ -306,8 +309,11 @@ class PolledNvml:
                 child.opens = opens
             case ["facts", facts]:
                 child.facts[facts["uuid"]] = facts_of(facts)
+            case ["names", uuid, names]:
+                child.names[uuid] = tuple(map(sys.intern, names))
             case ["gpu", uuid, values, pids]:
-                counted = self._counted_on(child, uuid, values)
+                named = dict(zip(child.names[uuid], values, strict=True))
+                counted = self._counted_on(child, uuid, named)
                 rows[uuid] = GpuReading(child.facts[uuid], counted, None if pids is None else tuple(pids))
                 child.seen[uuid] = child.facts[uuid]
             case ["event", event]:

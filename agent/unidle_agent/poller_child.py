@@ -99,7 +99,7 @@ def _serve(open_source: Callable[..., NvmlSource], outbox: Outbox, where: Wherea
     skip: Collection[str] = ()
     passes = 0
     opens = False
-    say, told = outbox.say, dict[str, GpuFacts]()
+    say, tell_row = outbox.say, _Rows(outbox.say).tell
 
     def at(uuid: str | None) -> None:
         nonlocal opens
@@ -107,14 +107,6 @@ def _serve(open_source: Callable[..., NvmlSource], outbox: Outbox, where: Wherea
             opens = uuid is None
             say("opens", opens)
         where.write(uuid or "")
-
-    def tell_row(row: GpuReading) -> None:
-        facts = row.facts
-        before = told.get(facts.uuid)
-        if before is not facts and before != facts:  # seldom, and taking them apart costs more than a call
-            told[facts.uuid] = facts
-            say("facts", asdict(facts))
-        say("gpu", facts.uuid, row.values, row.pids)
 
     def tell_events() -> None:
         for event in source.take_events() if source else ():
@@ -151,6 +143,26 @@ def _serve(open_source: Callable[..., NvmlSource], outbox: Outbox, where: Wherea
                 pace.look(began_s, time.monotonic(), restless=source.restless)
     if source:
         source.close()
+
+
+class _Rows:
+    """Says the rows of GPUs; what is mostly the same from row to row only when it is new."""
+
+    def __init__(self, say: Callable[..., None]) -> None:
+        self._say = say
+        self._facts: dict[str, GpuFacts] = {}
+        self._names: dict[str, tuple[str, ...]] = {}
+
+    def tell(self, row: GpuReading) -> None:
+        uuid, names = row.facts.uuid, tuple(row.values)
+        before = self._facts.get(uuid)
+        if before is not row.facts and before != row.facts:
+            self._facts[uuid] = row.facts
+            self._say("facts", asdict(row.facts))
+        if self._names.get(uuid) != names:
+            self._names[uuid] = names
+            self._say("names", uuid, names)
+        self._say("gpu", uuid, tuple(row.values.values()), row.pids)
 
 
 def _messages(pause_s: Callable[[], float | None]) -> Iterator[list[Any] | None]:
