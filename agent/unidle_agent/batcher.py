@@ -224,30 +224,41 @@ def _gpu_rows(ticks: Sequence[Tick], order: Mapping[str, int]) -> list[Mapping[s
 
 def _columns(scope: Scope, rows: Sequence[Mapping[str, Value]]) -> dict[str, object]:
     """One column per field that any row knows, in the order of the table."""
+    names = tuple(rows[0]) if rows else ()
+    if all(tuple(row) == names for row in rows):  # nearly always: then all columns are made at once
+        values = dict(zip(names, zip(*[row.values() for row in rows], strict=True), strict=True))
+        return {
+            spec.name: _column(spec, values[spec.name])
+            for spec in COLUMNS.values()
+            if spec.scope == scope and spec.name in values
+        }
     used = set().union(*rows)
     return {
-        spec.name: _column(spec, rows)
+        spec.name: _column(spec, [row.get(spec.name, _unknown(spec)) for row in rows])
         for spec in COLUMNS.values()
         if spec.scope == scope and spec.name in used
     }
 
 
-def _column(spec: Field, rows: Sequence[Mapping[str, Value]]) -> array[Any]:
+def _unknown(spec: Field) -> Value:
+    return UNKNOWN_U8 if spec.dtype == "u8" else NAN
+
+
+def _column(spec: Field, values: Sequence[Value]) -> array[Any]:
     """The values of one field, one per row.
 
     Nearly always they fit the column as they are; looking at each of thousands would be most of what a
     batch costs. Only a column that they do not fit, or that came out infinite, is gone through.
     """
-    name = spec.name
-    unknown = UNKNOWN_U8 if spec.dtype == "u8" else NAN
     try:
-        values = array(TYPECODES[spec.dtype], [row.get(name, unknown) for row in rows])
+        made = array(TYPECODES[spec.dtype], values)
     except (TypeError, OverflowError):
         pass
     else:
-        if spec.dtype == "u8" or not (math.inf in values or -math.inf in values):
-            return values
-    return column(spec, [sendable(spec, row.get(name)) for row in rows])
+        whole = 0 if spec.dtype == "u8" else sum(made)
+        if whole - whole == 0 or not (math.inf in made or -math.inf in made):  # the first is false for NaN
+            return made
+    return column(spec, [sendable(spec, value) for value in values])
 
 
 def sendable(spec: Field, value: Value | None) -> Value | None:

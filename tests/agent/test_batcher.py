@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.call_count import calls_of
 
 from unidle_agent.batcher import FORGET_S, ONSET_S, Batcher, facts_id, sendable
-from unidle_agent.fields import BY_NAME, UNKNOWN_U8
+from unidle_agent.fields import BY_NAME, GPU_FIELDS, UNKNOWN_U8
 from unidle_agent.sample import GpuReading, Reading, Tick, Value, merge
 from unidle_agent.wire import Batch, Event, GpuFacts, Owner, column
 
@@ -132,6 +133,34 @@ def test_statistics_travel_beside_their_field() -> None:
         "gpu_util_ratio": [0.5],
         "gpu_util_ratio.zero": [0.25],
     }
+
+
+def test_values_find_their_column_in_whatever_order_and_company_they_come() -> None:
+    batcher = Batcher("n", 1.0, 5.0)
+    rows: list[dict[str, Value]] = [
+        {"power_w": 1.0, "temperature_c": 11.0},
+        {"temperature_c": 12.0, "power_w": 2.0},
+        {"power_w": 3.0, "sm_clock_hz": 33.0},
+    ]
+    feed(batcher, tick(0, A))
+    for second, values in enumerate(rows, 1):
+        feed(batcher, tick(second, A, values=values))
+    batch = batcher.flush()
+    assert batch is not None
+    assert list(batch.columns["power_w"]) == [1.0, 2.0, 3.0]
+    assert [value == value for value in batch.columns["temperature_c"]] == [True, True, False]
+    assert list(batch.columns["temperature_c"])[:2] == [11.0, 12.0]
+    assert list(batch.columns["sm_clock_hz"])[2:] == [33.0]
+
+
+def test_a_batch_of_rows_with_the_same_fields_costs_few_calls_per_column() -> None:
+    names = [field.name for field in GPU_FIELDS]
+    values: dict[str, Value] = dict.fromkeys(names, 1)
+    gpus = [replace(A, uuid=f"GPU-{number}", index=number) for number in range(8)]
+    batcher = Batcher("n", 1.0, 5.0)
+    feed(batcher, *(tick(second, *gpus, values=values) for second in range(5)))
+    # Asking each of the 32 waiting rows for each field would be 32 calls and more per column.
+    assert calls_of(batcher.flush) <= 10 * len(names)
 
 
 def test_a_gpu_left_out_of_a_tick_keeps_its_place_as_unknown() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 
+from tests.call_count import calls_of
+
 from unidle_agent.exporter import Snapshot
+from unidle_agent.fields import GPU_FIELDS
 from unidle_agent.runtime import KEEP_FIELD_S
 from unidle_agent.sample import GpuReading, Tick, Value
 from unidle_agent.wire import GpuFacts
@@ -61,6 +64,13 @@ def test_each_value_goes_when_it_is_too_old_and_its_gpu_when_nobody_sees_it() ->
     ]
     snapshot.update(tick(103.5, GpuReading(A, {})))
     assert [(gpu.facts, gpu.values) for gpu in snapshot.reading().gpus] == [(A, {"power_w": 3.0})]
+
+
+def test_a_tick_with_the_same_fields_is_noted_not_gone_through() -> None:
+    values: dict[str, Value] = {field.name: 1.0 for field in GPU_FIELDS}
+    snapshot = after(tick(1, GpuReading(A, values), GpuReading(B, values)))
+    again = tick(2, GpuReading(A, dict(values)), GpuReading(B, dict(values)))
+    assert calls_of(lambda: snapshot.update(again)) < 20
 
 
 def test_a_clock_that_is_set_back_leaves_nothing_of_before() -> None:

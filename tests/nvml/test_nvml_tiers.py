@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from tests.call_count import calls_of
 from tests.nvml_library import FakeNvml, ShiftedClock, gpu
 
+from unidle_agent.flight.ring import Ring
 from unidle_agent.sample import Value
 from unidle_agent.sources.nvml import NvmlSource
 
@@ -278,6 +280,36 @@ def test_hours_of_passes_leave_memory_as_it_was(nvml: FakeNvml, opened: Open, cl
         assert minutes(20) - settled < 4096
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("gpus", "most"), [(1, 90), (8, 560)])
+def test_a_look_costs_few_calls_per_gpu(
+    nvml: FakeNvml, opened: Open, clock: Clock, gpus: int, most: int
+) -> None:
+    """Calls of any function, those of the driver's library included."""
+    nvml.write(*(gpu(number) for number in range(gpus)))
+    ring = Ring.create(11)
+    source = opened(on_look=lambda uuid, values, _ago_s: ring.write(uuid, 0, values))
+    source.read()
+    clock.now_s += 0.2
+    source.look()
+    clock.now_s += 0.2
+    assert calls_of(source.look) <= most
+    ring.close()
+
+
+def test_a_row_costs_few_calls_and_the_same_facts_are_the_same_object(
+    nvml: FakeNvml, opened: Open, clock: Clock
+) -> None:
+    nvml.write(*(gpu(number) for number in range(8)))
+    source = opened("on")
+    for _ in range(2):
+        before = source.read().gpus
+        clock.now_s += 0.2
+        source.look()
+        clock.now_s += 0.8
+    assert calls_of(source.read) <= 8 * 190
+    assert all(ours.facts is theirs.facts for ours, theirs in zip(source.read().gpus, before, strict=True))
 
 
 # Events

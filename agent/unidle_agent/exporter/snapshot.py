@@ -7,7 +7,7 @@ that no source has renewed for some seconds is gone, so that a page never shows 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from unidle_agent.batcher import sendable
@@ -18,14 +18,27 @@ from unidle_agent.wire import GpuFacts
 
 @dataclass(slots=True)
 class _Latest:
-    """The last value of each field, and when it came."""
+    """The values of the last tick, and the last of those fields that it left out."""
 
-    values: dict[str, Value] = field(default_factory=dict)
-    times_ns: dict[str, int] = field(default_factory=dict)
+    time_ns: int = 0
+    values: Mapping[str, Value] = field(default_factory=dict)
+    older: dict[str, tuple[int, Value]] = field(default_factory=dict)
+    """Field -> when it came, and its value."""
 
     def update(self, time_ns: int, values: Mapping[str, Value]) -> None:
-        self.values.update(values)
-        self.times_ns.update(dict.fromkeys(values, time_ns))
+        if [*self.values] != [*values]:  # seldom
+            for name in self.values.keys() - values.keys():
+                self.older[name] = (self.time_ns, self.values[name])
+            for name in self.older.keys() & values.keys():
+                del self.older[name]
+        self.time_ns, self.values = time_ns, values
+
+    def items(self) -> Iterator[tuple[str, int, Value]]:
+        """Every field, when it came, and its value."""
+        for name, (time_ns, value) in self.older.items():
+            yield name, time_ns, value
+        for name, value in self.values.items():
+            yield name, self.time_ns, value
 
 
 class Snapshot:
@@ -80,10 +93,10 @@ class Snapshot:
     def _known(self, latest: _Latest) -> dict[str, Value]:
         """The values that are fresh enough and that a page can show; statistics are not on it."""
         known = {}
-        for name, value in latest.values.items():
+        for name, time_ns, value in latest.items():
             oldest_ns = min(self._oldest_ns, self._now_ns - self._keep_field_ns.get(name, 0))
             spec = BY_NAME.get(name)
-            if spec is not None and latest.times_ns[name] >= oldest_ns:
+            if spec is not None and time_ns >= oldest_ns:
                 sent = sendable(spec, value)
                 if sent is not None:
                     known[name] = sent
