@@ -11,10 +11,9 @@ pipes (`unidle_agent.pipes`), each message an array whose first item says what i
 
 Between two reads the child looks at the GPUs by itself, several times a second. It says which GPU it is
 about to touch in memory that both see (`Whereabouts`): so a call that hangs, or kills the child, has a
-culprit. That GPU gets `gpu_state` 2 (the driver does not answer), is left
-alone for a while, and then read after all others; the others flow on from the next child. Where no GPU can
-be blamed, all get it. A killed child may sit in the kernel for ever: nobody waits for it, and a few of
-those are the limit.
+culprit. That GPU gets `gpu_state` 2 (the driver does not answer), is left alone for a while, and then read
+after all others; the others flow on from the next child. Where no GPU can be blamed, all get it. A killed
+child may sit in the kernel for ever: nobody waits for it, and a few of those are the limit.
 """
 
 from __future__ import annotations
