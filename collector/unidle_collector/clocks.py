@@ -20,17 +20,18 @@ class ReferenceClock:
         self._a = PerGpu(size)
         self._a.make("own", np.float64, np.nan)
 
-    def of(self, view: View, slowed: Bools) -> tuple[Floats, Floats]:
+    def of(self, view: View, slowed: Bools, asked: Bools) -> tuple[Floats, Floats]:
         """[GPUs] clock in Hz by siblings, and by the GPU itself; NaN where nothing is known.
 
-        `slowed` are GPUs that cannot serve as a reference now.
+        `slowed` are GPUs that cannot serve as a reference now. Siblings are looked at of those that are
+        `asked` for; of the others it is NaN.
         """
         clock = view.step.get("sm_clock_hz")
         healthy = view.alive & ~slowed & ~np.isnan(clock) & (view.activity >= NOTHING_RAN)
         own = self._a["own"]
         own *= 1 - FADE_PER_STEP
         np.fmax(own, np.where(healthy, clock, np.nan), out=own)
-        return _sibling_median(view, np.where(healthy, clock, np.nan)), own
+        return _sibling_median(view, np.where(healthy, clock, np.nan), asked), own
 
     def reset(self, gpus: Bools) -> None:
         """Another job may run at another clock."""
@@ -41,18 +42,20 @@ class ReferenceClock:
         self._a.resize(size)
 
 
-def _sibling_median(view: View, clock: Floats) -> Floats:
+def _sibling_median(view: View, clock: Floats, asked: Bools) -> Floats:
     """[GPUs] median of the known clocks of the GPU's group, NaN where fewer than SIBLINGS are known."""
+    out = np.full(clock.shape, np.nan)
+    if not asked.any():
+        return out
     a = view.inventory.a
     job, node, model = a["job"].astype(np.int64), a["node"].astype(np.int64), a["model"].astype(np.int64)
-    place = np.where(job > 0, job, -1 - node)
-    group = place * 4096 + model
+    group = np.where(job > 0, job, -1 - node) * 4096 + model
+    here = np.flatnonzero(np.isin(group, np.unique(group[asked])))
+    group, clock = group[here], clock[here]
     order = np.lexsort((clock, group))  # NaN sorts last within its group
     bounds = np.flatnonzero(np.diff(group[order], prepend=group[order[0]] - 1))
     known = np.add.reduceat((~np.isnan(clock[order])).astype(np.int64), bounds)
     middle = np.minimum(bounds + np.maximum(known - 1, 0) // 2, order.size - 1)
     median = np.where(known >= SIBLINGS, clock[order][middle], np.nan)
-    sizes = np.diff(bounds, append=order.size)
-    out = np.empty_like(clock)
-    out[order] = np.repeat(median, sizes)
+    out[here[order]] = np.repeat(median, np.diff(bounds, append=order.size))
     return out

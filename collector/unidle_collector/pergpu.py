@@ -156,20 +156,22 @@ class Hold:
     def update(self, yes: Bools, known: Bools, start_ns: int, end_ns: int, on_after_ns: Any) -> None:
         """Take the step [start_ns, end_ns]; `on_after_ns` may be one per GPU."""
         a = self._a
-        since, last_yes, last_known, on = a["since"], a["last_yes"], a["last_known"], a["on"]
-        yes = yes & known
-        fresh = yes & (since == NEVER)
-        since[fresh] = start_ns
-        last_yes[yes] = end_ns
-        last_known[known] = end_ns
-        started = since != NEVER
+        since, last_yes, last_known = a["since"], a["last_yes"], a["last_known"]
+        # Of most of a fleet nothing is seen, and nothing was.
+        at = np.flatnonzero((yes & known) | (since != NEVER))
+        if not at.size:
+            return
+        known, on = known[at], a["on"][at]
+        yes = yes[at] & known
+        since[at[yes & (since[at] == NEVER)]] = start_ns
+        last_yes[at[yes]] = end_ns
+        last_known[at[known]] = end_ns
         patience_ns = np.where(on, self._off_after_ns, self._break_ns)
-        contrary = known & ~yes & (end_ns - last_yes >= patience_ns)
-        forgotten = ~known & (end_ns - last_known >= self._forget_ns)
-        over = started & (contrary | forgotten)
-        on[yes & (end_ns - since >= on_after_ns)] = True
-        on[over] = False
-        since[over] = NEVER
+        contrary = known & ~yes & (end_ns - last_yes[at] >= patience_ns)
+        over = contrary | (~known & (end_ns - last_known[at] >= self._forget_ns))
+        enough_ns = on_after_ns[at] if np.ndim(on_after_ns) else on_after_ns
+        a["on"][at] = (on | (yes & (end_ns - since[at] >= enough_ns))) & ~over
+        since[at[over]] = NEVER
 
     def reset(self, gpus: Bools) -> None:
         """Forget `gpus`: their job changed."""

@@ -78,9 +78,9 @@ class Throttling:
         self._a.make("loss", np.float64, 0.0)
         self._a.make("cause", np.int16, 0)
 
-    def references(self, view: View, slowed: Bools) -> tuple[Floats, Floats]:
+    def references(self, view: View, slowed: Bools, asked: Bools) -> tuple[Floats, Floats]:
         """The clocks of ReferenceClock.of."""
-        return self._clock.of(view, slowed)
+        return self._clock.of(view, slowed, asked)
 
     def held(self, cause: int) -> Bools:
         """[GPUs] is it on because of `cause`: the own clock fades as a reference, what it once said holds."""

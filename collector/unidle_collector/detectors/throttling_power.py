@@ -64,9 +64,9 @@ class ThrottlingPower(Throttling):
         braked, brake_known = grew(view, "power_brake_s", self.settings)
         brake = brake_bit | braked
         slowdown = slowdown_bit & ~thermal & ~brake
-        siblings, own = self.references(view, brake | slowdown | thermal)
         cap_bit, _ = bits(view, SW_POWER_CAP)
         capped, cap_known = grew(view, "power_cap_s", self.settings)
+        siblings, own = self.references(view, brake | slowdown | thermal, brake | slowdown | cap_bit | capped)
         behind = view.step.get("sm_clock_hz") < (1 - CAP_LOSS) * siblings
         cap = (cap_bit | capped) & behind & ~brake & ~slowdown & ~thermal
         reference = np.where(np.isnan(siblings), own, siblings)

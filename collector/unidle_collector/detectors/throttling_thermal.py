@@ -60,7 +60,8 @@ class ThrottlingThermal(Throttling):
         told = bit_known | software_known | hardware_known
         signal = bit | software | hardware
         over, limit = self._heat(view)
-        siblings, own = self.references(view, signal | (~told & (over | limit)))
+        hot = signal | (~told & (over | limit))
+        siblings, own = self.references(view, hot, hot)
         reference = np.where(np.isnan(siblings), own, siblings)
         clock_ratio = view.step.get("sm_clock_hz") / reference
         # For exporters that send no reasons: heat at its limit, and clocks that show it.
