@@ -121,6 +121,8 @@ class Buckets:
         self._keep_ns = keep_ns
         self._dense: dict[int, Sums] = {}
         """Begin in ns -> sums."""
+        self._same: dict[int, Packed] = {}
+        """Of dense sums that nobody asked for since they were packed: what they were packed to."""
         self._packed: dict[int, list[Packed]] = {}
         self._hours: dict[int, Packed] = {}
         self._written: set[int] = set()
@@ -132,8 +134,10 @@ class Buckets:
         return (end_ns - 1) // BUCKET_NS * BUCKET_NS
 
     def at(self, end_ns: int, tenures: int) -> Sums:
-        """The sums that an instant ending at `end_ns` is booked in, with room for `tenures`."""
+        """The sums that an instant ending at `end_ns` is booked in, with room for `tenures`; to be used
+        at once."""
         begin = (end_ns - 1) // BUCKET_NS * BUCKET_NS
+        self._same.pop(begin, None)
         sums = self._dense.get(begin)
         if sums is None:
             self._tidy(max(begin, max(self._dense, default=begin)))
@@ -146,6 +150,7 @@ class Buckets:
         """Add to a span, or to its hour where spans are no longer kept; what is too old is left out."""
         hour = begin_ns // HOUR_NS * HOUR_NS
         if begin_ns in self._dense:
+            self._same.pop(begin_ns, None)
             sums = self._dense[begin_ns]
             sums.grow(int(change.tenures.max(initial=-1)) + 1)
             change.add_to(sums)
@@ -214,7 +219,9 @@ class Buckets:
 
     def unwritten(self) -> list[tuple[int, Packed]]:
         """(begin, sums) of every span that no file of an hour holds."""
-        spans = [(begin, sums.packed()) for begin, sums in self._dense.items()]
+        for begin in self._dense.keys() - self._same.keys():
+            self._same[begin] = self._dense[begin].packed()
+        spans = [(begin, self._same[begin]) for begin in self._dense]
         spans += [(begin, packed) for begin, several in self._packed.items() for packed in several]
         spans += list(self._hours.items())
         return [span for span in spans if span[0] // HOUR_NS * HOUR_NS not in self._written]
@@ -229,7 +236,8 @@ class Buckets:
     def _tidy(self, newest_ns: int) -> None:
         """Pack what changes no more, merge what is old, drop what is too old."""
         for begin in [begin for begin in self._dense if begin + BUCKET_NS < newest_ns - self._change_ns]:
-            self._packed.setdefault(begin, []).append(self._dense.pop(begin).packed())
+            sums, same = self._dense.pop(begin), self._same.pop(begin, None)
+            self._packed.setdefault(begin, []).append(sums.packed() if same is None else same)
         for hour in sorted({begin // HOUR_NS * HOUR_NS for begin in self._packed}):
             if hour + HOUR_NS <= newest_ns - FINE_NS:
                 self._hours[hour] = self.hour(hour)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unidle_agent.wire import Owner
 from unidle_collector.catalogue import catalogue
@@ -35,6 +36,7 @@ class Inventory:
     def __init__(self) -> None:
         self.refs: list[GpuRef] = []
         self.tenures: list[Tenure] = []
+        self._gpu_of = np.zeros(64, dtype=np.intp)
         self.simulated: list[bool] = []
         self._by_key: dict[tuple[str, str], int] = {}
         self._by_owner: dict[tuple[int, Owner], int] = {}
@@ -56,6 +58,8 @@ class Inventory:
         self._nodes: dict[str, int] = {}
         self._models: dict[str, int] = {}
         self._jobs: dict[str, int] = {"": 0}
+        self.renamed = 0
+        """How often more became known of what a GPU is called, or its model."""
 
     def __len__(self) -> int:
         return len(self.refs)
@@ -93,6 +97,7 @@ class Inventory:
             self.refs.append(ref)
             self.simulated.append(simulated)
             self.a["tenure"][position] = self.tenure(position, Owner())
+        self.renamed += self.refs[position] != ref
         self.refs[position] = ref
         self.a["share"][position] = share
         self.a["node"][position] = self._nodes.setdefault(ref.node, len(self._nodes))
@@ -122,5 +127,13 @@ class Inventory:
         """Number of the tenure of a GPU by an owner, made when it is new; it need not be the present one."""
         number = self._by_owner.setdefault((position, owner), len(self.tenures))
         if number == len(self.tenures):
+            if number == self._gpu_of.size:
+                self._gpu_of = np.resize(self._gpu_of, 2 * number)
+            self._gpu_of[number] = position
             self.tenures.append(Tenure(position, owner))
         return number
+
+    @property
+    def tenure_gpus(self) -> NDArray[np.intp]:
+        """[tenures] Position of the GPU of each."""
+        return self._gpu_of[: len(self.tenures)]

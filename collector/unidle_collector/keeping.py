@@ -1,7 +1,7 @@
 """Accounts and the engine's memory over restarts.
 
-    accounts/checkpoint      all that is not over yet, with the event time that it reaches
-    accounts/hours/HOUR.parquet  a finished hour: seconds and losses by GPU, owner, state and cause
+    accounts/checkpoint          all that is not over yet, with the event time that it reaches
+    accounts/hours/HOUR.parquet  a finished hour; see `hours`
 
 The checkpoint is replaced about once a minute, atomically; an hour is written once, and again only where
 late rows changed it. The accounts in a checkpoint outlive a change of the detectors; their memory does not,
@@ -13,10 +13,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -27,6 +26,7 @@ import pyarrow.parquet as pq
 from unidle_agent.wire import Batch, Owner
 from unidle_collector.buckets import HOUR_NS, Packed
 from unidle_collector.engine import Engine
+from unidle_collector.hours import Gpus, Hour, codes_of, hour_file, hour_of, packed
 from unidle_collector.inventory import Tenure
 from unidle_collector.layout import clocks, copied, layout, put, set_clocks
 from unidle_collector.ledger import KEEP_NS
@@ -37,9 +37,6 @@ from unidle_collector.store import Store, StoreFull
 VERSION = 1
 CHECKPOINT = "checkpoint"
 """Arrays in NumPy's own format, one after the other; the first is a JSON document that names the others."""
-MEASURED = ("power_w", "gpu_util_ratio", "sm_active_ratio")
-"""Rows of an hour that are not of a state: seconds for which the field is known, and its integral."""
-OWNER = tuple(field.name for field in fields(Owner))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +45,9 @@ class Snapshot:
 
     header: dict[str, Any]
     arrays: dict[str, Array]
-    refs: list[tuple[GpuRef, float, bool]]
+    gpus: Gpus
     tenures: list[Tenure]
-    hours: list[tuple[int, pa.Table]]
+    hours: list[tuple[int, Hour]]
     """Finished ones that no file holds as they are."""
     mark: Any = None
     """What a keeper keeps together with it."""
@@ -73,7 +70,7 @@ class Keeper(Protocol):
         """Put back what the last run wrote, into an engine that is still empty."""
 
     def snapshot(self, engine: Engine, reached_ns: int) -> Snapshot:
-        """All that `restore` needs; for the thread that owns the engine."""
+        """All that `restore` needs; for the thread that owns the engine, which it holds up."""
 
     def write(self, kept: Snapshot) -> None:
         """Keep a snapshot for good; raises UnidleError when that fails, and the last one stays."""
@@ -110,7 +107,8 @@ def snapshot(engine: Engine, reached_ns: int) -> Snapshot:
     """All that `restore` needs, as of `reached_ns`; for the thread that owns the engine."""
     inventory, count = engine.inventory, len(engine.inventory)
     memory, buckets = engine.memory(), engine.ledger.buckets
-    hours = [(hour, _table(engine, buckets.hour(hour))) for hour in buckets.finished()]
+    gpus = Gpus.of(inventory)
+    hours = [(hour, Hour.of(engine, gpus, buckets.hour(hour))) for hour in buckets.finished()]
     for hour, _ in hours:
         buckets.wrote(hour)
     spans = buckets.unwritten()
@@ -130,9 +128,7 @@ def snapshot(engine: Engine, reached_ns: int) -> Snapshot:
         "spans": [begin for begin, _ in spans],
         "findings": engine.book.kept(),
     }
-    simulated, share = inventory.simulated, inventory.a["share"]
-    refs = [(ref, float(share[n]), simulated[n]) for n, ref in enumerate(inventory.refs)]
-    return Snapshot(header, arrays, refs, [inventory.tenures[n] for n in needed.tolist()], hours)
+    return Snapshot(header, arrays, gpus, [inventory.tenures[n] for n in needed.tolist()], hours)
 
 
 def write(kept: Snapshot, directory: Path, keep_ns: int = KEEP_NS) -> None:
@@ -143,11 +139,11 @@ def write(kept: Snapshot, directory: Path, keep_ns: int = KEEP_NS) -> None:
     header = whole_header(kept)
     try:
         (directory / "hours").mkdir(parents=True, exist_ok=True)
-        for hour, table in kept.hours:
-            _replace(_hour_file(directory, hour), partial(pq.write_table, table))
+        for begin, hour in kept.hours:
+            _replace(hour_file(directory, begin), partial(pq.write_table, hour.table()))
         _replace(directory / CHECKPOINT, lambda file: write_arrays(file, header, kept.arrays))
         for path in (directory / "hours").glob("*.parquet"):
-            if _hour_of(path) < kept.header["reached_ns"] - max(keep_ns, KEEP_NS):
+            if hour_of(path) < kept.header["reached_ns"] - max(keep_ns, KEEP_NS):
                 path.unlink()
     except OSError as error:
         raise StoreFull(
@@ -157,16 +153,15 @@ def write(kept: Snapshot, directory: Path, keep_ns: int = KEEP_NS) -> None:
 
 def whole_header(kept: Snapshot) -> dict[str, Any]:
     """The header of a snapshot with its GPUs and owners in it."""
-    ref_of = attrgetter(*(field.name for field in fields(GpuRef)))
+    gpus = kept.gpus
+    owners = {owner: asdict(owner) for owner in {tenure.owner for tenure in kept.tenures}}
     return kept.header | {
-        "refs": [[*ref_of(ref), share, simulated] for ref, share, simulated in kept.refs],
-        "tenures": [[tenure.gpu, _said(tenure.owner)] for tenure in kept.tenures],
+        "refs": [
+            [ref.node, ref.gpu, ref.index, ref.model, share, simulated]
+            for ref, share, simulated in zip(gpus.refs, gpus.share, gpus.simulated, strict=True)
+        ],
+        "tenures": [[tenure.gpu, owners[tenure.owner]] for tenure in kept.tenures],
     }
-
-
-def _said(owner: Owner) -> dict[str, Any]:
-    """For JSON. Not `asdict`, which copies each text of every GPU's owner, each minute."""
-    return {name: getattr(owner, name) for name in OWNER}
 
 
 def restore(engine: Engine, directory: Path) -> Restored:
@@ -179,7 +174,7 @@ def restore(engine: Engine, directory: Path) -> Restored:
         return Restored(None)
     except (OSError, ValueError, KeyError, EOFError) as error:
         return Restored(None, f"{path}: expected a checkpoint, came {error}: accounts and timers start anew")
-    hours = {_hour_of(hour): hour for hour in sorted((directory / "hours").glob("*.parquet"))}
+    hours = {hour_of(hour): hour for hour in sorted((directory / "hours").glob("*.parquet"))}
     oldest_ns = header["reached_ns"] - KEEP_NS
     tables = {begin: partial(pq.read_table, hour) for begin, hour in hours.items() if begin >= oldest_ns}
     return restore_from(engine, header, arrays, tables, path)
@@ -202,7 +197,7 @@ def restore_from(
     note += _restore_memory(engine, header, arrays)
     for begin, read in hours.items():
         try:
-            engine.ledger.buckets.restore_hour(begin, _packed(engine, read()))
+            engine.ledger.buckets.restore_hour(begin, packed(engine, read()))
         except (OSError, pa.ArrowException, KeyError) as error:
             hour = datetime.fromtimestamp(begin // SECOND_NS, UTC)
             note += f"{hour}: expected the accounts of an hour, came {error}: that hour is left out. "
@@ -220,7 +215,7 @@ def _restore_accounts(
     for (gpu, owner), number in zip(owners, needed.tolist(), strict=True):
         if arrays["held"][gpu] == number:
             inventory.own(gpu, owner)
-    codes, gone = _codes(engine, header["codes"])
+    codes, gone = codes_of(engine, header["codes"])
     for number, begin in enumerate(header["spans"]):
         if begin // HOUR_NS * HOUR_NS in hours:
             continue
@@ -247,13 +242,6 @@ def _restore_memory(engine: Engine, header: Mapping[str, Any], arrays: Mapping[s
     return ""
 
 
-def _codes(engine: Engine, names: list[str]) -> tuple[Array, list[str]]:
-    """Number of each of these codes in this engine; and those that it does not have (they are unknown)."""
-    own = {f"{code.state}.{code.cause}": number for number, code in enumerate(engine.ledger.codes)}
-    gone = [name for name in names if name not in own]
-    return np.array([own.get(name, own["unknown."]) for name in names], dtype=np.int8), gone
-
-
 def _moved(span: Packed, numbers: Array, tenures: Array, codes: Array) -> Packed:
     """A span of one engine in the tenures and codes of another: `tenures` are those of `numbers`."""
     return Packed(
@@ -275,91 +263,6 @@ def read_arrays(file: BinaryIO) -> tuple[dict[str, Any], dict[str, Array]]:
     """What `write_arrays` wrote; raises ValueError or EOFError where it is not whole."""
     header: dict[str, Any] = json.loads(np.load(file, allow_pickle=False).tobytes())
     return header, {name: np.load(file, allow_pickle=False) for name in header["arrays"]}
-
-
-# -- hours -------------------------------------------------------------------------------------------
-
-
-def _table(engine: Engine, packed: Packed) -> pa.Table:
-    """One row per GPU, owner and state with its cause (or field, for what was measured)."""
-    inventory = engine.inventory
-    names = np.array([*(f"{code.state}.{code.cause}" for code in engine.ledger.codes), *MEASURED])
-    first, count = len(engine.ledger.codes), packed.tenures.size
-    nothing = np.full(packed.tenure.size, np.nan, dtype=np.float32)
-    blank = np.zeros(count * len(MEASURED), dtype=np.float32)
-    tenure = np.concatenate([packed.tenure, *[packed.tenures] * len(MEASURED)])
-    what = np.concatenate([packed.code, np.repeat(np.arange(first, first + len(MEASURED)), count)])
-    distinct, place = np.unique(tenure, return_inverse=True)
-    held = [inventory.tenures[number] for number in distinct.tolist()]
-    refs = [inventory.refs[one.gpu] for one in held]
-
-    def column(values: list[Any], kind: Any) -> pa.DictionaryArray:
-        encoded = pa.array(values, kind).dictionary_encode()
-        return encoded.take(pa.array(place))
-
-    return pa.table(
-        {
-            "node": column([ref.node for ref in refs], pa.string()),
-            "gpu": column([ref.gpu for ref in refs], pa.string()),
-            "index": column([ref.index for ref in refs], pa.int32()),
-            "model": column([ref.model for ref in refs], pa.string()),
-            "share": column([float(inventory.a["share"][one.gpu]) for one in held], pa.float64()),
-            "simulated": pa.array([inventory.simulated[one.gpu] for one in held]).take(pa.array(place)),
-            "owner": column([json.dumps(_said(one.owner)) for one in held], pa.string()),
-            "what": pa.DictionaryArray.from_arrays(pa.array(what.astype(np.int32)), pa.array(names.tolist())),
-            "seconds": np.concatenate(
-                [packed.seconds, packed.power_s, packed.activity[0, 1], packed.activity[1, 1]]
-            ),
-            "lost_s": np.concatenate([packed.lost_s, blank]),
-            "lost_j": np.concatenate([packed.lost_j, blank]),
-            "integral": np.concatenate(
-                [nothing, np.full(count, np.nan, np.float32), packed.activity[0, 0], packed.activity[1, 0]]
-            ),
-        }
-    )
-
-
-def _packed(engine: Engine, table: pa.Table) -> Packed:
-    """The sums of a table of `_table`, whose GPUs and owners become known to the engine."""
-    keys = ["node", "gpu", "index", "model", "share", "simulated", "owner"]
-    distinct = table.select(keys).group_by(keys, use_threads=False).aggregate([]).to_pylist()
-    numbers = {}
-    for row in distinct:
-        ref = GpuRef(row["node"], row["gpu"], row["index"], row["model"])
-        position = engine.inventory.find(ref.node, ref.gpu)
-        if position is None:
-            position = engine.add(ref, row["share"], row["simulated"])
-        number = engine.inventory.tenure(position, Owner(**json.loads(row["owner"])))
-        numbers[row["node"], row["gpu"], row["owner"]] = number
-    columns = [table[name].to_pylist() for name in ("node", "gpu", "owner")]
-    tenure = np.array([numbers[key] for key in zip(*columns, strict=True)], dtype=np.int32)
-    what = np.array(table["what"].to_pylist())
-    values = {
-        name: table[name].to_numpy().astype(np.float32)
-        for name in ("seconds", "lost_s", "lost_j", "integral")
-    }
-    measured = {name: np.flatnonzero(what == name) for name in MEASURED}
-    tenures = tenure[measured["power_w"]]
-    activity = np.array(
-        [[values["integral"][measured[name]], values["seconds"][measured[name]]] for name in MEASURED[1:]]
-    )
-    names = sorted(set(what.tolist()) - set(MEASURED))
-    codes, _ = _codes(engine, names)
-    entry = np.flatnonzero(~np.isin(what, MEASURED))
-    return Packed(
-        tenures, values["seconds"][measured["power_w"]], activity,
-        codes[np.searchsorted(np.array(names), what[entry])], tenure[entry],
-        values["seconds"][entry], values["lost_s"][entry], values["lost_j"][entry],
-    )  # fmt: skip
-
-
-def _hour_file(directory: Path, hour_ns: int) -> Path:
-    return directory / "hours" / f"{datetime.fromtimestamp(hour_ns // SECOND_NS, UTC):%Y-%m-%dT%H}.parquet"
-
-
-def _hour_of(path: Path) -> int:
-    at = datetime.strptime(path.stem, "%Y-%m-%dT%H").replace(tzinfo=UTC)
-    return int(at.timestamp()) * SECOND_NS // HOUR_NS * HOUR_NS
 
 
 def _replace(path: Path, fill: Callable[[BinaryIO], None]) -> None:

@@ -7,7 +7,7 @@ Time no sample covers is `unknown`: neither lost nor productive.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from unidle_collector.buckets import HOUR_NS, Buckets, Sums
 from unidle_collector.detectors import Detector, Verdict
-from unidle_collector.inventory import Inventory, Tenure
+from unidle_collector.grouping import Grouping, KeyOf
+from unidle_collector.inventory import Inventory
 from unidle_collector.model import STATES, Account, State
 from unidle_collector.pergpu import SECOND_NS, Floats, PerGpu
 from unidle_collector.signals import Step, View
@@ -181,7 +182,7 @@ class Ledger:
             )
             self._change(entries, sign * seconds)
         present = self._inventory.a["tenure"][gpus]
-        gpu_of = np.array([tenure.gpu for tenure in other._inventory.tenures], dtype=np.intp)
+        gpu_of = other._inventory.tenure_gpus
         for begin, packed in other.buckets.unwritten():
             self._buckets.amend(begin, packed.measured().moved(present[gpu_of]))
 
@@ -301,7 +302,7 @@ class Ledger:
         tenures = self._inventory.tenures
         booked = self._buckets.total(0, 2**63 - 1, len(tenures)).seconds
         by_gpu = np.zeros((len(self._inventory), len(self.codes)))
-        np.add.at(by_gpu, [tenure.gpu for tenure in tenures], booked.T)
+        np.add.at(by_gpu, self._inventory.tenure_gpus, booked.T)
         return [self._durations(row) for row in by_gpu]
 
     def _durations(self, row: Floats) -> tuple[dict[str, float], dict[str, float]]:
@@ -313,25 +314,21 @@ class Ledger:
                 causes[f"{code.state}.{code.cause}"] = float(seconds)
         return states, causes
 
-    def accounts(self, key_of: Callable[[Tenure], str | None], start_ns: int, end_ns: int) -> list[Account]:
-        """Accounts of the tenures by key (None leaves one out), over the spans that touch the window."""
+    def accounts(self, key_of: KeyOf | Grouping, start_ns: int, end_ns: int) -> list[Account]:
+        """Accounts of the tenures by key, over the spans that touch the window."""
         return list(self.tally(key_of, start_ns, end_ns).accounts())
 
-    def tally(self, key_of: Callable[[Tenure], str | None], start_ns: int, end_ns: int) -> Tally:
+    def tally(self, key_of: KeyOf | Grouping, start_ns: int, end_ns: int) -> Tally:
         """The same as columns, from which accounts can be made anywhere and page by page."""
-        tenures = self._inventory.tenures
-        groups: dict[str, int] = {}
-        keys = (key_of(tenure) for tenure in tenures)
-        group = np.array(
-            [-1 if key is None else groups.setdefault(key, len(groups)) for key in keys], dtype=np.int64
-        )
-        gpu = np.array([tenure.gpu for tenure in tenures], dtype=np.intp)
+        grouping = key_of if isinstance(key_of, Grouping) else Grouping(key_of)
+        tenures, gpu = self._inventory.tenures, self._inventory.tenure_gpus
+        group = grouping.of(tenures)
         first_ns = self._buckets.first_ns(start_ns, end_ns)
         return Tally.of(
             self._buckets.total(start_ns, end_ns, len(tenures)),
             Members(group, gpu, self._inventory.a["share"][gpu], self._inventory.a["eur_per_h"][gpu] / 3600),
             [(code.state, code.cause) for code in self.codes],
-            list(groups),
+            grouping.keys,
             max(start_ns, first_ns if first_ns is not None else start_ns),
             end_ns,
         )

@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ from unidle_collector import keeping, scheduler
 from unidle_collector.attribution import Attribution
 from unidle_collector.engine import Engine
 from unidle_collector.findings import Change
+from unidle_collector.grouping import Grouping
 from unidle_collector.late import LateRows
 from unidle_collector.model import Incident
 from unidle_collector.recommend import recommend
@@ -134,6 +135,8 @@ class Live:
         self.taking.own = self.attribution.hear
         self.series, self.feed = open_series(settings, store), open_feed(settings, store)
         self.settled = Settled(self.engine.ledger, self.engine.inventory)
+        self.groupings: dict[str, tuple[Hashable, Grouping]] = {}
+        """Dimension of the accounts -> what its groups rest on, and the groups."""
         self.tick_s, self.finding_delay_s = Timings(), Timings()
         self.notes: list[str] = []
         """What the start has to say, for people."""

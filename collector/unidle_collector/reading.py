@@ -6,7 +6,7 @@ may run anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unidle_agent.errors import UnidleError
 from unidle_collector.gpu_sheet import STALE_S
-from unidle_collector.inventory import Tenure
+from unidle_collector.grouping import Grouping, KeyOf
 from unidle_collector.live import Live
 from unidle_collector.model import (
     Account,
@@ -255,10 +255,10 @@ def accounts(live: Live, by: str, window_s: float) -> list[Account]:
 
 def tally(live: Live, by: str, window_s: float) -> Tally | None:
     """The accounts by anything but the hour as columns; None before there was any time."""
-    key, end_ns = key_of(live, by), live.window.time_ns
+    groups, end_ns = grouping(live, by), live.window.time_ns
     if end_ns is None:
         return None
-    return live.engine.ledger.tally(key, end_ns - int(window_s * SECOND_NS), end_ns)
+    return live.engine.ledger.tally(groups, end_ns - int(window_s * SECOND_NS), end_ns)
 
 
 def spans(live: Live, window_s: float) -> list[tuple[int, int]]:
@@ -278,13 +278,25 @@ def spans(live: Live, window_s: float) -> list[tuple[int, int]]:
 
 def hour(live: Live, span: tuple[int, int]) -> Tally:
     """All time of one of the `spans`; its key is its begin."""
-    return live.engine.ledger.tally(lambda _: str(span[0]), *span)
+    whole = live.engine.ledger.tally(grouping(live, "fleet"), *span)
+    return replace(whole, keys=[str(span[0])] * len(whole.keys))
 
 
-def key_of(live: Live, by: str) -> Callable[[Tenure], str | None]:
+def grouping(live: Live, by: str) -> Grouping:
+    """Which account of a dimension each tenure counts in, as of now."""
+    snapshot = live.attribution.ownership.snapshot
+    told = snapshot.taken_ns if snapshot and by in ("team", "partition") else None
+    as_of = (live.engine.inventory.renamed, told)
+    kept = live.groupings.get(by)
+    if kept is None or kept[0] != as_of:
+        kept = live.groupings[by] = as_of, Grouping(key_of(live, by))
+    return kept[1]
+
+
+def key_of(live: Live, by: str) -> KeyOf:
     """The account that a tenure counts in, by any dimension but `hour`; raises AskedWrongError."""
     refs, dimensions = live.engine.inventory.refs, live.attribution.ownership.dimensions
-    keys: dict[str, Callable[[Tenure], str | None]] = {
+    keys: dict[str, KeyOf] = {
         "fleet": lambda _: "fleet",
         "gpu": lambda tenure: f"{refs[tenure.gpu].node}/{refs[tenure.gpu].gpu}",
         "node": lambda tenure: refs[tenure.gpu].node,

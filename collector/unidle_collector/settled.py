@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unidle_collector.buckets import BUCKET_NS
-from unidle_collector.inventory import Inventory, Tenure
+from unidle_collector.grouping import Grouping
+from unidle_collector.inventory import Inventory
 from unidle_collector.ledger import REWRITE_S, Ledger
 from unidle_collector.model import State
 from unidle_collector.pergpu import SECOND_NS
@@ -33,7 +34,9 @@ class Settled:
     """Belongs to the thread that owns the ledger."""
 
     def __init__(self, ledger: Ledger, inventory: Inventory) -> None:
-        self._ledger, self._inventory = ledger, inventory
+        self._ledger = ledger
+        simulated = inventory.simulated
+        self._sides = Grouping(lambda tenure: SIMULATED if simulated[tenure.gpu] else REAL)
         self._until_ns = 0
         self.counts: dict[tuple[State, str, str], Count] = {}
         """(state, cause, SIMULATED or REAL) -> since the start."""
@@ -47,12 +50,7 @@ class Settled:
         until_ns = 0 if time_ns is None else _reached(time_ns)
         if until_ns <= self._until_ns:
             return
-        simulated = self._inventory.simulated
-
-        def side(tenure: Tenure) -> str:
-            return SIMULATED if simulated[tenure.gpu] else REAL
-
-        tally = self._ledger.tally(side, self._until_ns, until_ns)
+        tally = self._ledger.tally(self._sides, self._until_ns, until_ns)
         self._until_ns = until_ns
         for number, (state, cause) in enumerate(tally.codes):
             for group, key in enumerate(tally.keys):

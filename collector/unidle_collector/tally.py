@@ -54,8 +54,10 @@ class Tally:
         start_ns: int, end_ns: int,
     ) -> Tally:  # fmt: skip
         """Add up by group."""
-        chosen = np.flatnonzero((members.group >= 0) & sums.seconds.any(axis=0))
-        group, groups = members.group[chosen], len(keys)
+        # Of the many codes and tenures few have any time in a window.
+        busy = np.flatnonzero((sums.seconds != 0).any(axis=1) | (sums.lost_s != 0).any(axis=1))
+        chosen = np.flatnonzero((members.group >= 0) & (sums.seconds[busy] != 0).any(axis=0))
+        here, group, groups = np.ix_(busy, chosen), members.group[chosen], len(keys)
 
         def by_group(values: Floats) -> Floats:
             out = np.zeros((*values.shape[:-1], groups))
@@ -63,7 +65,12 @@ class Tally:
                 out[lead] = np.bincount(group, weights=values[lead], minlength=groups)
             return out
 
-        lost = sums.lost_s[:, chosen]
+        def by_code(values: Floats) -> Floats:
+            out = np.zeros((len(codes), groups))
+            out[busy] = by_group(values)
+            return out
+
+        lost = sums.lost_s[here]
         money = lost * members.eur_per_s[chosen]
         pairs = np.unique(group * (int(members.gpu.max(initial=0)) + 1) + members.gpu[chosen])
         return cls(
@@ -71,11 +78,11 @@ class Tally:
             keys=keys,
             start_ns=start_ns,
             end_ns=end_ns,
-            seconds=by_group(sums.seconds[:, chosen] * members.share[chosen]),
-            lost_s=by_group(lost),
-            lost_eur=by_group(np.where(np.isnan(money), 0.0, money)),
-            unpriced=by_group(np.where(np.isnan(money), lost, 0.0)),
-            lost_j=by_group(sums.lost_j[:, chosen]),
+            seconds=by_code(sums.seconds[here] * members.share[chosen]),
+            lost_s=by_code(lost),
+            lost_eur=by_code(np.where(np.isnan(money), 0.0, money)),
+            unpriced=by_code(np.where(np.isnan(money), lost, 0.0)),
+            lost_j=by_code(sums.lost_j[here]),
             power_s=by_group(sums.power_s[chosen]),
             activity=by_group(sums.activity[..., chosen]),
             gpus=np.bincount(pairs // (int(members.gpu.max(initial=0)) + 1), minlength=groups),

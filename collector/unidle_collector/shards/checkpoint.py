@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -53,7 +54,7 @@ class InState:
         kept = keeping.snapshot(engine, reached_ns)
         position, held = self.progress.mark(reached_ns)
         mark = {"position": position, "held": held, "pace_ns": self.pace(), "reached_ns": reached_ns}
-        return keeping.Snapshot(kept.header, kept.arrays, kept.refs, kept.tenures, kept.hours, mark)
+        return replace(kept, mark=mark)
 
     def write(self, kept: keeping.Snapshot) -> None:
         """See Keeper; raises FencedError when the shard is another's."""
@@ -64,10 +65,10 @@ class InState:
             "epoch": self._epoch,
             **kept.mark,
             "document": zlib.compress(file.getvalue(), 1),
-            "nodes": len({ref.node for ref, *_ in kept.refs}),
-            "gpus": len(kept.refs),
+            "nodes": len({ref.node for ref in kept.gpus.refs}),
+            "gpus": len(kept.gpus.refs),
         }
-        hours = [{"hour_ns": hour, "document": _parquet(table)} for hour, table in kept.hours]
+        hours = [{"hour_ns": hour, "document": _parquet(of.table())} for hour, of in kept.hours]
         old = sa.delete(tables.account_hours).where(
             tables.account_hours.c.hour_ns < kept.mark["reached_ns"] - KEEP_NS
         )
