@@ -234,7 +234,7 @@ class Buckets:
     # -- keeping it small ------------------------------------------------------------------------
 
     def _tidy(self, newest_ns: int) -> None:
-        """Pack what changes no more, merge what is old, drop what is too old."""
+        """Pack what changes no more, merge what is old, drop what is too old and written."""
         for begin in [begin for begin in self._dense if begin + BUCKET_NS < newest_ns - self._change_ns]:
             sums, same = self._dense.pop(begin), self._same.pop(begin, None)
             self._packed.setdefault(begin, []).append(sums.packed() if same is None else same)
@@ -243,9 +243,9 @@ class Buckets:
                 self._hours[hour] = self.hour(hour)
                 for begin in [begin for begin in self._packed if hour <= begin < hour + HOUR_NS]:
                     del self._packed[begin]
-        if self._keep_ns is not None:
-            for begin in [begin for begin in self._hours if begin < newest_ns - self._keep_ns]:
-                del self._hours[begin]
+        if self._keep_ns is not None:  # after a long silence some are that old before they were written
+            for begin in [begin for begin in self._written if begin < newest_ns - self._keep_ns]:
+                self._hours.pop(begin, None)
                 self._written.discard(begin)
 
 

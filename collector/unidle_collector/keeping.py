@@ -75,6 +75,10 @@ class Keeper(Protocol):
     def write(self, kept: Snapshot) -> None:
         """Keep a snapshot for good; raises UnidleError when that fails, and the last one stays."""
 
+    def hours(self, start_ns: int, end_ns: int) -> dict[int, Callable[[], pa.Table]]:
+        """Finished hours that begin within [start_ns, end_ns) and how to read them, the oldest first; for any
+        thread."""
+
     def past(self, store: Store) -> Iterator[tuple[int, int | None, Batch]]:
         """(time of receipt, sender's clock then, batch) of what came after the snapshot."""
 
@@ -97,6 +101,10 @@ class InFiles:
     def write(self, kept: Snapshot) -> None:
         """See Keeper."""
         write(kept, self._directory, self._keep_ns)
+
+    def hours(self, start_ns: int, end_ns: int) -> dict[int, Callable[[], pa.Table]]:
+        """See Keeper."""
+        return hours_of(self._directory, start_ns, end_ns)
 
     def past(self, store: Store) -> Iterator[tuple[int, int | None, Batch]]:
         """See Keeper."""
@@ -174,10 +182,16 @@ def restore(engine: Engine, directory: Path) -> Restored:
         return Restored(None)
     except (OSError, ValueError, KeyError, EOFError) as error:
         return Restored(None, f"{path}: expected a checkpoint, came {error}: accounts and timers start anew")
-    hours = {hour_of(hour): hour for hour in sorted((directory / "hours").glob("*.parquet"))}
-    oldest_ns = header["reached_ns"] - KEEP_NS
-    tables = {begin: partial(pq.read_table, hour) for begin, hour in hours.items() if begin >= oldest_ns}
-    return restore_from(engine, header, arrays, tables, path)
+    hours = hours_of(directory, header["reached_ns"] - KEEP_NS, 2**63 - 1)
+    return restore_from(engine, header, arrays, hours, path)
+
+
+def hours_of(directory: Path, start_ns: int, end_ns: int) -> dict[int, Callable[[], pa.Table]]:
+    """Begin of every hour kept in `directory` within [start_ns, end_ns), ascending, and how to read it."""
+    files = {hour_of(path): path for path in sorted((directory / "hours").glob("*.parquet"))}
+    return {
+        begin: partial(pq.read_table, path) for begin, path in files.items() if start_ns <= begin < end_ns
+    }
 
 
 def restore_from(

@@ -26,6 +26,7 @@ from unidle_collector.findings import Change
 from unidle_collector.grouping import Grouping
 from unidle_collector.late import LateRows
 from unidle_collector.model import Incident
+from unidle_collector.past_hours import PastHours
 from unidle_collector.recommend import recommend
 from unidle_collector.series import open_feed, open_series
 from unidle_collector.settings import CollectorSettings
@@ -135,6 +136,7 @@ class Live:
         self.taking.own = self.attribution.hear
         self.series, self.feed = open_series(settings, store), open_feed(settings, store)
         self.settled = Settled(self.engine.ledger, self.engine.inventory)
+        self.past = PastHours(self._keeper, self.engine.ledger.codes)
         self.groupings: dict[str, tuple[Hashable, Grouping]] = {}
         """Dimension of the accounts -> what its groups rest on, and the groups."""
         self.tick_s, self.finding_delay_s = Timings(), Timings()

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unidle_agent.errors import UnidleError
+from unidle_collector.buckets import FINE_NS, HOUR_NS
 from unidle_collector.gpu_sheet import STALE_S
 from unidle_collector.grouping import Grouping, KeyOf
 from unidle_collector.live import Live
@@ -29,6 +30,7 @@ from unidle_collector.model import (
     Recommendation,
     Waiting,
 )
+from unidle_collector.past_hours import Asked, RefKey
 from unidle_collector.pergpu import SECOND_NS
 from unidle_collector.recommend import recommend
 from unidle_collector.scheduler import Job
@@ -254,11 +256,33 @@ def accounts(live: Live, by: str, window_s: float) -> list[Account]:
 
 
 def tally(live: Live, by: str, window_s: float) -> Tally | None:
-    """The accounts by anything but the hour as columns; None before there was any time."""
+    """The accounts by anything but the hour as columns, as far as they are in memory; None before there was
+    any time."""
     groups, end_ns = grouping(live, by), live.window.time_ns
     if end_ns is None:
         return None
     return live.engine.ledger.tally(groups, end_ns - int(window_s * SECOND_NS), end_ns)
+
+
+def asked(live: Live, by: str, window_s: float) -> Asked | None:
+    """The same for `Live.past` to complete."""
+    found, end_ns = tally(live, by, window_s), live.window.time_ns
+    if found is None or end_ns is None:
+        return None
+    return _asked(live, by, end_ns - int(window_s * SECOND_NS), end_ns, found)
+
+
+def asked_hour(live: Live, span: tuple[int, int]) -> Asked:
+    """One of the `spans` for `Live.past` to complete."""
+    return _asked(live, "fleet", *span, live.engine.ledger.tally(grouping(live, "fleet"), *span))
+
+
+def _asked(live: Live, by: str, start_ns: int, end_ns: int, now: Tally) -> Asked:
+    held_ns = live.engine.ledger.buckets.first_ns(0, 2**63 - 1)
+    until_ns = end_ns if held_ns is None else min(end_ns, held_ns // HOUR_NS * HOUR_NS)
+    return Asked(
+        by, dimension(live, by), _told(live, by), start_ns, until_ns, live.engine.inventory.find, now
+    )
 
 
 def spans(live: Live, window_s: float) -> list[tuple[int, int]]:
@@ -271,41 +295,57 @@ def spans(live: Live, window_s: float) -> list[tuple[int, int]]:
         return []
     window_ns = int(window_s * SECOND_NS)
     span_ns = live.engine.ledger.buckets.resolution_ns(end_ns - window_ns, end_ns)
-    step_ns = max(span_ns, window_ns // 96 // span_ns * span_ns)
+    if window_ns > FINE_NS:  # it may reach back to hours that are not in memory
+        span_ns = HOUR_NS
+    step_ns = span_ns * max(1, -(-window_ns // (96 * span_ns)))
     first = (end_ns - window_ns) // step_ns * step_ns
     return [(begin, min(end_ns, begin + step_ns)) for begin in range(first, end_ns, step_ns)]
 
 
 def hour(live: Live, span: tuple[int, int]) -> Tally:
-    """All time of one of the `spans`; its key is its begin."""
-    whole = live.engine.ledger.tally(grouping(live, "fleet"), *span)
+    """All time of one of the `spans` that is in memory; its key is its begin."""
+    return named(asked_hour(live, span).now, span)
+
+
+def named(whole: Tally, span: tuple[int, int]) -> Tally:
+    """The tally of one of the `spans` with its begin as key."""
     return replace(whole, keys=[str(span[0])] * len(whole.keys))
 
 
 def grouping(live: Live, by: str) -> Grouping:
     """Which account of a dimension each tenure counts in, as of now."""
-    snapshot = live.attribution.ownership.snapshot
-    told = snapshot.taken_ns if snapshot and by in ("team", "partition") else None
-    as_of = (live.engine.inventory.renamed, told)
+    as_of = (live.engine.inventory.renamed, _told(live, by))
     kept = live.groupings.get(by)
     if kept is None or kept[0] != as_of:
         kept = live.groupings[by] = as_of, Grouping(key_of(live, by))
     return kept[1]
 
 
+def _told(live: Live, by: str) -> int | None:
+    """The word of the scheduler that a dimension rests on, by its time."""
+    snapshot = live.attribution.ownership.snapshot
+    return snapshot.taken_ns if snapshot and by in ("team", "partition") else None
+
+
 def key_of(live: Live, by: str) -> KeyOf:
     """The account that a tenure counts in, by any dimension but `hour`; raises AskedWrongError."""
-    refs, dimensions = live.engine.inventory.refs, live.attribution.ownership.dimensions
-    keys: dict[str, KeyOf] = {
-        "fleet": lambda _: "fleet",
-        "gpu": lambda tenure: f"{refs[tenure.gpu].node}/{refs[tenure.gpu].gpu}",
-        "node": lambda tenure: refs[tenure.gpu].node,
-        "model": lambda tenure: refs[tenure.gpu].model or "unknown",
-        "job": lambda tenure: tenure.owner.job or None,
-        "user": lambda tenure: tenure.owner.user or None,
-        "team": lambda tenure: dimensions(tenure.owner.job).team or UNKNOWN,
-        "partition": lambda tenure: dimensions(tenure.owner.job).partition or UNKNOWN,
-        "site": lambda _: live.settings.site,
+    refs, key = live.engine.inventory.refs, dimension(live, by)
+    return lambda tenure: key(refs[tenure.gpu], tenure.owner)
+
+
+def dimension(live: Live, by: str) -> RefKey:
+    """The account that the time of a GPU under an owner counts in; as `key_of`."""
+    of_job, site = live.attribution.ownership.dimensions, live.settings.site
+    keys: dict[str, RefKey] = {
+        "fleet": lambda _ref, _owner: "fleet",
+        "gpu": lambda ref, _owner: f"{ref.node}/{ref.gpu}",
+        "node": lambda ref, _owner: ref.node,
+        "model": lambda ref, _owner: ref.model or UNKNOWN,
+        "job": lambda _ref, owner: owner.job or None,
+        "user": lambda _ref, owner: owner.user or None,
+        "team": lambda _ref, owner: of_job(owner.job).team or UNKNOWN,
+        "partition": lambda _ref, owner: of_job(owner.job).partition or UNKNOWN,
+        "site": lambda _ref, _owner: site,
     }
     if by not in keys:
         raise AskedWrongError(f"by: expected {', '.join((*keys, HOUR))}, came {by!r}")

@@ -87,6 +87,13 @@ class CollectorSettings:
     keep_rollups_gb: float = setting(
         100.0, "most disk that all roll-ups take, GB; over it the finest go first", low=0.01, high=1e6
     )
+    keep_state_days: float = setting(
+        400.0,
+        "days that accounts and resolved incidents are kept; eight days of accounts are held in memory, what "
+        "is older is read from disk",
+        low=8,
+        high=36500,
+    )
     clock_skew_s: float = setting(
         60.0, "a node's clock that is off by more than this is corrected and reported, s", low=1, high=3600
     )

@@ -14,6 +14,8 @@ from unidle_collector.model import STATES, Account, Cost, State
 from unidle_collector.pergpu import Floats
 
 JOULES_PER_KWH = 3.6e6
+GPU_BITS = 32
+SUMS = ("seconds", "lost_s", "lost_eur", "unpriced", "lost_j", "power_s", "activity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,8 @@ class Tally:
     power_s: Floats
     activity: Floats
     """[2, 2, groups] as in Sums."""
-    gpus: NDArray[np.int64]
+    members: NDArray[np.int64]
+    """Every (group, GPU) that has any time, as `pairs_of` says it, ascending."""
 
     @classmethod
     def of(
@@ -72,7 +75,6 @@ class Tally:
 
         lost = sums.lost_s[here]
         money = lost * members.eur_per_s[chosen]
-        pairs = np.unique(group * (int(members.gpu.max(initial=0)) + 1) + members.gpu[chosen])
         return cls(
             codes=codes,
             keys=keys,
@@ -85,8 +87,40 @@ class Tally:
             lost_j=by_code(sums.lost_j[here]),
             power_s=by_group(sums.power_s[chosen]),
             activity=by_group(sums.activity[..., chosen]),
-            gpus=np.bincount(pairs // (int(members.gpu.max(initial=0)) + 1), minlength=groups),
+            members=np.unique(pairs_of(group, members.gpu[chosen])),
         )
+
+    def plus(self, other: Tally) -> Tally:
+        """Both together, the groups of this one first; they have the same codes."""
+        keys = list(dict.fromkeys((*self.keys, *other.keys)))
+        number = {key: at for at, key in enumerate(keys)}
+        places = [np.array([number[key] for key in one.keys], dtype=np.int64) for one in (self, other)]
+
+        def both(name: str) -> Floats:
+            first: Floats = getattr(self, name)
+            out = np.zeros((*first.shape[:-1], len(keys)))
+            for one, place in zip((self, other), places, strict=True):
+                out[..., place] += getattr(one, name)
+            return out
+
+        members = [
+            pairs_of(place[one.members >> GPU_BITS], one.members & (2**GPU_BITS - 1))
+            for one, place in zip((self, other), places, strict=True)
+        ]
+        return Tally(
+            codes=self.codes,
+            keys=keys,
+            start_ns=min(self.start_ns, other.start_ns),
+            end_ns=max(self.end_ns, other.end_ns),
+            members=np.unique(np.concatenate(members)),
+            **{name: both(name) for name in SUMS},
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes, about."""
+        arrays: int = sum(getattr(self, name).nbytes for name in (*SUMS, "members"))
+        return arrays + sum(map(len, self.keys)) + 64 * len(self.keys)
 
     def accounts(self, first: int = 0, count: int | None = None) -> Iterator[Account]:
         """Accounts of the groups that have any time, from the `first` on."""
@@ -117,7 +151,7 @@ class Tally:
             key=self.keys[group],
             start_ns=self.start_ns,
             end_ns=self.end_ns,
-            gpus=int(self.gpus[group]),
+            gpus=int(np.diff(np.searchsorted(self.members >> GPU_BITS, (group, group + 1)))[0]),
             seconds=by_state,
             causes={name: cost.gpu_h * 3600 for name, cost in causes.items()},
             cause_costs=causes,
@@ -136,6 +170,11 @@ class Tally:
         eur = None if self.unpriced[codes, group].any() else float(self.lost_eur[codes, group].sum())
         kwh = float(self.lost_j[codes, group].sum()) / JOULES_PER_KWH if self.power_s[group] else None
         return Cost(float(self.lost_s[codes, group].sum()) / 3600, eur, kwh)
+
+
+def pairs_of(group: NDArray[np.int64], gpu: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(group, GPU) as one number each, in the order of the groups."""
+    return group << GPU_BITS | gpu
 
 
 def _ratio(part: float, whole: float) -> float | None:

@@ -48,8 +48,12 @@ def test_a_week_of_changing_jobs_stays_small() -> None:
     assert buckets.total(0, 2**62, 128 * 168).seconds.sum() == 7 * 24 * 128 * 3600.0
 
 
-def test_what_is_too_old_is_dropped() -> None:
+def test_what_is_too_old_is_dropped_once_it_is_written() -> None:
     buckets = Buckets(1, 0, 2 * DAY_NS)
     for hour in range(100):
         buckets.at(hour * HOUR_NS + 1, 1).seconds[0, 0] += 1.0
+    assert buckets.total(0, 2**62, 1).seconds.sum() == 100
+    for hour in buckets.finished():
+        buckets.wrote(hour)
+    buckets.at(100 * HOUR_NS + 1, 1)
     assert 48 <= buckets.total(0, 2**62, 1).seconds.sum() <= 50

@@ -145,7 +145,7 @@ def test_hours_live_as_long_as_they_are_kept_and_a_restart_reads_those_of_eight_
     for at in (start, start + 3 * HOUR_NS, start + 10 * day, start + 10 * day + 3 * HOUR_NS):
         engine.step(Step(at + 60 * SECOND, 60 * SECOND, {}, np.arange(size) < 1))
         keeping.write(keeping.snapshot(engine, at), tmp_path, 400 * day)
-    assert len(list((tmp_path / "hours").iterdir())) == 2, "one hour of ten days ago, one of today"
+    assert len(list((tmp_path / "hours").iterdir())) == 3, "two hours of ten days ago, one of today"
     again = Engine(60.0)
     keeping.restore(again, tmp_path)
     assert again.ledger.buckets.first_ns(0, 2**62) == start + 10 * day

@@ -26,6 +26,7 @@ class Desk:
     def __init__(self, live: Live) -> None:
         self.live = live
         self._beside = ThreadPoolExecutor(AT_ONCE, "api")
+        self._long = ThreadPoolExecutor(1, "api-long")
 
     async def ask(self, question: Callable[[], T]) -> T:
         """What `question` gives in the thread that owns the state; it has to be short."""
@@ -34,3 +35,7 @@ class Desk:
     async def beside(self, work: Callable[[], T]) -> T:
         """What `work` gives in a thread of its own; it may take longer."""
         return await asyncio.get_running_loop().run_in_executor(self._beside, work)
+
+    async def long(self, work: Callable[[], T]) -> T:
+        """The same for what may take many seconds: it keeps nobody but its like waiting."""
+        return await asyncio.get_running_loop().run_in_executor(self._long, work)

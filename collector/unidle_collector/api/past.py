@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Annotated
 
@@ -14,8 +15,10 @@ from unidle_collector.api import arrow
 from unidle_collector.api.desk import Desk
 from unidle_collector.api.forms import ERRORS, LISTED, MISSING, listing, reply, wants_arrow
 from unidle_collector.api.pages import Cut, Page, Paged
-from unidle_collector.api.words import MOST_TEXT, FieldName, LongWindowS, StepS, WindowS
+from unidle_collector.api.words import MOST_TEXT, FieldName, LongWindowS, StepS
+from unidle_collector.live import Live
 from unidle_collector.model import Account, FleetSeries, JobQuantile, Series
+from unidle_collector.past_hours import Asked
 from unidle_collector.tally import Tally
 
 By = Annotated[
@@ -42,20 +45,26 @@ def routes(desk: Desk) -> APIRouter:
     live = desk.live
 
     @router.get("/accounts", response_model=list[Account], responses=LISTED)
-    async def accounts(request: Request, page: Paged, by: By = "job", window_s: WindowS = 3600.0) -> Response:
+    async def accounts(
+        request: Request, page: Paged, by: By = "job", window_s: LongWindowS = 3600.0
+    ) -> Response:
         """Where the time went: GPU-seconds by state and cause, and what was lost.
 
-        Over whole spans of five minutes, of hours where they are older than a day.
+        Over whole spans of five minutes, of hours where they are older than a day, as far back as accounts
+        are kept (`keep_state_days`). What is older than eight days is read from disk, which may take seconds.
         """
         if by == reading.HOUR:
             spans = page.cut(await desk.ask(lambda: reading.spans(live, window_s)), lambda span: (span[0],))
-            tallies = [await desk.ask(partial(reading.hour, live, span)) for span in spans.items]
-            hours = Cut([account for one in tallies for account in one.accounts()], spans.following)
-            return await listing(desk, request, Account, hours)
-        tally = await desk.ask(lambda: reading.tally(live, by, window_s))
-        found: Cut[Account] = Cut([])
-        if tally is not None:
-            found = await desk.beside(lambda: _cut(page, tally))
+            asked = [await desk.ask(partial(reading.asked_hour, live, span)) for span in spans.items]
+            run = desk.beside if all(one.in_memory for one in asked) else desk.long
+            hours = await run(lambda: list(_hours(live, spans.items, asked)))
+            return await listing(desk, request, Account, Cut(hours, spans.following))
+        whole = await desk.ask(lambda: reading.asked(live, by, window_s))
+        if whole is None:
+            nothing: Cut[Account] = Cut([])
+            return await listing(desk, request, Account, nothing)
+        run = desk.beside if whole.in_memory else desk.long
+        found = await run(lambda: _cut(page, live.past.whole(whole)))
         return await listing(desk, request, Account, found)
 
     @router.get(
@@ -105,6 +114,11 @@ def routes(desk: Desk) -> APIRouter:
 
 
 SERIES = TypeAdapter(Series)
+
+
+def _hours(live: Live, spans: Sequence[tuple[int, int]], asked: Sequence[Asked]) -> Iterator[Account]:
+    for span, one in zip(spans, asked, strict=True):
+        yield from reading.named(live.past.whole(one), span).accounts()
 
 
 def _cut(page: Page, tally: Tally) -> Cut[Account]:

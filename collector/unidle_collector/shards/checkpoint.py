@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -27,8 +27,9 @@ from unidle_collector.store import State, Store, tables
 class InState:
     """The keeper of one shard (see keeping.Keeper); `progress` and `pace` begin where the last one was."""
 
-    def __init__(self, state: State, epoch: int) -> None:
-        self._state = state
+    def __init__(self, state: State, epoch: int, keep_ns: int = KEEP_NS) -> None:
+        """Finished hours are kept for `keep_ns`."""
+        self._state, self._keep_ns = state, keep_ns
         self._epoch = epoch
         row = state.one(sa.select(tables.checkpoints))
         self._document: bytes | None = row.document if row else None
@@ -46,7 +47,7 @@ class InState:
         except (ValueError, KeyError, EOFError, zlib.error) as error:
             return keeping.Restored(None, f"{where}: came {error}: accounts and timers start anew")
         self._document = None
-        hours = {row.hour_ns: partial(self._hour, row.hour_ns) for row in self._state.many(_HOURS)}
+        hours = self.hours(header["reached_ns"] - KEEP_NS, 2**63 - 1)
         return keeping.restore_from(engine, header, arrays, hours, where)
 
     def snapshot(self, engine: Engine, reached_ns: int) -> keeping.Snapshot:
@@ -70,10 +71,16 @@ class InState:
         }
         hours = [{"hour_ns": hour, "document": _parquet(of.table())} for hour, of in kept.hours]
         old = sa.delete(tables.account_hours).where(
-            tables.account_hours.c.hour_ns < kept.mark["reached_ns"] - KEEP_NS
+            tables.account_hours.c.hour_ns < kept.mark["reached_ns"] - max(self._keep_ns, KEEP_NS)
         )
         self._state.save_rows({tables.account_hours: hours, tables.checkpoints: [row]}, [old])
         self.saves += 1
+
+    def hours(self, start_ns: int, end_ns: int) -> dict[int, Callable[[], pa.Table]]:
+        """See Keeper."""
+        hour_ns = tables.account_hours.c.hour_ns
+        rows = self._state.many(_HOURS.where(hour_ns >= start_ns, hour_ns < end_ns))
+        return {row.hour_ns: partial(self._hour, row.hour_ns) for row in rows}
 
     def past(self, store: Store) -> Iterator[tuple[int, int | None, Batch]]:
         """See Keeper: nothing, because the broker sends again what came after."""

@@ -33,7 +33,7 @@ from unidle_collector.shards.feed import Feed
 from unidle_collector.shards.leases import BEAT_S, Lease, Leases, fence
 from unidle_collector.shards.one_scheduler import OneScheduler
 from unidle_collector.shards.view.incidents import SiteIncidents
-from unidle_collector.store import KEEP_STATE_DAYS, State, database, open_state
+from unidle_collector.store import State, database, open_state
 from unidle_collector.store.opening import open_store
 
 log = logging.getLogger("unidle.collector")
@@ -71,7 +71,8 @@ class Shards:
         self.state: State = open_state(where)
         self._engine = database.connect(where)
         self.leases = Leases(self._engine, holder, url)
-        self.incidents = SiteIncidents(self._engine, int(KEEP_STATE_DAYS * 86_400e9), clock_ns)
+        self._keep_state_ns = int(settings.keep_state_days * 86_400e9)
+        self.incidents = SiteIncidents(self._engine, self._keep_state_ns, clock_ns)
         self.held: dict[int, Held] = {}
         self.counters: Counter[str] = Counter()
         self.problems: dict[str, str] = {}
@@ -182,7 +183,7 @@ class Shards:
     def _open_now(self, one: Held) -> None:
         schema = f"shard_{one.shard:02d}"
         state = open_state(self.settings.state_url.reveal(), schema, fence(one.shard, one.epoch))
-        keeper = one.keeper = InState(state, one.epoch)
+        keeper = one.keeper = InState(state, one.epoch, self._keep_state_ns)
         settings = replace(
             self.settings,
             data_dir=self.settings.data_dir / "shards" / f"{one.shard:02d}",

@@ -44,7 +44,6 @@ from unidle_collector.store.state import State, open_state
 from unidle_collector.store.steps import Steps
 
 __all__ = [
-    "KEEP_STATE_DAYS",
     "KeepRollups",
     "Quantile",
     "State",
@@ -54,10 +53,6 @@ __all__ = [
     "StoreFull",
     "open_state",
 ]
-
-
-KEEP_STATE_DAYS = 400.0
-"""How long incidents that are over are kept, and what else the state holds of the past."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +85,7 @@ class Store:
         keep_days: float = 30.0,
         keep_bytes: int = 100 * 1024**3,
         keep_rollups: KeepRollups | None = None,
-        keep_state_days: float = KEEP_STATE_DAYS,
+        keep_state_days: float = 400.0,
         disk: Disk | None = None,
         links: Path | None = None,
     ) -> None:

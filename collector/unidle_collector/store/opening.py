@@ -18,6 +18,7 @@ def open_store(settings: CollectorSettings) -> Store:
             days_1h=settings.keep_1h_days,
             most_bytes=int(settings.keep_rollups_gb * 1e9),
         ),
+        keep_state_days=settings.keep_state_days,
         links=None if settings.series == "embedded" else settings.data_dir / "series" / "queue",
     )
 

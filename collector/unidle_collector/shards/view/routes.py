@@ -106,7 +106,9 @@ def _now(router: APIRouter, site: Site) -> None:
 
 def _past(router: APIRouter, site: Site) -> None:
     @router.get("/accounts", response_model=list[Account], responses=LISTED)
-    async def accounts(request: Request, page: Paged, by: By = "job", window_s: WindowS = 3600.0) -> Response:
+    async def accounts(
+        request: Request, page: Paged, by: By = "job", window_s: LongWindowS = 3600.0
+    ) -> Response:
         """Where the time went: GPU-seconds by state and cause, and what was lost."""
         reader = reader_of(request)
         if by in BY_SHARD:
