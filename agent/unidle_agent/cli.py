@@ -59,7 +59,9 @@ def _run(point: EntryPoint, arguments: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.arguments(parser)
-    return int(module.run(parser.parse_intermixed_args(arguments)))
+    # Flags and words in any order: that is argparse's intermixed form, which a command with actions refuses.
+    parse = parser.parse_intermixed_args if parser._subparsers is None else parser.parse_args
+    return int(module.run(parse(arguments)))
 
 
 def _load(point: EntryPoint) -> ModuleType:

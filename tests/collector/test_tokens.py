@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,9 +10,8 @@ from pathlib import Path
 import pytest
 from tests.collector.pushing import START_S, Site, batch, site
 
-from unidle_agent.errors import UnidleError
+from unidle_agent.cli import main
 from unidle_agent.wire import encode
-from unidle_collector.commands import tokens as command
 from unidle_collector.ingest import door
 from unidle_collector.ingest.protocol import certificate_names
 from unidle_collector.ingest.tokens import NOBODY, Tokens, make
@@ -38,10 +36,8 @@ def given(here: Site, kind: str, name: str, **more: int) -> str:
     return secret
 
 
-def unidle(data_dir: Path, *arguments: str) -> None:
-    parser = argparse.ArgumentParser()
-    command.arguments(parser)
-    assert command.run(parser.parse_args(["--data-dir", str(data_dir), *arguments])) == 0
+def unidle(data_dir: Path, *arguments: str, code: int = 0) -> None:
+    assert main(["tokens", *arguments, "--data-dir", str(data_dir)]) == code
 
 
 def test_a_nodes_token_writes_its_rows_and_no_others(here: Site) -> None:
@@ -157,8 +153,8 @@ def test_made_listed_rotated_and_revoked_by_the_command(
     assert first_id in listed
     assert "(over)" in next(line for line in listed.splitlines() if second_id in line)
     assert first not in listed
-    with pytest.raises(UnidleError, match="unidle tokens list"):
-        unidle(tmp_path, "revoke", second_id)
+    unidle(tmp_path, "revoke", second_id, code=1)
+    assert "unidle tokens list" in capsys.readouterr().err
     state.close()
 
 
@@ -176,9 +172,32 @@ def test_tokens_of_many_nodes_are_written_to_files_that_only_their_owner_reads(
     state.close()
 
 
-def test_a_name_that_would_be_a_path_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnidleError, match="name"):
-        unidle(tmp_path, "create", "--node", "../../etc/cron.d/x", "--write-to", str(tmp_path / "given"))
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (("create", "--node", "../../etc/cron.d/x", "--write-to", "given"), "expected a name"),
+        (("create", "--read", "x", "--expires-days", "-3"), "--expires-days: expected 0 or more, came -3"),
+        (("rotate", "nope", "--keep-old-h", "-1"), "--keep-old-h: expected 0 or more"),
+        (("rotate", "nope"), "expected the id of a token that holds, came 'nope'"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: tuple[str, ...], words: str
+) -> None:
+    unidle(tmp_path, *asked, code=1)
+    assert words in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir() if "token" in path.name or path.name == "given"] == []
+
+
+def test_the_folder_of_the_store_may_stand_before_the_action_and_behind_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unidle(tmp_path, "list")
+    assert capsys.readouterr().out.startswith("no tokens: ")
+    assert main(["tokens", "--data-dir", str(tmp_path), "create", "--read", "grafana"]) == 0
+    capsys.readouterr()
+    unidle(tmp_path, "list")
+    assert "grafana" in capsys.readouterr().out
 
 
 def test_the_names_of_a_certificate_are_its_common_name_and_dns_names() -> None:

@@ -44,32 +44,46 @@ class TokenError(UnidleError):
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What to do, and to which."""
-    parser.add_argument("--config", help="settings file; its [collector] section names data_dir")
-    parser.add_argument("--data-dir", help="folder of the collector's store")
+    where = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    for each in (parser, where):  # before the action or behind it
+        each.add_argument("--config", metavar="FILE", help="TOML file with the settings of the collector")
+        each.add_argument("--data-dir", metavar="DIR", help="folder of the store (default: the collector's)")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    create = actions.add_parser("create", help="make tokens, each shown once")
+    create = actions.add_parser("create", parents=[where], help="make tokens, each shown once")
     whose = create.add_mutually_exclusive_group(required=True)
     whose.add_argument("--node", action="append", metavar="NODE", help="a token that writes this node's rows")
     whose.add_argument(
         "--read", action="append", metavar="NAME", help="a token that reads; NAME is for the list"
     )
-    create.add_argument("--expires-days", type=float, help="days after which it is good for nothing")
-    create.add_argument("--write-to", type=Path, help="folder for NAME.token files (mode 600); shows nothing")
-    actions.add_parser("list", help="every token: whose, since when, until when, last used")
-    rotate = actions.add_parser(
-        "rotate", help="make a new token in place of one; the old goes on for a while"
+    create.add_argument(
+        "--expires-days", type=float, metavar="DAYS", help="days after which it is good for nothing"
     )
-    rotate.add_argument("id")
-    rotate.add_argument("--keep-old-h", type=float, default=24.0, help="hours that the old one still holds")
-    rotate.add_argument("--write-to", type=Path, help="folder for the NAME.token file (mode 600)")
-    revoke = actions.add_parser("revoke", help="end tokens now")
-    revoke.add_argument("id", nargs="+")
+    create.add_argument(
+        "--write-to", type=Path, metavar="DIR", help="folder for NAME.token files (mode 600); shows nothing"
+    )
+    actions.add_parser("list", parents=[where], help="every token: whose, since when, until when, last used")
+    rotate = actions.add_parser(
+        "rotate", parents=[where], help="make a new token in place of one; the old goes on for a while"
+    )
+    rotate.add_argument("id", help="of the token, from the list")
+    rotate.add_argument(
+        "--keep-old-h", type=float, default=24.0, metavar="HOURS", help="hours that the old one still holds"
+    )
+    rotate.add_argument(
+        "--write-to", type=Path, metavar="DIR", help="folder for the NAME.token file (mode 600)"
+    )
+    revoke = actions.add_parser("revoke", parents=[where], help="end tokens now")
+    revoke.add_argument("id", nargs="+", help="of the token, from the list")
 
 
 def run(args: argparse.Namespace) -> int:
     """Change or show the table of tokens."""
     settings = load(CollectorSettings, "collector", args)
     now_ns = time.time_ns()
+    for flag in ("expires_days", "keep_old_h"):
+        if (getattr(args, flag, None) or 0.0) < 0:
+            name = flag.replace("_", "-")
+            raise TokenError(f"--{name}: expected 0 or more, came {getattr(args, flag):g}")
     with _state(settings) as state:
         if args.action == "create":
             kind: Kind = "write" if args.node else "read"
@@ -132,6 +146,9 @@ def _give(made: Sequence[tuple[str, Token]], state: State, folder: Path | None) 
 
 
 def _show(tokens: Sequence[Token], now_ns: int) -> None:
+    if not tokens:
+        print("no tokens: nodes push with the one push_token; unidle tokens create --node NODE makes one")
+        return
     rows = [("id", "kind", "name", "created", "holds until", "last used")]
     for token in tokens:
         ends = [at_ns for at_ns in (token.expires_ns, token.revoked_ns) if at_ns is not None]
