@@ -15,6 +15,7 @@ from unidle_collector import reading
 from unidle_collector.api import now, past, scraped, wrong
 from unidle_collector.api.describe import complete
 from unidle_collector.api.desk import ANSWER_WITHIN_S, Desk
+from unidle_collector.api.forms import ERRORS
 from unidle_collector.federation import gate as federation
 from unidle_collector.federation.gate import PATH as FEDERATION_PATH
 from unidle_collector.ingest.asgi import PushApp
@@ -71,7 +72,7 @@ def reading_app(
     answer_errors(app)
     if receiver is not None:
         mount(app, receiver, tokens)
-    federation.mount(app, live)
+    federation.mount(app, live, ERRORS)
     desk = Desk(live)
     for router in (
         now.routes(desk, scraper),

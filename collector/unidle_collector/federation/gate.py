@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse
@@ -94,15 +94,15 @@ class Gate:
         self._live.counters["federation_crossings"] += 1
 
 
-def mount(app: FastAPI, live: Live) -> None:
-    """The door for receivers, and the audit log for who may read the site's own API."""
+def mount(app: FastAPI, live: Live, errors: dict[int | str, dict[str, Any]]) -> None:
+    """The door for receivers, and the audit log for readers of the site, refused as `errors` says."""
     gate = Gate(live)
 
     @app.get(PATH, include_in_schema=False)
     async def federation(request: Request) -> Response:
         return await gate.answer(request)
 
-    @app.get(f"{PATH}/crossings")
+    @app.get(f"{PATH}/crossings", tags=["past"], responses=errors)
     def crossings(
         limit: int = Query(default=100, ge=1, le=5000, description="most crossings of the answer"),
     ) -> list[Crossing]:
