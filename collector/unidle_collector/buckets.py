@@ -127,6 +127,8 @@ class Buckets:
         self._hours: dict[int, Packed] = {}
         self._written: set[int] = set()
         """Hours that a file holds as they are."""
+        self._given: set[int] = set()
+        """Hours that were filled in from elsewhere: what is booked in one takes its place."""
 
     @staticmethod
     def begin(end_ns: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -142,7 +144,11 @@ class Buckets:
         if sums is None:
             self._tidy(max(begin, max(self._dense, default=begin)))
             sums = self._dense[begin] = Sums(self._codes, max(64, tenures))
-            self._written.discard(begin // HOUR_NS * HOUR_NS)
+            hour = begin // HOUR_NS * HOUR_NS
+            self._written.discard(hour)
+            if hour in self._given:
+                self._given.remove(hour)
+                self._hours.pop(hour, None)
         sums.grow(tenures)
         return sums
 
@@ -226,10 +232,19 @@ class Buckets:
         spans += list(self._hours.items())
         return [span for span in spans if span[0] // HOUR_NS * HOUR_NS not in self._written]
 
-    def restore_hour(self, begin_ns: int, packed: Packed) -> None:
-        """An hour that a file holds."""
+    def by_hour(self) -> dict[int, Packed]:
+        """The sums of every hour that no file holds, over or not, by its begin."""
+        spans: dict[int, list[Packed]] = {}
+        for begin, packed in self.unwritten():
+            spans.setdefault(begin // HOUR_NS * HOUR_NS, []).append(packed)
+        return {hour: _merged(several, self._codes) for hour, several in sorted(spans.items())}
+
+    def restore_hour(self, begin_ns: int, packed: Packed, *, given: bool = False) -> None:
+        """An hour that a file holds; `given`: rows that the collector takes itself are better."""
         self._hours[begin_ns] = packed
         self._written.add(begin_ns)
+        if given:
+            self._given.add(begin_ns)
 
     # -- keeping it small ------------------------------------------------------------------------
 
@@ -247,6 +262,7 @@ class Buckets:
             for begin in [begin for begin in self._written if begin < newest_ns - self._keep_ns]:
                 self._hours.pop(begin, None)
                 self._written.discard(begin)
+                self._given.discard(begin)
 
 
 def _merged(several: Iterable[Packed], codes: int) -> Packed:

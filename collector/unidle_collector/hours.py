@@ -25,6 +25,10 @@ MEASURED = ("power_w", "gpu_util_ratio", "sm_active_ratio")
 """Rows of an hour that are not of a state: seconds for which the field is known, and its integral."""
 
 
+GIVEN = b"unidle.given"
+"""In the metadata of an hour that was filled in."""
+
+
 @dataclass(frozen=True, slots=True)
 class Gpus:
     """Every GPU of an inventory as it was at a moment, by position."""
@@ -51,15 +55,17 @@ class Hour:
     gpus: Gpus
     codes: list[str]
     """`state.cause` by number."""
+    given: bool = False
+    """Filled in from elsewhere, not lived through by the collector."""
 
     @classmethod
-    def of(cls, engine: Engine, gpus: Gpus, sums: Packed) -> Hour:
+    def of(cls, engine: Engine, gpus: Gpus, sums: Packed, *, given: bool = False) -> Hour:
         """Sums of this engine, whose GPUs are `gpus`."""
         every = np.union1d(sums.tenures, sums.tenure)
         place = np.zeros(int(every.max(initial=0)) + 1, dtype=np.int32)
         place[every] = np.arange(every.size)
         tenures = [engine.inventory.tenures[number] for number in every.tolist()]
-        return cls(sums.moved(place), tenures, gpus, names(engine))
+        return cls(sums.moved(place), tenures, gpus, names(engine), given)
 
     def table(self) -> pa.Table:
         """One row per GPU, owner and state with its cause (or field, for what was measured)."""
@@ -95,7 +101,8 @@ class Hour:
                 "integral": np.concatenate(
                     [nothing, np.full(count, np.nan, np.float32), sums.activity[0, 0], sums.activity[1, 0]]
                 ),
-            }
+            },
+            metadata={GIVEN: b"1"} if self.given else None,
         )
 
 

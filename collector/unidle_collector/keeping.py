@@ -10,6 +10,7 @@ because half of an older detector's timers is worse than none.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Container, Iterator, Mapping
@@ -26,7 +27,7 @@ import pyarrow.parquet as pq
 from unidle_agent.wire import Batch, Owner
 from unidle_collector.buckets import HOUR_NS, Packed
 from unidle_collector.engine import Engine
-from unidle_collector.hours import Gpus, Hour, codes_of, hour_file, hour_of, packed
+from unidle_collector.hours import GIVEN, Gpus, Hour, codes_of, hour_file, hour_of, packed
 from unidle_collector.inventory import Tenure
 from unidle_collector.layout import clocks, copied, layout, put, set_clocks
 from unidle_collector.ledger import KEEP_NS
@@ -146,17 +147,47 @@ def write(kept: Snapshot, directory: Path, keep_ns: int = KEEP_NS) -> None:
     """
     header = whole_header(kept)
     try:
-        (directory / "hours").mkdir(parents=True, exist_ok=True)
         for begin, hour in kept.hours:
-            _replace(hour_file(directory, begin), partial(pq.write_table, hour.table()))
+            _write_hour(directory, begin, hour)
+        directory.mkdir(parents=True, exist_ok=True)
         _replace(directory / CHECKPOINT, lambda file: write_arrays(file, header, kept.arrays))
         for path in (directory / "hours").glob("*.parquet"):
             if hour_of(path) < kept.header["reached_ns"] - max(keep_ns, KEEP_NS):
                 path.unlink()
     except OSError as error:
-        raise StoreFull(
-            f"{directory}: expected to write the accounts, came {error}: free space there or check the disk"
-        ) from error
+        raise _full(directory, error) from error
+
+
+def fill_in(directory: Path, begin_ns: int, hour: Hour) -> None:
+    """Write an hour that none of `booked_hours` is; raises StoreFull. For a collector that does not run."""
+    try:
+        _write_hour(directory, begin_ns, hour)
+    except OSError as error:
+        raise _full(directory, error) from error
+
+
+def booked_hours(directory: Path) -> set[int]:
+    """Begin of every hour that has any time in it, over or not, by the last checkpoint and the files."""
+    found = {*hours_of(directory, 0, 2**63 - 1)}
+    with (
+        contextlib.suppress(OSError, ValueError, KeyError, EOFError),
+        (directory / CHECKPOINT).open("rb") as file,
+    ):
+        header = json.loads(np.load(file, allow_pickle=False).tobytes())
+        found |= {begin // HOUR_NS * HOUR_NS for begin in header["spans"]}
+    return found
+
+
+def _write_hour(directory: Path, begin_ns: int, hour: Hour) -> None:
+    path = hour_file(directory, begin_ns)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, partial(pq.write_table, hour.table()))
+
+
+def _full(directory: Path, error: OSError) -> StoreFull:
+    return StoreFull(
+        f"{directory}: expected to write the accounts, came {error}: free space there or check the disk"
+    )
 
 
 def whole_header(kept: Snapshot) -> dict[str, Any]:
@@ -211,7 +242,9 @@ def restore_from(
     note += _restore_memory(engine, header, arrays)
     for begin, read in hours.items():
         try:
-            engine.ledger.buckets.restore_hour(begin, packed(engine, read()))
+            table = read()
+            given = GIVEN in (table.schema.metadata or {})
+            engine.ledger.buckets.restore_hour(begin, packed(engine, table), given=given)
         except (OSError, pa.ArrowException, KeyError) as error:
             hour = datetime.fromtimestamp(begin // SECOND_NS, UTC)
             note += f"{hour}: expected the accounts of an hour, came {error}: that hour is left out. "

@@ -148,7 +148,9 @@ def _own(
         if job < 0:
             owner = Owner()
         else:
-            owner = Owner(allocated=job > 0, job=recording.jobs[job], source="recording", confidence="high")
+            owner = Owner(
+                allocated=bool(job > 0), job=recording.jobs[job], source="recording", confidence="high"
+            )
         engine.own(int(positions[gpu]), owner)
 
 

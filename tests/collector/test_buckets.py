@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -57,3 +58,17 @@ def test_what_is_too_old_is_dropped_once_it_is_written() -> None:
         buckets.wrote(hour)
     buckets.at(100 * HOUR_NS + 1, 1)
     assert 48 <= buckets.total(0, 2**62, 1).seconds.sum() <= 50
+
+
+@pytest.mark.parametrize(("given", "total"), [(True, 7.0), (False, 3607.0)])
+def test_what_is_booked_in_an_hour_takes_the_place_of_one_that_was_filled_in(
+    given: bool, total: float
+) -> None:
+    other = Buckets(1, 0, None)
+    other.at(1, 1).seconds[0, 0] += 3600.0
+    buckets = Buckets(1, 0, None)
+    buckets.restore_hour(0, other.by_hour()[0], given=given)
+    buckets.at(HOUR_NS + 1, 1)
+    assert buckets.total(0, 2**62, 1).seconds.sum() == 3600.0
+    buckets.at(BUCKET_NS + 1, 1).seconds[0, 0] += 7.0
+    assert buckets.total(0, 2**62, 1).seconds.sum() == total

@@ -110,7 +110,7 @@ def test_the_command_fills_the_store_once_however_often_it_is_run(
         said.append(capsys.readouterr().out)
     known = len(fill(server, END_S - 1200))
     assert "0 batches were in the store already" in said[0]
-    assert said[1] == f"0 rows stored; {known} batches were in the store already\n"
+    assert said[1].startswith(f"0 rows stored; {known} batches were in the store already\n")
     store = Store(tmp_path)
     window = ((END_S - 1200) * 10**9, END_S * 10**9, INTERVAL_S)
     times_ns, power_w = store.series("a", "GPU-a-0", "power_w", *window)

@@ -3,8 +3,8 @@
   sizes     bytes and time ranges by level: rows (raw), roll-ups of 10 s, 1 min and 1 h, histograms of jobs
   verify    read every row, every record of the log and the state database; exit code 1 when anything is wrong
   export    rows as one .parquet or .csv file, which `unidle diagnose` reads, and `unidle store backfill`
-  backfill  rows of such a file, or of a Prometheus, into the store and its roll-ups; the same rows again are
-            not stored again
+  backfill  rows of such a file, or of a Prometheus, into the store, its roll-ups and the accounts; the same
+            rows again are not stored again, and hours that hold accounts stay as they are
 
 The first three only read and may be used while the collector runs. For `backfill` stop it first. Times are
 ISO 8601 (UTC unless they say otherwise), or how long ago: 90m, 24h, 7d.
@@ -35,6 +35,7 @@ from rich.table import Table
 
 from unidle_agent.settings import load
 from unidle_agent.wire import Batch
+from unidle_collector.backfilled import Booked, PastAccounts
 from unidle_collector.scheduler.names import pseudonyms
 from unidle_collector.settings import CollectorSettings
 from unidle_collector.store.backfill import backfill, batches_of_export
@@ -96,12 +97,26 @@ def _backfill(settings: CollectorSettings, args: argparse.Namespace) -> int:
     store = open_store(settings)
     try:
         rows = _past(settings, args) if args.prometheus else batches_of_export(args.file)
-        done = backfill(store, rows, progress=_say_rows)
+        accounts = PastAccounts(settings.data_dir / "accounts", store.keep_state_ns, time.time_ns())
+        done = backfill(store, rows, progress=_say_rows, told=accounts.take)
+        booked = accounts.finish()
     finally:
         store.close()
     _say("")
     print(f"{done.rows} rows stored; {done.known} batches were in the store already")
+    print(_booked(booked))
     return 0
+
+
+def _booked(booked: Booked) -> str:
+    """What became of the accounts, in a sentence."""
+    if booked == Booked():
+        return "no accounts: the rows are of less than one sampling interval"
+    left = [f"{booked.held} had accounts already"] if booked.held else []
+    left += [f"{booked.partial} not whole"] if booked.partial else []
+    left += [f"{booked.old} of longer ago than keep_state_days"] if booked.old else []
+    more = f" (hours left as they are: {', '.join(left)})" if left else ""
+    return f"accounts of {booked.hours} hours booked{more}; nothing is told of the past, findings are of now"
 
 
 def _past(settings: CollectorSettings, args: argparse.Namespace) -> Iterator[Batch]:

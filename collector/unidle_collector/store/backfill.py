@@ -49,8 +49,10 @@ def backfill(
     *,
     clock_ns: Callable[[], int] = time.time_ns,
     progress: Callable[[int], None] = lambda _: None,
+    told: Callable[[Batch], None] = lambda _: None,
 ) -> Backfilled:
-    """Store `batches` and roll them up; returns when they can be queried. `progress` is told the rows so far.
+    """Store `batches` and roll them up; returns when they can be queried. `progress` is told the rows so far,
+    `told` every batch, known or not.
 
     For a store that no collector runs on. Raises StoreFull when the disk takes no more: what was taken
     stays, and filling in again goes on from there.
@@ -65,6 +67,7 @@ def backfill(
         store.upkeep(clock_ns())
 
     for batch in batches:
+        told(batch)
         key = (batch.node, batch.boot, batch.seq)
         if store.state.seen(*key) or key in waiting:
             known += 1
