@@ -178,6 +178,25 @@ def booked_hours(directory: Path) -> set[int]:
     return found
 
 
+def problems(directory: Path) -> list[str]:
+    """What is wrong with the files of accounts, in words; reads all of them."""
+    found = []
+    path = directory / CHECKPOINT
+    try:
+        with path.open("rb") as file:
+            read_arrays(file)
+    except FileNotFoundError:  # none was written yet
+        pass
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        found.append(f"{path}: expected a checkpoint, came {error}")
+    for begin, read in hours_of(directory, 0, 2**63 - 1).items():
+        try:
+            read().validate(full=True)
+        except (OSError, pa.ArrowException) as error:
+            found.append(f"{hour_file(directory, begin)}: expected the accounts of an hour, came {error}")
+    return found
+
+
 def _write_hour(directory: Path, begin_ns: int, hour: Hour) -> None:
     path = hour_file(directory, begin_ns)
     path.parent.mkdir(parents=True, exist_ok=True)

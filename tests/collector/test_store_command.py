@@ -61,7 +61,7 @@ def test_sizes_and_ranges_of_a_running_collectors_store(
     assert re.search(r"raw +2 +0\.\d +2025-06-15 15:06:40 +2025-06-15 15:16:39", out)
     _, out, _ = called(capsys, tmp_path / "store", "sizes", "--json")
     levels = {level["name"]: level for level in json.loads(out)}
-    assert levels.keys() == {"raw", "10s", "1m", "1h", "jobs", "log", "state"}
+    assert levels.keys() == {"raw", "10s", "1m", "1h", "jobs", "log", "state", "accounts"}
     assert sum(levels[name]["size_bytes"] for name in ("10s", "1m", "1h", "jobs")) == store.sizes()["rollups"]
     assert all(levels[name]["files"] for name in ("raw", "10s", "1m", "1h", "jobs", "state"))
     store.close()
@@ -144,6 +144,9 @@ def test_rows_of_any_source_are_filled_in_beside_what_is_there(tmp_path: Path) -
         (("export", "out.csv", "--from", "yesterday"), "such as 2026-03-01T08:00 or 24h"),
         (("export", "out.csv", "--field", "watts"), "a field of docs/telemetry.md"),
         (("export", "out.csv", "--from", "1h"), "the store has none"),
+        (("export", "out.csv", "--from", "1h", "--to", "2h"), "expected --from before --to"),
+        (("export", "nowhere/out.csv", *FROM_TO), "expected a folder to write the file into"),
+        (("sizes", "out.csv"), "sizes takes no file"),
         (("backfill", "nothing.parquet"), "there is none"),
     ],
 )
@@ -154,6 +157,37 @@ def test_what_cannot_be_done_is_said(
     code, _, err = called(capsys, tmp_path, *args)
     assert code != 0
     assert message in err
+
+
+def test_an_export_of_nothing_says_so_and_leaves_no_file(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "out.csv"
+    code, _, err = called(capsys, tmp_path / "store", "export", path, *FROM_TO, "--gpu", "GPU-x")
+    assert code != 0
+    assert "expected rows of GPU-x from 2025-06-15 00:00:00 to 2025-06-16 00:00:00 UTC, there are none" in err
+    assert not path.exists()
+    store.close()
+
+
+def test_verify_names_accounts_that_cannot_be_read(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hours = tmp_path / "store" / "accounts" / "hours"
+    hours.mkdir(parents=True)
+    (hours / "2025-06-15T15.parquet").write_bytes(b"torn")
+    (hours.parent / "checkpoint").write_bytes(b"torn")
+    code, out, _ = called(capsys, tmp_path / "store", "verify", "--json")
+    assert code == 1
+    problems = json.loads(out)["problems"]
+    assert ["checkpoint" in text for text in problems] == [True, False]
+    assert ["2025-06-15T15.parquet: expected the accounts of an hour" in text for text in problems] == [
+        False,
+        True,
+    ]
+    _, out, _ = called(capsys, tmp_path / "store", "sizes")
+    assert re.search(r"accounts +2 +0\.0 +2025-06-15 15:00:00 +2025-06-15 16:00:00", out)
+    store.close()
 
 
 def test_filling_in_needs_the_collector_to_be_stopped(

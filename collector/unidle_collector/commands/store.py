@@ -1,7 +1,9 @@
 """Look after the collector's store: what it holds, whether it is whole, take rows out, put rows in.
 
-  sizes     bytes and time ranges by level: rows (raw), roll-ups of 10 s, 1 min and 1 h, histograms of jobs
-  verify    read every row, every record of the log and the state database; exit code 1 when anything is wrong
+  sizes     bytes and time ranges by level: rows (raw), roll-ups of 10 s, 1 min and 1 h, histograms of jobs,
+            log, state, accounts
+  verify    read every row, every record of the log, the accounts and the state database; exit code 1 when
+            anything is wrong
   export    rows as one .parquet or .csv file, which `unidle diagnose` reads, and `unidle store backfill`
   backfill  rows of such a file, or of a Prometheus, into the store, its roll-ups and the accounts; the same
             rows again are not stored again, and hours that hold accounts stay as they are
@@ -84,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
         raise StoreError("expected either a file or --prometheus URL: unidle store backfill FILE.parquet")
     if args.what == "export" and args.file is None:
         raise StoreError("expected a file: unidle store export FILE.parquet")
+    if args.what in ("sizes", "verify") and args.file is not None:
+        raise StoreError(f"{args.what} takes no file, came {str(args.file)!r}: --data-dir names the store")
     if args.what == "sizes":
         return _sizes(levels_of(settings.data_dir), as_json=args.json)
     if args.what == "verify":
@@ -158,18 +162,30 @@ def _verify(directory: Path, *, as_json: bool) -> int:
 
 def _export(directory: Path, args: argparse.Namespace) -> int:
     now_ns = time.time_ns()
+    start_ns, end_ns = _instant(args.start, now_ns), _instant(args.end, now_ns)
+    if start_ns >= end_ns:
+        raise StoreError(f"expected --from before --to, came {_time(start_ns)} and {_time(end_ns)} UTC")
+    if not args.file.absolute().parent.is_dir():
+        raise StoreError(f"{args.file}: expected a folder to write the file into, there is none")
     reader = Reader(segments_of(directory))
     try:
         rows = reader.export(
             args.file,
-            _instant(args.start, now_ns),
-            _instant(args.end, now_ns),
+            start_ns,
+            end_ns,
             nodes=args.node,
             gpus=args.gpu,
             fields=args.field,
         )
     finally:
         reader.close()
+    if not rows:
+        args.file.unlink()
+        only = " of " + ", ".join((*args.node, *args.gpu)) if args.node or args.gpu else ""
+        raise StoreError(
+            f"expected rows{only} from {_time(start_ns)} to {_time(end_ns)} UTC, there are none: "
+            "unidle store sizes says what times there are, /api/v1/gpus what GPUs"
+        )
     print(f"{rows} rows written to {args.file}; the newest minutes, still in the log, are not among them")
     return 0
 

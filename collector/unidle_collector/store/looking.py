@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from unidle_collector import keeping
 from unidle_collector.checks import state_problem
+from unidle_collector.store.compaction import HOUR_NS
 from unidle_collector.store.errors import StoreError
 from unidle_collector.store.log import LogFile, log_files
 from unidle_collector.store.segments import KINDS, Segments, problem
@@ -22,12 +24,13 @@ class Level:
     """What a store has of one level, or of its log or state."""
 
     name: str
-    """`raw`, `10s`, `1m`, `1h`, `jobs`, `log`, `state`."""
+    """`raw`, `10s`, `1m`, `1h`, `jobs`, `log`, `state`, `accounts`."""
     files: int
     size_bytes: int
     start_ns: int | None = None
     end_ns: int | None = None
-    """First and last instant of the rows; of `jobs`, of their receipt."""
+    """First and last instant of the rows; of `jobs`, of their receipt; of `accounts`, of the hours that are
+    over."""
 
 
 def segments_of(directory: Path) -> Segments:
@@ -38,7 +41,7 @@ def segments_of(directory: Path) -> Segments:
 
 
 def levels_of(directory: Path) -> list[Level]:
-    """What the store in `directory` holds, level by level, then its log and its state."""
+    """What the store in `directory` holds, level by level, then its log, its state and the accounts."""
     present = segments_of(directory).counting()
     found = []
     for name in LEVELS:
@@ -58,7 +61,11 @@ def levels_of(directory: Path) -> list[Level]:
     ):
         sizes = [path.stat().st_size for path in paths if path.exists()]
         found.append(Level(name, len(sizes), sum(sizes)))
-    return found
+    accounts = directory / "accounts"
+    hours = list(keeping.hours_of(accounts, 0, 2**63 - 1))
+    sizes = [path.stat().st_size for path in accounts.rglob("*") if path.is_file()]
+    ends = (hours[0], hours[-1] + HOUR_NS) if hours else (None, None)
+    return [*found, Level("accounts", len(sizes), sum(sizes), *ends)]
 
 
 def problems_of(directory: Path, progress: Callable[[int, int], None] = lambda *_: None) -> list[str]:
@@ -74,6 +81,7 @@ def problems_of(directory: Path, progress: Callable[[int, int], None] = lambda *
     for done, path in enumerate(logs):
         progress(len(segments) + done, len(segments) + len(logs))
         found += [text for text in (_log_problem(path, newest=path == logs[-1]),) if text]
+    found += keeping.problems(directory / "accounts")
     state = state_problem(directory / "state.sqlite")
     return [*found, state] if state else found
 

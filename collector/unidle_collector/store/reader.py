@@ -11,6 +11,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -164,7 +165,9 @@ class Reader:
         def query(files: Sequence[Segment]) -> int:
             rows_of, hosts = _paths(files, "gpu"), _paths(files, "host")
             if not rows_of:
-                raise StoreError(f"expected rows between {start_ns} and {end_ns} ns, the store has none")
+                ends = (datetime.fromtimestamp(at_ns / 1e9, UTC) for at_ns in (start_ns, end_ns))
+                first, last = (f"{end:%Y-%m-%d %H:%M:%S}" for end in ends)
+                raise StoreError(f"expected rows from {first} to {last} UTC, the store has none")
             paths = {"gpus": rows_of, "hosts": hosts} if hosts else {"gpus": rows_of}
             columns = "time_ns, node, gpu, job, simulated" + self._plain_columns("g", rows_of, fields)
             joined = ""
