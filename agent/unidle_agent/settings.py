@@ -65,8 +65,9 @@ def setting(
     )
 
 
-def add_flags(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
-    """Give `parser` one flag per field of the settings class `cls`, and `--config`."""
+def add_flags(parser: argparse.ArgumentParser, cls: type[Any], about: tuple[str, ...] = ("",)) -> None:
+    """Give `parser` one flag per field of the settings class `cls` whose name begins with one of `about`, and
+    `--config`."""
     parser.allow_abbrev = False  # else `--push-token SECRET` would be taken for --push-token-file
     parser.add_argument(
         "--config",
@@ -76,6 +77,8 @@ def add_flags(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
     group = parser.add_argument_group("settings (the same names in the TOML file and in the environment)")
     kinds = get_type_hints(cls)
     for field in dataclasses.fields(cls):
+        if not field.name.startswith(about):
+            continue
         kind, meta = kinds[field.name], field.metadata
         shown = "" if kind is Secret else _show(field.default)
         text = (meta["doc"] + (f" (default: {shown})" if shown else "")).replace("%", "%%")

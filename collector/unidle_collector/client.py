@@ -200,8 +200,11 @@ class Client:
         except urllib.error.HTTPError as error:
             raise ApiError(f"{url}: expected an answer, came HTTP {error.code}: {_detail(error)}") from error
         except (OSError, ValueError) as error:
+            why = getattr(error, "reason", error)  # urllib's own words name the error's class
+            said = getattr(why, "strerror", None) or why
             raise ApiError(
-                f"no collector answers at {self._url} ({error}); start one with: unidle collector"
+                f"no collector answers at {self._url} ({said}); start one with: unidle collector, or name "
+                "another with --collector-url"
             ) from error
 
 

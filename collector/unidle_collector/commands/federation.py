@@ -42,7 +42,12 @@ def run(args: argparse.Namespace) -> int:
     """Serve until told to stop."""
     settings = load(FederationSettings, "federation", args)
     if not settings.sites_file:
-        raise SettingError("federation.sites_file", "a TOML file that lists the sites", "", "settings")
+        raise SettingError(
+            "federation.sites_file",
+            "a TOML file that lists the sites: --sites-file FILE, see docs/federation.md",
+            "",
+            "settings",
+        )
     if not _is_loopback(settings.bind) and not settings.read_token:
         raise SettingError(
             "federation.read_token", "a token, because the address is not loopback", "", settings.bind

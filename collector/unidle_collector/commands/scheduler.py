@@ -26,8 +26,8 @@ MOST_SHOWN = 10
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags are the settings of the collector."""
-    add_flags(parser, CollectorSettings)
+    """Flags are those settings of the collector that it needs."""
+    add_flags(parser, CollectorSettings, ("scheduler", "slurm", "kubernetes", "privacy", "data_dir"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,7 +35,9 @@ def run(args: argparse.Namespace) -> int:
     settings = load(CollectorSettings, "collector", args)
     source = scheduler.source(settings)
     if source is None:
-        print('no scheduler is configured: set scheduler = "slurm" or "kubernetes" in [collector]')
+        print(
+            'no scheduler: give --scheduler slurm, or set scheduler = "slurm" or "kubernetes" in [collector]'
+        )
         return 1
     begin = time.monotonic()
     snapshot = source.read()
