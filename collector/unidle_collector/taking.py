@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from unidle_agent.errors import UnidleError, WireError
 from unidle_agent.wire import Batch, Event, GpuFacts, Owner, decode
 from unidle_agent.wire_flight import whole
+from unidle_collector.arrivals import Arrival
 from unidle_collector.engine import Engine
 from unidle_collector.flights import FlightBook
 from unidle_collector.model import GpuRef
@@ -27,7 +28,7 @@ from unidle_collector.pergpu import SECOND_NS
 from unidle_collector.settings import CollectorSettings
 from unidle_collector.signals import REBOOTED, Happened
 from unidle_collector.store import State, Store, StoreFull
-from unidle_collector.window import FUTURE_NS, Arrival, Window
+from unidle_collector.window import FUTURE_NS, Window
 
 log = logging.getLogger("unidle.collector")
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unidle_agent.fields import BY_NAME, GPU_FIELDS, HOST_FIELDS
-from unidle_agent.wire import Batch, Columns
-from unidle_collector.pergpu import SECOND_NS, Floats, PerGpu
+from unidle_agent.wire import Batch
+from unidle_collector.arrivals import Arrival, Taken, alike
+from unidle_collector.node_clocks import SILENT_AFTER_NS, NodeClocks
+from unidle_collector.pergpu import SECOND_NS, Floats
 from unidle_collector.ring import Block, Numbers, Ring
 from unidle_collector.signals import RESET, Happened, Step
 
@@ -30,12 +30,6 @@ USUAL_FIELD_BYTES = 40 * 4
 """Per GPU and step; a fleet of which less is known yet is taken for one like this."""
 BUDGET_BYTES = 384 * 2**20
 COVER_PERIODS = 3
-SILENT_AFTER_NS = 12 * SECOND_NS
-"""A node that has pushed nothing for this long (receiver's clock), ..."""
-PATIENCE = 2
-"""... or for this many times the time between its last two pushes, ..."""
-MOST_PATIENCE_NS = 90 * SECOND_NS
-"""... but at most this long, is not waited for."""
 SETTLE_NS = 2 * SECOND_NS
 """After the very first push: the other nodes' first pushes come within this."""
 FUTURE_NS = 60 * SECOND_NS
@@ -44,77 +38,6 @@ LONGEST_WAIT_STEPS = 3600
 """A hole in the time of the whole fleet longer than this is jumped over."""
 EVENTS_KEPT_STEPS = 1200
 """Steps for which events that were handed out are kept, for late rows: as long as the ledger can correct."""
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """A batch for the window."""
-
-    batch: Batch
-    positions: NDArray[np.intp]
-    """Of its GPUs in every per-GPU array."""
-    received_ns: int
-    shift_ns: int = 0
-    """Corrects its clock."""
-
-
-@dataclass(slots=True)
-class Taken:
-    """What became of one batch's rows (one row is one GPU at one instant)."""
-
-    rows: int = 0
-    late: int = 0
-    future: int = 0
-    counter_resets: int = 0
-    values_refused: int = 0
-    """Infinite, negative or impossible values: they become unknown."""
-
-
-class NodeClocks:
-    """What the window knows of the time of each node, in columns."""
-
-    def __init__(self) -> None:
-        self._number: dict[str, int] = {}
-        self.a = PerGpu(64)  # one entry per node
-        self.a.make("last_step", np.int64, -1)
-        self.a.make("last_push_ns", np.int64, 0)  # receiver's clock
-        self.a.make("gap_ns", np.int64, 0)  # between the last two pushes, or the sampling period if longer
-        self.a.make("behind", np.bool_, False)  # lagged for too long: not waited for until it has caught up
-
-    def __len__(self) -> int:
-        return len(self._number)
-
-    def column(self, name: str) -> NDArray[np.int64]:
-        """[nodes] one of the columns; a view."""
-        out: NDArray[np.int64] = self.a[name][: len(self)]
-        return out
-
-    def last_push_ns(self, node: str) -> int | None:
-        """When a node pushed last, by the receiver's clock; None when it never did."""
-        number = self._number.get(node)
-        return None if number is None else int(self.a["last_push_ns"][number])
-
-    def silent_at_ns(self) -> NDArray[np.int64]:
-        """[nodes] When each is not waited for any more, unless it pushes."""
-        patience = np.maximum(SILENT_AFTER_NS, PATIENCE * self.column("gap_ns"))
-        out: NDArray[np.int64] = self.column("last_push_ns") + np.minimum(MOST_PATIENCE_NS, patience)
-        return out
-
-    def note(self, node: str, last_step: int, received_ns: int, period_s: float) -> None:
-        """A node has pushed rows up to `last_step`."""
-        period_ns = int(period_s * SECOND_NS)
-        number = self._number.get(node)
-        if number is None:
-            number = self._number[node] = len(self._number)
-            if number == self.a.size:
-                self.a.resize(2 * number)
-            gap_ns = period_ns
-        else:
-            gap_ns = max(received_ns - int(self.a["last_push_ns"][number]), period_ns)
-            last_step = max(last_step, int(self.a["last_step"][number]))
-        self.a["last_step"][number] = last_step
-        self.a["gap_ns"][number] = gap_ns
-        self.a["last_push_ns"][number] = received_ns
 
 
 class Window:
@@ -199,7 +122,7 @@ class Window:
     def take_all(self, arrivals: Sequence[Arrival]) -> list[Taken]:
         """Put the rows of a group of batches where they belong; what became of each."""
         taken = [Taken(rows=len(a.batch.times_ns) * len(a.positions)) for a in arrivals]
-        for numbers in _alike(arrivals):
+        for numbers in alike(arrivals):
             group = [arrivals[n] for n in numbers]
             instants = np.array([len(a.batch.times_ns) for a in group])
             times = np.array([t for a in group for t in a.batch.times_ns], dtype=np.int64)
@@ -473,22 +396,3 @@ class _StepColumns(Mapping[str, Floats]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-def _names(columns: Mapping[str, Any]) -> Hashable:
-    """The same for columns of the same names, however a batch keeps them."""
-    return columns.layout.names if isinstance(columns, Columns) else tuple(columns)
-
-
-def _alike(arrivals: Sequence[Arrival]) -> Iterator[list[int]]:
-    """Groups of batches (by number) with the same columns, each node once in a group, in order of arrival."""
-    turns: dict[str, int] = {}
-    groups: dict[tuple[int, Hashable], list[int]] = {}
-    for number, arrival in enumerate(arrivals):
-        batch = arrival.batch
-        if not len(batch.times_ns):
-            continue
-        turn = turns[batch.node] = turns.get(batch.node, -1) + 1
-        key = (turn, (len(arrival.positions) > 0, _names(batch.columns), _names(batch.host)))
-        groups.setdefault(key, []).append(number)
-    yield from (groups[key] for key in sorted(groups, key=lambda key: key[0]))

@@ -15,11 +15,12 @@ from tests.collector.test_live import COOL, HELD
 
 from unidle_agent.fields import BY_NAME
 from unidle_agent.wire import Batch, Event, Owner, column
+from unidle_collector.arrivals import Arrival
 from unidle_collector.engine import Engine
 from unidle_collector.late import LateRows
 from unidle_collector.model import Account, GpuRef
 from unidle_collector.pergpu import SECOND_NS
-from unidle_collector.window import AHEAD_STEPS, USUAL_FIELD_BYTES, Arrival, Window
+from unidle_collector.window import AHEAD_STEPS, USUAL_FIELD_BYTES, Window
 
 BATCH_S = 5
 LAST_S = 240

@@ -12,7 +12,8 @@ from tests.collector.pushing import START_S, batch
 
 from unidle_agent.fields import BY_NAME
 from unidle_agent.wire import Batch, column
-from unidle_collector.window import LEAST_BEHIND, Arrival, Window
+from unidle_collector.arrivals import Arrival
+from unidle_collector.window import LEAST_BEHIND, Window
 
 SIZE = 64
 
