@@ -12,7 +12,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from unidle_agent.errors import UnidleError
 from unidle_collector import reading
-from unidle_collector.api import now, past, scraped, wrong
+from unidle_collector.api import accounts, now, past, scraped, wrong
 from unidle_collector.api.describe import complete
 from unidle_collector.api.desk import ANSWER_WITHIN_S, Desk
 from unidle_collector.api.forms import ERRORS
@@ -76,6 +76,7 @@ def reading_app(
     desk = Desk(live)
     for router in (
         now.routes(desk, scraper),
+        accounts.routes(desk),
         past.routes(desk),
         wrong.routes(desk),
         scraped.routes(desk, scraper),

@@ -1,8 +1,7 @@
-"""What was: accounts, fields over time, and quantiles over the life of a job."""
+"""What was: fields over time, and quantiles over the life of a job."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Annotated
 
@@ -10,25 +9,13 @@ import pyarrow as pa
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import TypeAdapter
 
-from unidle_collector import over_time, reading
+from unidle_collector import over_time
 from unidle_collector.api import arrow
 from unidle_collector.api.desk import Desk
-from unidle_collector.api.forms import ERRORS, LISTED, MISSING, listing, reply, wants_arrow
-from unidle_collector.api.pages import Cut, Page, Paged
+from unidle_collector.api.forms import ERRORS, LISTED, MISSING, reply, wants_arrow
 from unidle_collector.api.words import MOST_TEXT, FieldName, LongWindowS, StepS
-from unidle_collector.live import Live
-from unidle_collector.model import Account, FleetSeries, JobQuantile, Series
-from unidle_collector.past_hours import Asked
-from unidle_collector.tally import Tally
+from unidle_collector.model import FleetSeries, JobQuantile, Series
 
-By = Annotated[
-    str,
-    Query(
-        max_length=MOST_TEXT,
-        description="fleet, gpu, node, job, user, team, partition, model, site or hour",
-        examples=["job"],
-    ),
-]
 NodeName = Annotated[str, Query(max_length=MOST_TEXT, description="name of the node", examples=["gpu-07"])]
 GpuName = Annotated[
     str,
@@ -40,32 +27,9 @@ Simulated = Annotated[bool, Query(description="of the simulated GPUs instead of 
 
 
 def routes(desk: Desk) -> APIRouter:
-    """Everything over a window."""
+    """Everything over a window but the accounts."""
     router = APIRouter(prefix="/api/v1", tags=["past"], responses=ERRORS)
     live = desk.live
-
-    @router.get("/accounts", response_model=list[Account], responses=LISTED)
-    async def accounts(
-        request: Request, page: Paged, by: By = "job", window_s: LongWindowS = 3600.0
-    ) -> Response:
-        """Where the time went: GPU-seconds by state and cause, and what was lost.
-
-        Over whole spans of five minutes, of hours where they are older than a day, as far back as accounts
-        are kept (`keep_state_days`). What is older than eight days is read from disk, which may take seconds.
-        """
-        if by == reading.HOUR:
-            spans = page.cut(await desk.ask(lambda: reading.spans(live, window_s)), lambda span: (span[0],))
-            asked = [await desk.ask(partial(reading.asked_hour, live, span)) for span in spans.items]
-            run = desk.beside if all(one.in_memory for one in asked) else desk.long
-            hours = await run(lambda: list(_hours(live, spans.items, asked)))
-            return await listing(desk, request, Account, Cut(hours, spans.following))
-        whole = await desk.ask(lambda: reading.asked(live, by, window_s))
-        if whole is None:
-            nothing: Cut[Account] = Cut([])
-            return await listing(desk, request, Account, nothing)
-        run = desk.beside if whole.in_memory else desk.long
-        found = await run(lambda: _cut(page, live.past.whole(whole)))
-        return await listing(desk, request, Account, found)
 
     @router.get(
         "/series",
@@ -114,22 +78,6 @@ def routes(desk: Desk) -> APIRouter:
 
 
 SERIES = TypeAdapter(Series)
-
-
-def _hours(live: Live, spans: Sequence[tuple[int, int]], asked: Sequence[Asked]) -> Iterator[Account]:
-    for span, one in zip(spans, asked, strict=True):
-        yield from reading.named(live.past.whole(one), span).accounts()
-
-
-def _cut(page: Page, tally: Tally) -> Cut[Account]:
-    """Only the accounts of the page are made, of which a fleet by GPU has many."""
-    first = 0
-    if page.after is not None:
-        key = page.after[0]
-        if not isinstance(key, str):
-            raise page.wrong()
-        first = tally.behind(key)
-    return page.of(list(tally.accounts(first, page.limit + 1)), lambda account: (account.key,))
 
 
 def _series_stream(found: Series) -> bytes:

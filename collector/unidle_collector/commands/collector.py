@@ -50,6 +50,7 @@ import uvicorn
 from unidle_agent.errors import SettingError
 from unidle_agent.settings import add_flags, load
 from unidle_collector.api import create_app
+from unidle_collector.ingest.asgi import PushApp
 from unidle_collector.ingest.protocol import IDLE_S, PushProtocol
 from unidle_collector.ingest.tokens import Tokens
 from unidle_collector.live import Live
@@ -113,20 +114,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"unidle collector: {note}", file=sys.stderr, flush=True)
     print(f"unidle collector: {live.window.describe(len(live.engine.inventory))}", flush=True)
     try:
-        app = create_app(live, tokens, receiver, scraper)
-        uvicorn.run(
-            app,
-            host=settings.bind,
-            port=settings.port,
-            http=cast(type[asyncio.Protocol], partial(PushProtocol, app.door)),
-            loop="uvloop",
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            timeout_keep_alive=int(IDLE_S),
-            **tls,
-        )
+        _serve(settings, create_app(live, tokens, receiver, scraper), tls)
     finally:
         for source in (receiver, scraper):
             if source is not None:
@@ -135,6 +123,23 @@ def run(args: argparse.Namespace) -> int:
         live.stop()
         state.close()
     return 0
+
+
+def _serve(settings: CollectorSettings, app: PushApp, tls: dict[str, Any]) -> None:
+    """Answer until a signal comes."""
+    uvicorn.run(
+        app,
+        host=settings.bind,
+        port=settings.port,
+        http=cast(type[asyncio.Protocol], partial(PushProtocol, app.door)),
+        loop="uvloop",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=int(IDLE_S),
+        **tls,
+    )
 
 
 def _run_shards(settings: CollectorSettings, tls: dict[str, Any], loopback: bool) -> int:

@@ -8,10 +8,11 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from unidle_agent.shards import shard_of
+from unidle_collector.api.accounts import By
 from unidle_collector.api.forms import ERRORS, LISTED, MISSING, encoded, reply, wants_arrow
 from unidle_collector.api.now import Fields
 from unidle_collector.api.pages import Cut, Paged
-from unidle_collector.api.past import By, GpuName, JobName, NodeName, Share, Simulated
+from unidle_collector.api.past import GpuName, JobName, NodeName, Share, Simulated
 from unidle_collector.api.words import FieldName, LongWindowS, Node, StepS, WindowS
 from unidle_collector.api.wrong import (
     After,

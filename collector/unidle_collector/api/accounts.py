@@ -1,0 +1,75 @@
+"""Where the time went: accounts from memory, and from disk where they are of longer ago."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from unidle_collector import reading
+from unidle_collector.api.desk import Desk
+from unidle_collector.api.forms import ERRORS, LISTED, listing
+from unidle_collector.api.pages import Cut, Page, Paged
+from unidle_collector.api.words import MOST_TEXT, LongWindowS
+from unidle_collector.live import Live
+from unidle_collector.model import Account
+from unidle_collector.past_hours import Asked
+from unidle_collector.tally import Tally
+
+By = Annotated[
+    str,
+    Query(
+        max_length=MOST_TEXT,
+        description="fleet, gpu, node, job, user, team, partition, model, site or hour",
+        examples=["job"],
+    ),
+]
+
+
+def routes(desk: Desk) -> APIRouter:
+    """The one question."""
+    router = APIRouter(prefix="/api/v1", tags=["past"], responses=ERRORS)
+    live = desk.live
+
+    @router.get("/accounts", response_model=list[Account], responses=LISTED)
+    async def accounts(
+        request: Request, page: Paged, by: By = "job", window_s: LongWindowS = 3600.0
+    ) -> Response:
+        """Where the time went: GPU-seconds by state and cause, and what was lost.
+
+        Over whole spans of five minutes, of hours where they are older than a day, as far back as accounts
+        are kept (`keep_state_days`). What is older than eight days is read from disk, which may take seconds.
+        """
+        if by == reading.HOUR:
+            spans = page.cut(await desk.ask(lambda: reading.spans(live, window_s)), lambda span: (span[0],))
+            asked = [await desk.ask(partial(reading.asked_hour, live, span)) for span in spans.items]
+            run = desk.beside if all(one.in_memory for one in asked) else desk.long
+            hours = await run(lambda: list(_hours(live, spans.items, asked)))
+            return await listing(desk, request, Account, Cut(hours, spans.following))
+        whole = await desk.ask(lambda: reading.asked(live, by, window_s))
+        if whole is None:
+            nothing: Cut[Account] = Cut([])
+            return await listing(desk, request, Account, nothing)
+        run = desk.beside if whole.in_memory else desk.long
+        found = await run(lambda: _cut(page, live.past.whole(whole)))
+        return await listing(desk, request, Account, found)
+
+    return router
+
+
+def _hours(live: Live, spans: Sequence[tuple[int, int]], asked: Sequence[Asked]) -> Iterator[Account]:
+    for span, one in zip(spans, asked, strict=True):
+        yield from reading.named(live.past.whole(one), span).accounts()
+
+
+def _cut(page: Page, tally: Tally) -> Cut[Account]:
+    """Only the accounts of the page are made, of which a fleet by GPU has many."""
+    first = 0
+    if page.after is not None:
+        key = page.after[0]
+        if not isinstance(key, str):
+            raise page.wrong()
+        first = tally.behind(key)
+    return page.of(list(tally.accounts(first, page.limit + 1)), lambda account: (account.key,))
