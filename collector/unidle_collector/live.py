@@ -48,7 +48,8 @@ CROWD_PER_S = 5.0
 """From this many pushes a second on, which is 25 nodes, ..."""
 LINGER_S = 0.4
 """... the first of a group waits this long for others, because a group costs little more than one push: nodes
-send within the same 0.8 s, and of 250 that are taken one by one each costs eight times as much."""
+send within the same 0.8 s, and of 250 that are taken one by one each costs eight times as much. While a node
+catches up, which sends when it has its answer, nobody waits."""
 DECIDE_EACH_S = 6.0
 """Batches of 5 s come at about the same time: a shorter look would find a crowd and a desert in turn."""
 UPKEEP_EACH_S = 20.0
@@ -147,6 +148,8 @@ class Live:
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
         self._upkeep = threading.Thread(target=self._keep_up, name="store-upkeep", daemon=True)
         self._stop = threading.Event()
+        self._hurry = threading.Event()
+        """Has a push come that should not wait for others."""
         self._resting = threading.Event()
         self._resting.set()
         """Is the owning thread waiting for work."""
@@ -180,6 +183,7 @@ class Live:
         if self.feed is not None:
             self.feed.stop()
         self._stop.set()
+        self._hurry.set()
         self._queue.put(None)
         self._thread.join(timeout=30)
         self._upkeep.join(timeout=30)
@@ -197,6 +201,8 @@ class Live:
             self.counters["pushes_busy"] += 1
             raise BusyError(f"{MOST_WAITING} batches wait already")
         self._queue.put(push)
+        if push.hurried:
+            self._hurry.set()
 
     def ask(self, question: Callable[[], T]) -> Future[T]:
         """Run `question` in the thread that owns everything, between two steps."""
@@ -245,13 +251,15 @@ class Live:
                 break
             if isinstance(item, Push):
                 if not pushes and self._crowd.is_there and self._queue.qsize() < GROUP:
-                    self._stop.wait(LINGER_S)
+                    self._hurry.wait(LINGER_S)
                 pushes.append(item)
             else:
                 _answer(item)
                 answered += 1
             wait_s = 0.0
-        self._crowd.count(len(pushes))
+        if not self._stop.is_set():
+            self._hurry.clear()
+        self._crowd.count(sum(not push.hurried for push in pushes))
         return pushes
 
     # -- time ------------------------------------------------------------------------------------

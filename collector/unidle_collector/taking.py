@@ -76,6 +76,8 @@ class Push:
     """Called once per group, in the owning thread, with those of its pushes that have their answer."""
     writes_for: Collection[str] | None = None
     """The nodes whose rows the sender may write; None: any."""
+    hurried: bool = False
+    """The sender has more to send and waits for the answer; or this is one of a group already."""
     batch: Batch | None = None
     """What `data` decodes to, once it was read."""
     answer: Ack | UnidleError | None = None

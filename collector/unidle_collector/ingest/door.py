@@ -86,9 +86,18 @@ class Door:
         return refusal(413, f"expected at most {MAX_BODY_BYTES} bytes, there are more: send shorter batches")
 
     def submit(
-        self, body: bytes, clock: bytes, nodes: frozenset[str] | None, answer_to: Callable[[Reply], None]
+        self,
+        body: bytes,
+        clock: bytes,
+        nodes: frozenset[str] | None,
+        answer_to: Callable[[Reply], None],
+        *,
+        hurried: bool = False,
     ) -> None:
-        """Take a body from a sender who may write `nodes`; `answer_to` is called once, in the event loop."""
+        """Take a body from a sender who may write `nodes`; `answer_to` is called once, in the event loop.
+
+        `hurried`: see Push.
+        """
         self._loop = asyncio.get_running_loop()
         if nodes is not None and self._waiting_of.get(nodes, 0) >= MOST_OF_ONE:
             self._live.counters["pushes_busy"] += 1
@@ -100,7 +109,9 @@ class Door:
             answer_to(refusal(503, f"{MOST_WAITING_BYTES} bytes wait already", retry_after_s=1))
             return
         sent_ns = int(clock) if clock.isdigit() else None
-        push = _Push(body, self._live.clock_ns(), sent_ns, self._tell_group, nodes, answer_to=answer_to)
+        push = _Push(
+            body, self._live.clock_ns(), sent_ns, self._tell_group, nodes, hurried, answer_to=answer_to
+        )
         try:
             self._live.submit(push)
         except BusyError as error:

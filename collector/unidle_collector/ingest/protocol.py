@@ -26,6 +26,8 @@ START = f"POST {PATH} HTTP/1.1\r\n".encode()
 """How every push of an agent begins; what begins otherwise is uvicorn's."""
 IDLE_S = 75.0
 """A connection is kept open for this long without a byte: more than the longest batch, 60 s."""
+HURRIED_S = 0.3
+"""A push that follows so soon on the answer to the last one is of a sender that catches up."""
 PIPELINED = 2
 """Pushes of one connection that are read before the first is answered."""
 
@@ -72,6 +74,8 @@ class PushProtocol(asyncio.Protocol):
         self._exchanges: deque[_Exchange] = deque()
         """Those not yet answered, in order."""
         self._heard_s = self._loop.time()
+        self._answered_s = -HURRIED_S
+        """When the last answer was written."""
         self._idle: asyncio.TimerHandle | None = None
 
     # -- asyncio ---------------------------------------------------------------------------------
@@ -170,7 +174,8 @@ class PushProtocol(asyncio.Protocol):
             return
         exchange.keep_open = exchange.keep_open and self._parser.should_keep_alive()
         clock = self._headers.get(CLOCK, b"")
-        self._door.submit(body, clock, self._nodes, partial(self._answered, exchange))
+        hurried = self._loop.time() - self._answered_s < HURRIED_S
+        self._door.submit(body, clock, self._nodes, partial(self._answered, exchange), hurried=hurried)
         if len(self._exchanges) >= PIPELINED and self._transport is not None:
             self._transport.pause_reading()
 
@@ -192,6 +197,7 @@ class PushProtocol(asyncio.Protocol):
         while self._exchanges and (reply := self._exchanges[0].reply) is not None:
             exchange = self._exchanges.popleft()
             exchange.written = True
+            self._answered_s = self._loop.time()
             if self._transport is not None:
                 self._transport.write(_bytes(reply, exchange.keep_open))
                 if exchange.whole and not exchange.keep_open:

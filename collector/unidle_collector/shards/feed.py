@@ -247,7 +247,13 @@ class Feed:
         clock = (message.headers or {}).get(CLOCK_HEADER, "")
         clock_ns = int(clock) if clock.isdigit() else None
         return _Push(
-            message.data, received_ns, clock_ns, _nobody, frozenset({node}), message=Message(position)
+            message.data,
+            received_ns,
+            clock_ns,
+            _nobody,
+            frozenset({node}),
+            hurried=True,
+            message=Message(position),
         )
 
 
