@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unidle_collector.detectors import About, Detector, Verdict
+from unidle_collector.detectors import About, Detector, Verdict, give_way
 from unidle_collector.inventory import Inventory
 from unidle_collector.model import CauseShare, Cost, Finding
 from unidle_collector.pergpu import SECOND_NS, Floats, PerGpu
@@ -133,7 +133,7 @@ class Book:
     def update(self, view: View, verdicts: Iterable[tuple[Detector, Verdict]]) -> list[Change]:
         """Take one step's verdicts."""
         changes = self._forget_unseen(view.step.end_ns)
-        for detector, verdict in _by_the_one_that_says_more(list(verdicts)):
+        for detector, verdict in give_way(verdicts):
             self._members(detector, verdict, view)
             changes += self._tell(detector, verdict, view)
         return changes
@@ -308,20 +308,6 @@ class Book:
             cost_so_far=_cost(np.array(entry.left)),
             cost_per_h=Cost(0.0, 0.0, 0.0),
         )
-
-
-def _by_the_one_that_says_more(verdicts: list[tuple[Detector, Verdict]]) -> list[tuple[Detector, Verdict]]:
-    """Verdicts without the GPUs for which another one speaks: one thing is told once."""
-    speaking = [verdict for _, verdict in verdicts if verdict.speaks_for and verdict.on.any()]
-    if not speaking:
-        return verdicts
-    out = []
-    for detector, verdict in verdicts:
-        for other in speaking:
-            if detector.kind in other.speaks_for:
-                verdict = replace(verdict, on=verdict.on & ~other.on)
-        out.append((detector, verdict))
-    return out
 
 
 def _likely(entry: _Open, about: About, cause: str) -> tuple[float, tuple[CauseShare, ...]]:

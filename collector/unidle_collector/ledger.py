@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unidle_collector.buckets import HOUR_NS, Buckets, Sums
-from unidle_collector.detectors import Detector, Verdict
+from unidle_collector.detectors import Detector, Verdict, explained, give_way
 from unidle_collector.grouping import Grouping, KeyOf
 from unidle_collector.inventory import Inventory
 from unidle_collector.model import STATES, Account, State
@@ -82,6 +82,19 @@ class Ledger:
         self._index = {(code.state, code.cause): number for number, code in enumerate(self.codes)}
         self._rank = np.array([code.rank for code in self.codes])
         self._kinds = [detector.kind for detector in detectors]
+        self._yields = {
+            detector.kind: np.isin(
+                np.arange(len(self.codes)),
+                [
+                    self._index[other.state, cause]
+                    for other in detectors
+                    if other.state is not None and other.kind in explained(detector)
+                    for cause in other.causes
+                ],
+            )
+            for detector in detectors
+        }
+        """Kind -> [codes] what was booked for want of a better cause: it is booked anew under that kind."""
         self._period_ns = round(period_s * SECOND_NS)
         self._slots = max(4, int(REWRITE_S / period_s) + 1)
         rewrite_ns = int(self._slots * period_s * SECOND_NS)
@@ -104,6 +117,7 @@ class Ledger:
 
     def book(self, view: View, verdicts: list[tuple[Detector, Verdict]]) -> None:
         """Book one step of all GPUs and correct what has become known."""
+        verdicts = [(one, verdict.account or verdict) for one, verdict in give_way(verdicts, booked=True)]
         code, loss = self._classify(view, verdicts)
         step, a = view.step, self._a
         slot = self._slot(step.end_ns)
@@ -268,6 +282,7 @@ class Ledger:
         mine = mine[verdict.cause[gpus]]
         old = a["code"][slots[:, None], gpus[None, :]]
         allowed = self._rank[:, None] > self._rank[mine][None, :]  # [code before, GPU]
+        allowed[self._yields[detector.kind]] = True
         allowed[index["unknown", ""]] = False
         wrong = (ends[:, None] - step.period_ns >= since) & (old >= 0)
         wrong &= allowed[old, np.arange(gpus.size)[None, :]]
@@ -342,7 +357,7 @@ class Ledger:
 def _codes(detectors: Iterable[Detector]) -> tuple[Code, ...]:
     pairs = list(FIXED)
     pairs += [(d.state, cause) for d in detectors if d.state is not None for cause in d.causes]
-    return tuple(Code(state, cause, STATES.index(state)) for state, cause in pairs)
+    return tuple(Code(state, cause, STATES.index(state)) for state, cause in dict.fromkeys(pairs))
 
 
 def _whole_power(power_w: Floats) -> NDArray[np.uint16]:

@@ -55,6 +55,8 @@ MEANS = (
     "psi_cpu_some_ratio",
     "ib_bytes_per_s",
     "job_throttled_ratio",
+    "ib_both_ways_bytes_per_s",
+    "net_both_ways_bytes_per_s",
     "zero",
 )
 
@@ -199,6 +201,9 @@ class Signals:
             "psi_cpu_some_ratio": step.get("psi_cpu_some_s") / seconds,
             "ib_bytes_per_s": np.fmax(step.get("ib_received_bytes"), step.get("ib_sent_bytes")) / seconds,
             "job_throttled_ratio": step.get("job_cpu_throttled_s") / seconds,
+            "ib_both_ways_bytes_per_s": np.minimum(step.get("ib_received_bytes"), step.get("ib_sent_bytes"))
+            / seconds,
+            "net_both_ways_bytes_per_s": _both_ways(step) / seconds,
         }
         columns = step.columns
         self._means.push({name: columns[name] for name in MEANS if name in columns} | derived)
@@ -252,6 +257,12 @@ def _moving(step: Step) -> Bools:
     rx, tx = (np.nan_to_num(step.get(f"pcie_{way}_bytes_per_s")) for way in ("rx", "tx"))
     out: Bools = rx + tx >= MOVES_BYTES_PER_S
     return out
+
+
+def _both_ways(step: Step) -> Floats:
+    """Bytes that a node both sent and received but for NFS: collectives go both ways, loading does not."""
+    received = step.get("net_received_bytes") - np.nan_to_num(step.get("nfs_read_bytes"))
+    return np.minimum(received, step.get("net_sent_bytes") - np.nan_to_num(step.get("nfs_written_bytes")))
 
 
 def _most(*columns: Floats) -> Floats:

@@ -40,6 +40,29 @@ def test_every_statement_of_a_recommendation_is_there(finding: Finding) -> None:
     assert 0 < item.gain.low.gpu_h < item.gain.expected.gpu_h < item.gain.high.gpu_h
 
 
+@pytest.mark.parametrize(
+    ("kind", "cause", "recommended"),
+    [
+        ("straggler", "straggler", "leave_out_straggler"),
+        ("pipeline_imbalance", "pipeline_imbalance", "even_stages"),
+        ("checkpoint_stall", "checkpoint", "save_asynchronously"),
+        ("tcp_fallback", "tcp_fallback", "return_to_fabric"),
+    ],
+)
+def test_causes_between_the_gpus_of_a_job_call_for_one_change_to_it(
+    kind: str, cause: str, recommended: str
+) -> None:
+    finding = idle(kind=kind, cause=cause)
+    (item,) = recommend([finding], finding.updated_ns)
+    assert (item.kind, item.lever, item.finding_ids) == (recommended, "fix", (finding.id,))
+    assert {part.name for part in fields(item) if getattr(item, part.name) in ("", ())} <= {"job", "user"}
+
+
+def test_a_fallback_that_is_not_certain_calls_for_nothing() -> None:
+    finding = idle(kind="tcp_fallback", cause="undetermined")
+    assert recommend([finding], finding.updated_ns) == []
+
+
 def test_a_developing_finding_calls_for_nothing_yet() -> None:
     finding = idle(told_ns=None)
     assert recommend([finding], finding.updated_ns) == []

@@ -8,8 +8,8 @@ page. Adding one edits no other file.
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
 from typing import ClassVar, Literal, Protocol
@@ -32,8 +32,10 @@ class Verdict:
     """Index into the detector's `causes`."""
     loss: Floats
     """Loss weight 0-1 at this step where on."""
-    speaks_for: tuple[str, ...] = ()
-    """Kinds that nobody is told of these GPUs while this is on: it says more of the same thing."""
+    account: Verdict | None = None
+    """What is booked, where that is not the condition itself but its episodes."""
+    explains: Bools | None = None
+    """[GPUs] where it says why other detectors see something: those that it names in `explains` give way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,35 @@ class Detector(Protocol):
 
 
 Maker = Callable[[int, float], Detector]
+Verdicts = list[tuple[Detector, Verdict]]
+
+
+def explained(detector: Detector) -> tuple[str, ...]:
+    """Kinds of findings that give way to this detector's where its verdict `explains`; most have none."""
+    kinds: tuple[str, ...] = getattr(detector, "explains", ())
+    return kinds
+
+
+def give_way(verdicts: Iterable[tuple[Detector, Verdict]], *, booked: bool = False) -> Verdicts:
+    """The verdicts, those off where a detector that knows more says the cause: one cause is one finding.
+
+    `booked`: for the account, where only a detector with a state of its own takes time from another.
+    """
+    verdicts = list(verdicts)
+    away: dict[str, Bools] = {}
+    for detector, verdict in verdicts:
+        if booked and detector.state is None:
+            continue
+        if verdict.explains is not None and verdict.explains.any():
+            for kind in explained(detector):
+                away[kind] = verdict.explains | away.get(kind, False)
+    return [
+        (
+            detector,
+            replace(verdict, on=verdict.on & ~away[detector.kind]) if detector.kind in away else verdict,
+        )
+        for detector, verdict in verdicts
+    ]
 
 
 @cache

@@ -81,6 +81,7 @@ class OverProvisioned:
     state: ClassVar[State | None] = None
     causes: ClassVar[tuple[str, ...]] = ("fewer_gpus", "large_gpu")
     groups_by: ClassVar[Literal["job", "node"]] = "job"
+    explains: ClassVar[tuple[str, ...]] = ("idle", "starvation")
     finding_delay_s: ClassVar[float] = 3600.0
     accounting_delay_s: ClassVar[float] = 0.0
     grace: ClassVar[str] = "until a job has started, at most 10 min; a stage may start within the hour"
@@ -120,7 +121,7 @@ class OverProvisioned:
         since = np.where(unused, self._unused.since, np.where(a["large"], a["first_ns"], NEVER))
         cause = np.where(unused, FEWER_GPUS, LARGE_GPU).astype(np.int16)
         loss = np.where(unused, 1.0, np.where(a["large"], a["spare"], 0.0))
-        return Verdict(on, since, cause, loss, speaks_for=("idle", "starvation"))
+        return Verdict(on, since, cause, loss, explains=on)
 
     def _count(self, view: View) -> None:
         """Take one step into the life of each job."""

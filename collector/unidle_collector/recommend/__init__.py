@@ -50,6 +50,47 @@ def gain_if_it_lasts(finding: Finding, now_ns: int) -> Gain:
     return Gain(HORIZON_H, low, expected, high)
 
 
+def change_of_job(
+    finding: Finding,
+    now_ns: int,
+    *,
+    kind: str,
+    title: str,
+    constraint: str,
+    risk: str,
+    assumptions: tuple[str, ...],
+    command: str,
+    undo: str,
+    measure: str,
+) -> Recommendation:
+    """A change that the owner of a job makes to it: lever fix, with the finding's subject and gain."""
+    return Recommendation(
+        id=f"{kind.partition('_')[0]}-{finding.id.partition('-')[2]}",
+        kind=kind,
+        lever="fix",
+        title=title,
+        subject=finding.subject,
+        finding_ids=(finding.id,),
+        gain=gain_if_it_lasts(finding, now_ns),
+        binding_constraint=constraint,
+        risk=risk,
+        assumptions=(
+            "what has lasted this long lasts on in proportion: half of them as long again or longer",
+            *assumptions,
+        ),
+        command=command,
+        undo=undo,
+        notice="send the owner the finding's page; nothing is done to the job",
+        measure=measure,
+        created_ns=now_ns,
+        job=finding.job,
+        user=finding.user,
+        nodes=finding.nodes,
+        gpus=finding.gpus,
+        simulated=finding.simulated,
+    )
+
+
 def shell(text: str) -> str:
     """A name as one safe word of a shell command."""
     return shlex.quote(text)

@@ -46,6 +46,7 @@ CAUSES: Mapping[str, str] = {
     "host_to_device": "host-to-device copies",
     "small_kernels": "small kernels, launch-bound",
     "communication": "waits for collectives",
+    "tcp_fallback": "collectives over TCP",
     "straggler": "waits for a straggler",
     "pipeline_imbalance": "unbalanced pipeline stages",
     "checkpoint": "checkpointing",

@@ -1,0 +1,156 @@
+"""Straggler: one GPU, or one node, of a job is slower than the others, which wait for it at each step.
+
+What it means
+    Ranks that reduce gradients together go at the pace of the slowest. The others are done early and spin
+    until it comes: they look busy and lose the rest of each step. It is slow for a reason of its own: lower
+    clocks, more work (longer sequences, more experts), or a process that the host holds up.
+
+Evidence
+    tensor_active_ratio of each GPU over that of the one that works most: the share of the step in which it
+    works. gpu_util_ratio, sm_active_ratio and dram_active_ratio, to tell waiting from other work;
+    nvlink_tx_bytes_per_s or the node's traffic, to see that they talk; sm_clock_hz, for the reason.
+
+How it decides
+    Jobs known by name, of four GPUs or more, by means over 60 s. The others work 80 % of the slow one's time
+    or less, alike within a fifth; the slow ones are one GPU, up to a quarter of them, or all of one node.
+    Those that wait show it: utilization 90 % or more, SM activity fallen less than tensor activity, DRAM
+    activity fallen with it within 15 points, at least 0.2 GB/s of traffic each (between nodes both ways); who
+    works less than a fifth is not in step but does something else (a rank that evaluates alone).
+    More slow GPUs than one have to have been even with the others before, or be slowed down: the driver says
+    so (bits 0x8, 0x20, 0x40 or 0x80), or the clock is 20 % below that of the others; a smaller loss is what
+    its power limit costs who works more. Else it is a heavier stage of a pipeline (pipeline_imbalance).
+    Held for 35 s and 6 samples; over after 60 s. What the others lose is booked as `straggler` within 90 s:
+    1 - their tensor activity over the slow one's. A person is told after 10 min.
+    Where SM, tensor or DRAM activity of one of its GPUs is unknown nothing is said of a job. A job whose slow
+    rank waits for its own host shows equal tensor activity everywhere, and is not found.
+
+What to do
+    Drain the slow node or leave it out, where its clocks are low; else give its rank the same work as others.
+
+How to silence it
+    `silence = ["straggler:JOB"]` in `[collector]`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from unidle_collector.detectors import About, duration, mean_of, percent, plural
+from unidle_collector.jobmates import LOW_CLOCK, OutOfStep, Pace, Positions, same_model, slowed_down
+from unidle_collector.lasting import where
+from unidle_collector.model import Evidence
+from unidle_collector.pergpu import Bools
+from unidle_collector.signals import View
+
+SLOW = 0.9
+"""Who works this share of the most sets the pace."""
+WAITS = 0.8
+ALIKE = 0.2
+"""The others' shares lie within this of each other, over their median."""
+
+
+class Straggler(OutOfStep):
+    """The condition, job by job."""
+
+    kind: ClassVar[str] = "straggler"
+    causes: ClassVar[tuple[str, ...]] = ("straggler",)
+
+    def judge(self, view: View, pace: Pace) -> Bools | None:
+        """See the module's docstring."""
+        slow: Bools = pace.work >= SLOW
+        others = pace.work[~slow]
+        if others.max() > WAITS or np.ptp(others) > ALIKE * float(np.median(others)):
+            return None
+        count = int(slow.sum())
+        nodes = np.unique(pace.node[slow])
+        whole_node = nodes.size == 1 and bool((slow == (pace.node == nodes[0])).all())
+        if count > pace.gpus.size // 4 and not whole_node:
+            return None
+        if count > 1 and not pace.was_even and not slowed_down(view, pace.gpus[slow], pace.gpus[~slow]):
+            return None
+        return slow
+
+    def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
+        """What a colleague would say."""
+        slow = self.slow_of(view, gpus)
+        slow = slow if slow.size else gpus[:0]
+        names = _names(view, slow)
+        tensor, window_s = view.means.mean("tensor_active_ratio"), view.means.window_s
+        theirs, its = mean_of(tensor, gpus), mean_of(tensor, slow)
+        share = None if theirs is None or not its else theirs / its
+        evidence = [
+            Evidence(
+                "tensor_active_ratio", theirs, "1", None if its is None else WAITS * its, window_s,
+                f"tensor activity {percent(theirs)} on {plural(gpus.size, 'GPU')}, {percent(its)} on "
+                f"{names}: the others work {percent(share)} of each step",
+            )
+        ]  # fmt: skip
+        for field, words in (("gpu_util_ratio", "GPU utilization"), ("sm_active_ratio", "SM activity")):
+            value, there = (mean_of(view.means.mean(field), group) for group in (gpus, slow))
+            text = f"{words} {percent(value)} on those that wait, {percent(there)} there"
+            evidence.append(Evidence(field, value, "1", None, window_s, text))
+        clock, usual = (mean_of(view.step.get("sm_clock_hz"), group) for group in (slow, gpus))
+        low = slowed_down(view, slow, gpus)
+        if clock is not None and usual is not None:
+            text = f"SM clock {clock / 1e9:.2f} GHz on {names}, {usual / 1e9:.2f} GHz on the others"
+            evidence.append(Evidence("sm_clock_hz", clock, "Hz", LOW_CLOCK * usual, 0.0, text))
+        sure = bool(self._a["was_even"][gpus].all()) or low
+        confidence = 0.9 if sure else 0.65
+        lost = percent(None if share is None else 1 - share)
+        nodes = sorted({view.inventory.refs[int(gpu)].node for gpu in slow})
+        return About(
+            title=f"{plural(gpus.size, 'GPU')} wait {lost} of the time for {names}",
+            severity="warning",
+            confidence=confidence,
+            evidence=tuple(evidence),
+            advice=_advice(names, nodes, low)
+            if same_model(view, slow, gpus)
+            else _one_model(view, slow, gpus),
+            confirm=(
+                f"the step's time by rank, or unidle diagnose --timeline; nvidia-smi -q -d "
+                f"CLOCK,PERFORMANCE on {', '.join(nodes)}; lasted {duration(lasted_s)}"
+            ),
+            runners_up=(("pipeline_imbalance", round(1 - confidence, 2)),),
+        )
+
+
+def _names(view: View, slow: Positions) -> str:
+    """GPU 3 of node-1; node-1 where all of a node's GPUs in the job are slow."""
+    if not slow.size:
+        return "one of them"
+    nodes = {view.inventory.refs[int(gpu)].node for gpu in slow}
+    if len(nodes) == 1:
+        node, numbers = where(view, slow)
+        job = view.inventory.a["job"]
+        of_job = (job == job[slow[0]]) & (view.inventory.a["node"] == view.inventory.a["node"][slow[0]])
+        return node if slow.size > 1 and slow.size == int(of_job.sum()) else f"GPU {numbers} of {node}"
+    return f"{plural(slow.size, 'GPU')} of {', '.join(sorted(nodes))}"
+
+
+def _advice(names: str, nodes: list[str], low: bool) -> str:
+    if low:
+        return (
+            f"Its clocks are low: leave {', '.join(nodes)} out when you submit again "
+            f"(sbatch --exclude={','.join(nodes)}), drain it, and repair its cooling or its power."
+        )
+    return (
+        f"Its clocks are as those of the others, so it has more work or a slower process: give the rank "
+        f"on {names} the same number of tokens as the others (sequences sorted into equal batches), then "
+        f"look at the cores and the loader of its process; if neither is it, submit with "
+        f"--exclude={','.join(nodes)}."
+    )
+
+
+def _one_model(view: View, slow: Positions, others: Positions) -> str:
+    theirs, its = (sorted({view.inventory.refs[int(gpu)].model for gpu in group}) for group in (others, slow))
+    return (
+        f"It is another model, {', '.join(its)} among {', '.join(theirs)}: request one model for the whole "
+        "job (sbatch --gpus-per-node=MODEL:N or --constraint)."
+    )
+
+
+def make(size: int, period_s: float) -> Straggler:
+    """The detector with the product's defaults."""
+    return Straggler(size, period_s)

@@ -1,0 +1,255 @@
+"""The GPUs of one job side by side: who works and who waits for whom.
+
+Ranks of one job that reduce, or hand on, at each step go at the pace of the slowest. The others wait
+in a kernel that spins: GPU_UTIL stays near 100 and SM activity falls little, while tensor and DRAM
+activity fall together to the share of the step in which they work. Independent work with uneven load
+does not look like that: there everything falls together, or DRAM activity stays.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unidle_collector.detectors import Verdict, mean_of
+from unidle_collector.model import State
+from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu
+from unidle_collector.signals import NOTHING_RAN, View
+
+EACH_S = 5
+"""Jobs are compared this often: what is looked for lasts minutes."""
+LEAST_GPUS = 4
+"""Of three GPUs it cannot be said who is the odd one."""
+EVEN = 0.87
+"""A job whose least working GPU works this share of the most is even; no pipeline is quite even."""
+UTIL = 0.9
+"""Who waits in a collective looks busy."""
+LEAST_WORK = 0.2
+"""A GPU that works less than this share of the slowest is not in step with it: it does something else."""
+SPIN_SM = 0.15
+"""Of the time in which a GPU waits, SM activity shows at least this much of what it shows in work."""
+SAME_WORK = 0.15
+"""DRAM activity, over that of the slowest, is within this of tensor activity over that of the slowest."""
+LINK_BYTES_PER_S = 2e8
+"""By NVLink, or both ways by InfiniBand or Ethernet between nodes: who waits for each other talks."""
+LOW_CLOCK = 0.8
+SLOWED_DOWN = 0x8 | 0x20 | 0x40 | 0x80
+"""Hardware slowdown, software and hardware thermal slowdown, power brake (nvml.h)."""
+
+Positions = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """The GPUs of an uneven job in the order of ranks (node name, number); every array is [GPUs]."""
+
+    gpus: Positions
+    node: NDArray[np.int32]
+    work: Floats
+    """Tensor activity over that of the GPU that works most: the share of each step in which it works."""
+    was_even: bool
+    """Was this job seen even before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What comparing the GPUs of each job says; every array is [GPUs]."""
+
+    known: Bools
+    """Is all of its job known: what one silent GPU does could be what the others wait for."""
+    even: Bools
+    uneven: list[Pace]
+    """The jobs whose GPUs wait for each other."""
+
+
+def compare(view: View, was_even: Bools) -> Compared:
+    """All jobs that are known by name, by the means over the window."""
+    m, job = view.means, view.inventory.a["job"]
+    held = view.allocated & (job > 0)
+    blank = np.isnan(m.mean("sm_active_ratio")) | np.isnan(m.mean("tensor_active_ratio"))
+    known = held & ~np.isin(job, np.unique(job[held & blank]))
+    even = np.zeros(was_even.shape, dtype=np.bool_)
+    uneven = []
+    for members in _by_job(view, np.flatnonzero(known & _works(view))):
+        tensor = m.mean("tensor_active_ratio")[members]
+        if tensor.min() >= EVEN * tensor.max():
+            even[members] = True
+        elif members.size >= LEAST_GPUS and _in_step(view, members):
+            uneven.append(_pace(view, members, bool(was_even[members].all())))
+    return Compared(known, even, uneven)
+
+
+def _works(view: View) -> Bools:
+    """[GPUs] has it started, and does it work."""
+    m = view.means
+    started = ~view.in_grace & (m.mean("activity") >= NOTHING_RAN)
+    out: Bools = started & (m.mean("sm_active_ratio") > 0) & (m.mean("tensor_active_ratio") > 0)
+    return out
+
+
+def _by_job(view: View, gpus: Positions) -> Iterator[Positions]:
+    job = view.inventory.a["job"][gpus]
+    order = np.argsort(job, kind="stable")
+    edges = np.flatnonzero(np.diff(job[order])) + 1
+    yield from (members for members in np.split(gpus[order], edges) if members.size > 1)
+
+
+def _in_step(view: View, gpus: Positions) -> bool:
+    """Do the GPUs that work less look as if they waited for those that work more."""
+    m = view.means
+    util, sm, tensor, dram = (
+        m.mean(name)[gpus]
+        for name in ("gpu_util_ratio", "sm_active_ratio", "tensor_active_ratio", "dram_active_ratio")
+    )
+    most = int(tensor.argmax())
+    work = tensor / tensor[most]
+    spins = (work >= EVEN) | (sm / sm[most] >= work + SPIN_SM * (1 - work))
+    same = np.abs(dram / dram[most] - work) <= SAME_WORK
+    busy = ~(util < UTIL)
+    return bool((spins & same & busy & (work >= LEAST_WORK)).all()) and linked(view, gpus)
+
+
+def linked(view: View, gpus: Positions) -> bool:
+    """Do these GPUs send to each other; unknown is no."""
+    m = view.means
+    link = np.fmax(m.mean("nvlink_tx_bytes_per_s"), m.mean("nvlink_bytes_per_s"))[gpus]
+    if bool((link >= LINK_BYTES_PER_S).all()):
+        return True
+    if np.unique(view.inventory.a["node"][gpus]).size < 2:
+        return False
+    between = np.fmax(m.mean("ib_both_ways_bytes_per_s"), m.mean("net_both_ways_bytes_per_s"))[gpus]
+    return bool((between >= LINK_BYTES_PER_S).all())
+
+
+def _pace(view: View, gpus: Positions, was_even: bool) -> Pace:
+    refs = [view.inventory.refs[int(gpu)] for gpu in gpus]
+    order = sorted(range(gpus.size), key=lambda n: (natural(refs[n].node), refs[n].index or 0))
+    gpus = gpus[order]
+    tensor = view.means.mean("tensor_active_ratio")[gpus]
+    return Pace(gpus, view.inventory.a["node"][gpus], tensor / tensor.max(), was_even)
+
+
+def slowed_down(view: View, slow: Positions, others: Positions) -> bool:
+    """Are the clocks of the slow ones low for another reason than their work; two models do not compare."""
+    bits = view.step.get("clock_event_reasons")[slow]
+    if bool((np.nan_to_num(bits).astype(np.int64) & SLOWED_DOWN).any()):
+        return True
+    if not same_model(view, slow, others):
+        return False
+    clock, usual = (mean_of(view.step.get("sm_clock_hz"), gpus) for gpus in (slow, others))
+    return clock is not None and usual is not None and clock < LOW_CLOCK * usual
+
+
+def same_model(view: View, slow: Positions, others: Positions) -> bool:
+    """Are they all of one model."""
+    return np.unique(view.inventory.a["model"][np.concatenate((slow, others))]).size == 1
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """node2 before node10."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Seconds and samples."""
+
+    on_after_s: float = 35.0
+    off_after_s: float = 60.0
+    least_samples: int = 6
+    even_s: float = 60.0
+
+
+class OutOfStep:
+    """What the detectors share that find a job whose GPUs do not work alike: the loss of those that wait."""
+
+    state: ClassVar[State | None] = "starved"
+    explains: ClassVar[tuple[str, ...]] = ("starvation",)
+    groups_by: ClassVar[Literal["job", "node"]] = "job"
+    finding_delay_s: ClassVar[float] = 600.0
+    accounting_delay_s: ClassVar[float] = 90.0
+    grace: ClassVar[str] = "until a job has started (activity 10 % over 30 s, and 60 s more), at most 10 min"
+
+    def __init__(self, size: int, period_s: float, settings: Settings | None = None) -> None:
+        settings = settings or Settings()
+        self._on_after_ns = np.int64(max(settings.on_after_s, settings.least_samples * period_s) * SECOND_NS)
+        self._even_ns = int(settings.even_s * SECOND_NS)
+        self._hold = Hold(size, max(settings.off_after_s, 2 * period_s), forget_s=1800.0)
+        self._a = PerGpu(size)
+        self._a.at["tick"] = -1
+        self._a.make("loss", np.float64, 0.0)
+        self._a.make("cause", np.int16, 0)
+        self._a.make("slow", np.bool_, False)  # sets the pace of its job
+        self._a.make("even_since", np.int64, NEVER)
+        self._a.make("was_even", np.bool_, False)
+
+    def look(self, view: View) -> Verdict:
+        """Compare the GPUs of each job, every EACH_S."""
+        a, step = self._a, view.step
+        tick = step.end_ns // (EACH_S * SECOND_NS)
+        if tick != a.at["tick"]:
+            a.at["tick"] = tick
+            compared = compare(view, a["was_even"])
+            waits = self._waiting(view, compared.uneven)
+            known = compared.known | (view.alive & ~view.allocated)
+            self._hold.update(waits, known, step.start_ns, step.end_ns, self._on_after_ns)
+            self._remember_even(compared, step.end_ns)
+        on = self._hold.on
+        lag = np.int64(view.means.window_s / 2 * SECOND_NS)  # of the mean behind the signal
+        since = np.where(on, np.maximum(self._hold.since - lag, view.held_since), NEVER)
+        return Verdict(on, since, a["cause"], np.where(on, a["loss"], 0.0), explains=on | a["slow"])
+
+    def _waiting(self, view: View, uneven: list[Pace]) -> Bools:
+        a = self._a
+        waits = np.zeros(view.alive.shape, dtype=np.bool_)
+        job = view.inventory.a["job"]
+        held = np.unique(job[self._hold.on])
+        slow = a["slow"]
+        slow &= np.isin(job, held[held > 0])
+        for pace in uneven:
+            found = self.judge(view, pace)
+            if found is None:
+                continue
+            waiting = pace.gpus[~found & (pace.work < EVEN)]
+            waits[waiting] = True
+            slow[pace.gpus] = found
+            a["loss"][pace.gpus] = 1.0 - pace.work
+        return waits
+
+    def _remember_even(self, compared: Compared, end_ns: int) -> None:
+        a, even = self._a, compared.even
+        a["even_since"][compared.known & ~even] = NEVER
+        fresh = even & (a["even_since"] == NEVER)
+        a["even_since"][fresh] = end_ns
+        was_even = a["was_even"]
+        was_even |= even & (end_ns - a["even_since"] >= self._even_ns)
+
+    def judge(self, view: View, pace: Pace) -> Bools | None:
+        """[GPUs of `pace`] those that set the pace, None where this is not what the detector looks for."""
+        raise NotImplementedError
+
+    def slow_of(self, view: View, gpus: Positions) -> Positions:
+        """Those that set the pace of the job of `gpus`."""
+        job = view.inventory.a["job"]
+        return np.flatnonzero(self._a["slow"] & (job == job[gpus[0]]))
+
+    def delay_s(self, cause: str) -> float:  # noqa: ARG002 (others tell causes apart)
+        """10 min: longer than an evaluation or a profile."""
+        return self.finding_delay_s
+
+    def reset(self, gpus: Bools) -> None:
+        """Another job: anew."""
+        self._hold.reset(gpus)
+        self._a["slow"][gpus] = False
+        self._a["was_even"][gpus] = False
+        self._a["even_since"][gpus] = NEVER
+
+    def resize(self, size: int) -> None:
+        """Grow."""
+        self._hold.resize(size)
+        self._a.resize(size)
