@@ -43,6 +43,7 @@ from unidle_collector.simulator.recordings import (
     Truth,
     as_exporter,
     every,
+    node_of,
     together,
     with_missing,
 )
@@ -57,10 +58,6 @@ REREAD_S = 600
 UNALLOCATED = "unallocated"
 SILENT = (HEALTHY, UNALLOCATED, CANNOT_TELL)
 """Answers that name no cause."""
-NOT_SIMULATED = (
-    "starvation.straggler", "starvation.pipeline_imbalance", "starvation.checkpoint",
-)  # fmt: skip
-"""Losses that accounts name and no run here has: null."""
 ACCOUNTED = ("idle", "starvation")
 """Kinds whose delay is that of the account: a person is told after a grace by design."""
 OOM_EACH_S = 30
@@ -143,7 +140,7 @@ def watch(recording: Recording) -> Watched:
 def _labels(engine: Engine) -> tuple[NDArray[np.int16], tuple[str, ...]]:
     """(code of the ledger -> label number, labels); the code -1 is the last entry."""
     kinds = {
-        (detector.state, cause): f"{detector.kind}.{cause}"
+        (detector.state, cause): f"{'starvation' if detector.state == 'starved' else detector.kind}.{cause}"
         for detector in (make(1, 1.0) for make in detectors.makers())
         for cause in detector.causes
     }
@@ -180,7 +177,9 @@ def score_runs(which: Set, repeats: int, views: Sequence[str], seed: int) -> tup
             watched = watch(worse)
             _note(seen[name], worse, truth, watched, chunk)
             if name == "full":
-                _alarms(alarms, worse, watched, {f"trial-{n:04d}" for n, v in chunk if v.truth == HEALTHY})
+                healthy = [(n, v) for n, v in chunk if v.truth == HEALTHY]
+                nodes = {node_of(n, place) for n, v in healthy for place in range(v.nodes)}
+                _alarms(alarms, worse, watched, nodes)
     return seen, alarms
 
 
@@ -346,7 +345,7 @@ def figures_of(seen: dict[str, Seen], told: Sequence[Alarms]) -> dict[str, Any]:
     """The keys of the JSON document that come from scored runs."""
     minutes = seen["full"].minutes
     truths = [name for n, name in enumerate(minutes.labels) if (minutes.truth == n).any()]
-    per_kind: dict[str, Any] = dict.fromkeys(NOT_SIMULATED)
+    per_kind: dict[str, Any] = {}
     for name in sorted(truths):
         per_kind[name] = _kind(minutes, name)
     hours = sum(alarms.gpu_hours for alarms in told)

@@ -167,6 +167,41 @@ def test_the_benchmark_scores_a_few_runs_end_to_end(monkeypatch: pytest.MonkeyPa
     figures = diagnosis.figures_of(seen, [alarms])
     assert figures["macro_f1"] > 0.95
     assert figures["false_findings"] == 0
-    assert figures["per_kind"]["starvation.straggler"] is None
+    assert figures["per_kind"]["starvation.precision"] is None
     assert figures["degraded"]["gpu_util_only"]["wrong_cause_ratio"] is None
     assert figures["delay_s_p95"]["gpu_lost"] < 5
+
+
+def test_who_waits_for_a_slow_gpu_spins_and_the_slow_one_is_healthy() -> None:
+    run = played("one rank gets the long sequences")
+    slow = ~run.on.any(axis=0)
+    assert slow.sum() == 1
+    late = slice(run.onset_s + 60, None)
+    tensor, util = (
+        run.columns[name][late].mean(axis=0) for name in ("tensor_active_ratio", "gpu_util_ratio")
+    )
+    assert (tensor[~slow] < 0.8 * tensor[slow]).all()
+    assert util.min() > 0.9
+    before = run.columns["tensor_active_ratio"][run.onset_s - 200 : run.onset_s].mean(axis=0)
+    assert before == pytest.approx(np.full(GPUS, tensor[slow][0]), rel=0.1)
+
+
+def test_a_job_over_several_nodes_has_as_many_gpus_on_each_and_each_its_own_host() -> None:
+    recording, _ = together([played("sockets over 10 Gbit/s, four nodes")], first=7)
+    nodes = [ref.node for ref in recording.gpus]
+    assert nodes == [
+        name for name in ("trial-0007", "trial-0007-2", "trial-0007-3", "trial-0007-4") for _ in "12"
+    ]
+    assert [ref.index for ref in recording.gpus] == [0, 1] * 4
+    sent = recording.columns["net_sent_bytes"]
+    assert np.array_equal(sent[:, 0], sent[:, 1])
+    assert not np.array_equal(sent[:, 0], sent[:, 2])
+
+
+def test_a_checkpoint_is_true_while_it_is_written_only() -> None:
+    run = played("optimizer states to local disk")
+    written = run.columns["disk_written_bytes"]
+    assert np.median(written[run.on]) > 20 * np.median(written[run.scored & ~run.on])
+    assert np.median(run.columns["sm_active_ratio"][run.on]) == 0.0
+    assert run.on[run.onset_s].all()
+    assert not run.on[: run.onset_s].any()

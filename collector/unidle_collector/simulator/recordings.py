@@ -42,12 +42,17 @@ class Truth:
 
 
 def together(trials: Sequence[Trial], first: int = 0) -> tuple[Recording, Truth]:
-    """One node per trial, sampled each second; node names count from `first`."""
+    """The nodes of each trial, sampled each second; node names count trials from `first`."""
     labels = (HEALTHY, *sorted({t.variant.truth for t in trials} - {HEALTHY}))
     label = np.concatenate([_label(t, labels) for t in trials], axis=1)
     gpus = [t.on.shape[1] for t in trials]
     refs = tuple(
-        GpuRef(f"trial-{first + number:04d}", f"GPU-{first + number:04d}-{gpu}", gpu, t.model)
+        GpuRef(
+            node_of(first + number, gpu * t.variant.nodes // gpus[number]),
+            f"GPU-{first + number:04d}-{gpu}",
+            gpu % (gpus[number] // t.variant.nodes),
+            t.model,
+        )
         for number, t in enumerate(trials)
         for gpu in range(gpus[number])
     )
@@ -75,6 +80,11 @@ def together(trials: Sequence[Trial], first: int = 0) -> tuple[Recording, Truth]
     )
     truth = Truth(labels, label, run, tuple(t.onset_s for t in trials), tuple(t.variant.name for t in trials))
     return recording, truth
+
+
+def node_of(number: int, place: int = 0) -> str:
+    """Name of a trial's nodes: the first, the second ..."""
+    return f"trial-{number:04d}" if place == 0 else f"trial-{number:04d}-{place + 1}"
 
 
 def _label(trial: Trial, labels: tuple[str, ...]) -> NDArray[np.int16]:

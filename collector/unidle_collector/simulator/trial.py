@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unidle_collector.simulator.mechanisms.variant import (
+    EVEN_SHARE,
     HEALTHY,
     WEIGHT_OF_IDLE_S,
     WEIGHT_OF_SESSION_S,
@@ -67,7 +68,7 @@ CARDS = {
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What one job shows in T seconds on G GPUs of one node."""
+    """What one job shows in T seconds on G GPUs, which lie on `variant.nodes` nodes one after the other."""
 
     variant: Variant
     model: str
@@ -94,17 +95,27 @@ def trial(variant: Variant, seconds: int, gpus: int, rng: np.random.Generator) -
     on = (second >= onset_s) & affected[None, :]
     loads = (second >= LEAD_S) & (second < loaded_s) & np.ones_like(on)
     busy, gaps = _busy(variant, seconds, gpus, onset_s, rng)
+    in_wait = np.where(second[:, 0] >= onset_s, 1.0 - busy[:, 0], 0.0)
+    if variant.step_share:
+        share = _step_share(variant, gpus, rng)
+        busy, gaps = busy * share, gaps & (share < EVEN_SHARE)
     shown = _activity(variant, on, loads, np.where(on, busy, 1.0), rng)
     slowed = _slowed(variant.slow, on, rng)
     card = CARDS[model]
     columns = _gpu_columns(variant, card, shown, slowed, on, loads, rng)
-    columns |= _host_columns(variant, seconds, gpus, loaded_s, onset_s, rng)
+    hosts = [_host_columns(variant, in_wait, loaded_s, onset_s, rng) for _ in range(variant.nodes)]
+    columns |= {
+        name: np.repeat(np.stack([host[name] for host in hosts], axis=1), gpus // variant.nodes, axis=1)
+        for name in hosts[0]
+    }
     columns |= _pipe_columns(variant, shown, rng.spawn(1)[0])
     if variant.gpu_state:
         for name, values in columns.items():
             values[on] = variant.gpu_state if name == "gpu_state" else np.nan
     idle = variant.truth.startswith("idle.")
     named = variant.interactive or variant.said
+    if variant.truth == "starvation.checkpoint":  # the first one
+        onset_s = max(onset_s, int(np.argmax((on & gaps).any(axis=1))))
     return Trial(
         variant=variant,
         model=model,
@@ -128,9 +139,20 @@ def _busy(
     if variant.cycle is None:
         return np.ones((seconds, gpus)), everywhere
     cycle = _cycle(variant.cycle, seconds, gpus, onset_s, rng)
+    if variant.truth == "starvation.checkpoint":
+        return cycle, cycle < 0.5
     if not variant.truth.startswith("idle."):
         return cycle, everywhere
     return cycle, _long_gaps(cycle <= 0, WEIGHT_OF_SESSION_S if variant.interactive else WEIGHT_OF_IDLE_S)
+
+
+def _step_share(variant: Variant, gpus: int, rng: np.random.Generator) -> Floats:
+    """[G] share of each step in which a GPU works."""
+    drawn = {ends: _draw(ends, rng) for ends in dict.fromkeys(variant.step_share)}
+    blocks = np.array([drawn[ends] for ends in variant.step_share])
+    if variant.shuffled:
+        blocks = rng.permutation(blocks)
+    return np.repeat(blocks, gpus // blocks.size)
 
 
 def _cycle(cycle: Cycle, seconds: int, gpus: int, onset_s: int, rng: np.random.Generator) -> Floats:
@@ -174,7 +196,8 @@ def _activity(
     together = 1.0 + 0.012 * _drift(seconds, gpus, rng) + 0.008 * rng.standard_normal((seconds, gpus))
     lot = 1.0 + 0.015 * rng.standard_normal((1, gpus))
     blips = rng.random((seconds, gpus)) < 0.2
-    steady = variant.slow is not None or variant.gpu_state > 0  # the work goes on as before
+    # the work goes on as before
+    steady = variant.slow is not None or variant.gpu_state > 0 or bool(variant.step_share)
     out = {}
     for name in Levels.__dataclass_fields__:
         work = _draw(getattr(variant.work, name), rng)
@@ -293,20 +316,25 @@ def _temperature(power: Floats, throttled: Bools, slow: Slow | None, rng: np.ran
 
 
 def _host_columns(
-    variant: Variant, seconds: int, gpus: int, loaded_s: int, onset_s: int, rng: np.random.Generator
+    variant: Variant, in_wait: Floats, loaded_s: int, onset_s: int, rng: np.random.Generator
 ) -> dict[str, Floats]:
-    """Of the node, the same for each of its GPUs."""
+    """Column -> [T] of one node; `in_wait` [T] is the share of each second in which the job waits."""
+    seconds = len(in_wait)
     second = np.arange(seconds)
     values = {}
     for name in Host.__dataclass_fields__:
         level = _draw(getattr(variant.host, name), rng)
         before = level if variant.truth == HEALTHY else _draw(getattr(Host(), name), rng)
         load = _draw(getattr(START_UP_HOST, name), rng)
-        path = np.where(second < loaded_s, load, np.where(second < onset_s, before, level))
+        waiting = level if variant.wait_host is None else _draw(getattr(variant.wait_host, name), rng)
+        during = level + (waiting - level) * in_wait
+        path = np.where(second < loaded_s, load, np.where(second < onset_s, before, during))
         wave = 1.0 + 0.08 * _drift(seconds, 1, rng)[:, 0] + 0.1 * rng.standard_normal(seconds)
         values[name] = np.maximum(path * wave, 0.0)
     cpu = np.minimum(values["cpu"], 0.995)
-    columns = {
+    ports = _draw(variant.host.ib_ports, rng)
+    fabric = np.where(ports < 0, np.nan, values["infiniband"] * 1e6)
+    return {
         "cpu_busy_ratio": cpu,
         "cpu_iowait_ratio": np.minimum(values["iowait"], 1.0 - cpu),
         "psi_io_some_s": np.minimum(values["psi_io"], 1.0),
@@ -316,7 +344,8 @@ def _host_columns(
         "disk_read_bytes": values["disk_read"] * 1e6,
         "disk_written_bytes": values["disk_written"] * 1e6,
         "net_received_bytes": (values["ethernet"] + values["nfs_read"]) * 1e6,
-        "ib_received_bytes": values["infiniband"] * 1e6,
-        "ib_sent_bytes": values["infiniband"] * 1e6,
+        "net_sent_bytes": values["ethernet_sent"] * 1e6,
+        "ib_received_bytes": fabric,
+        "ib_sent_bytes": fabric,
+        "ib_ports_active": np.full(seconds, np.nan if ports < 0 else float(round(ports))),
     }
-    return {name: np.repeat(column[:, None], gpus, axis=1) for name, column in columns.items()}

@@ -36,6 +36,13 @@ WAITING = Levels(NONE, NONE, NONE, NONE, (0.165, 0.185), (0.0, 0.002), (0.0, 0.0
 """A loaded GPU between two pieces of work: 120 of 700 W on H100."""
 
 
+SPINNING = Levels(
+    (0.99, 1.0), (0.25, 0.45), (0.0, 0.01), (0.01, 0.04), (0.34, 0.44), (0.02, 0.06), (0.01, 0.04), (1.0, 6.0)
+)
+"""A rank in a collective, until the others come: 45 to 50 % SM at 60 % of the power on 8xH100, work included."""
+EVEN_SHARE = 0.9
+
+
 @dataclass(frozen=True, slots=True)
 class Host:
     """What its node shows meanwhile: shares of time 0-1, MB/s for the whole node."""
@@ -50,7 +57,11 @@ class Host:
     disk_read: Range = (0.0, 40.0)
     disk_written: Range = (0.0, 20.0)
     ethernet: Range = (1.0, 40.0)
+    """Received."""
+    ethernet_sent: Range = (1.0, 20.0)
     infiniband: Range = (0.0, 50.0)
+    ib_ports: Range = (8.0, 8.0)
+    """Ports whose link is active; below 0 nothing of InfiniBand is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +113,8 @@ class Variant:
     wait: Levels = WAITING
     host: Host = Host()
     pipes: Pipes = Pipes()
+    wait_host: Host | None = None
+    """What its node shows while the job waits; None: the same."""
     cycle: Cycle | None = None
     slow: Slow | None = None
     gpu_state: int = 0
@@ -118,5 +131,12 @@ class Variant:
     """Model load at first."""
     affected: Range = (1.0, 1.0)
     """Share of the job's GPUs."""
+    nodes: int = 1
+    """That the job's GPUs lie on, as many on each."""
+    step_share: tuple[Range, ...] = ()
+    """Of each block of neighbouring GPUs, all of one size: the share of each step in which it works, else it
+    spins (`wait`). Work over EVEN_SHARE is healthy. The others share their draw where two ranges are the same."""
+    shuffled: bool = False
+    """Which block has which share is drawn."""
     memory: Range = (0.3, 0.9)
     models: tuple[str, ...] = ("NVIDIA H100 80GB HBM3",)
