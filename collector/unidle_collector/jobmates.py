@@ -37,6 +37,10 @@ SAME_WORK = 0.15
 """DRAM activity, over that of the slowest, is within this of tensor activity over that of the slowest."""
 LINK_BYTES_PER_S = 2e8
 """By NVLink, or both ways by InfiniBand or Ethernet between nodes: who waits for each other talks."""
+LESS_POWER = 0.95
+"""Energy does not depend on when a sample falls: who waits draws less than this share of who works."""
+OFTEN_S = 5.0
+"""Nodes that are sampled more rarely are caught in other parts of the steps: only energy compares them."""
 LOW_CLOCK = 0.8
 SLOWED_DOWN = 0x8 | 0x20 | 0x40 | 0x80
 """Hardware slowdown, software and hardware thermal slowdown, power brake (nvml.h)."""
@@ -111,7 +115,19 @@ def _in_step(view: View, gpus: Positions) -> bool:
     spins = (work >= EVEN) | (sm / sm[most] >= work + SPIN_SM * (1 - work))
     same = np.abs(dram / dram[most] - work) <= SAME_WORK
     busy = ~(util < UTIL)
-    return bool((spins & same & busy & (work >= LEAST_WORK)).all()) and linked(view, gpus)
+    alike = bool((spins & same & busy & (work >= LEAST_WORK)).all())
+    return alike and _draws_less(view, gpus[work < EVEN], gpus[work >= EVEN]) and linked(view, gpus)
+
+
+def _draws_less(view: View, light: Positions, heavy: Positions) -> bool:
+    """Do those that seem to wait draw less power, by the energy counters; or are the others slowed down."""
+    if slowed_down(view, heavy, light):
+        return True
+    waits, works = (mean_of(view.means.mean("drawn_w"), gpus) for gpus in (light, heavy))
+    if waits is not None and works is not None:
+        return waits <= LESS_POWER * works
+    one_node = np.unique(view.inventory.a["node"][np.concatenate((light, heavy))]).size == 1
+    return one_node or view.step.period_ns <= OFTEN_S * SECOND_NS
 
 
 def linked(view: View, gpus: Positions) -> bool:

@@ -57,6 +57,7 @@ MEANS = (
     "job_throttled_ratio",
     "ib_both_ways_bytes_per_s",
     "net_both_ways_bytes_per_s",
+    "drawn_w",
     "zero",
 )
 
@@ -203,6 +204,7 @@ class Signals:
             "job_throttled_ratio": step.get("job_cpu_throttled_s") / seconds,
             "ib_both_ways_bytes_per_s": np.minimum(step.get("ib_received_bytes"), step.get("ib_sent_bytes"))
             / seconds,
+            "drawn_w": step.get("energy_j") / seconds,
             "net_both_ways_bytes_per_s": _both_ways(step) / seconds,
         }
         columns = step.columns

@@ -55,7 +55,12 @@ def job(
 
 
 def waiting(
-    work: Sequence[float], *, spin_sm: float = 0.35, from_min: float = 0.0, link: float = 2e9
+    work: Sequence[float],
+    *,
+    spin_sm: float = 0.35,
+    from_min: float = 0.0,
+    link: float = 2e9,
+    period_s: float = PERIOD_S,
 ) -> dict[str, Column]:
     """A synchronous job whose GPUs work these shares of each step, and spin for the rest of it."""
     share = np.array(work)
@@ -69,6 +74,7 @@ def waiting(
         "tensor_active_ratio": falls(0.55),
         "dram_active_ratio": falls(0.37),
         "power_w": falls(650, 280),
+        "energy_j": lambda t, g: falls(650, 280)(t, g) * period_s,
         "sm_clock_hz": 1.75e9,
         "memory_used_bytes": 60e9,
         "nvlink_tx_bytes_per_s": link,
@@ -415,8 +421,8 @@ def test_what_never_ends_is_no_checkpoint() -> None:
 @pytest.mark.parametrize(
     ("columns", "nodes", "kind"),
     [
-        (lambda p: waiting(ONE_SLOW), 1, "straggler"),
-        (lambda p: waiting(LAST_HEAVY), 1, "pipeline_imbalance"),
+        (lambda p: waiting(ONE_SLOW, period_s=p), 1, "straggler"),
+        (lambda p: waiting(LAST_HEAVY, period_s=p), 1, "pipeline_imbalance"),
         (lambda p: saves(90, 360, period_s=p), 1, "checkpoint_stall"),
         (
             lambda p: (
@@ -440,6 +446,34 @@ def test_job_causes_are_found_at_every_sampling_period(
 def test_a_checkpoint_shorter_than_two_samples_is_not_named() -> None:
     result = replay(job(saves(45, 360, period_s=30.0), period_s=30.0))
     assert not MINE & set(told(result))
+
+
+def in_parts_of_steps(energy: bool) -> Recording:
+    """Healthy steps of 20 s, 14 s of work; sampled each 30 s, so that one node is always caught at work."""
+    columns = waiting((1.0,) * 8)
+
+    def caught(work: float, spin: float) -> Column:
+        def build(instants: int, gpus: int) -> NDArray[np.float64]:
+            at_s = np.arange(instants)[:, None] * 30.0 + np.where(np.arange(gpus) < 4, 0.0, 7.0)
+            late = np.arange(instants)[:, None] > instants / 4
+            return np.where(late & (at_s % 20 >= 14), spin, work)
+
+        return build
+
+    columns |= {
+        "sm_active_ratio": caught(0.87, 0.35),
+        "tensor_active_ratio": caught(0.55, 0.0),
+        "dram_active_ratio": caught(0.37, 0.0),
+        "energy_j": 570.0 * 30 if energy else None,
+    }
+    return job(columns, nodes=2, period_s=30.0)
+
+
+@pytest.mark.parametrize("energy", [True, False])
+def test_nodes_sampled_in_other_parts_of_long_steps_have_no_straggler(energy: bool) -> None:
+    result = replay(in_parts_of_steps(energy))
+    assert not MINE & {f.kind for f in result.findings}
+    assert result.gpus[7].states["starved"] == 0.0
 
 
 def test_stages_are_the_fewest_equal_blocks_that_work_alike() -> None:

@@ -14,8 +14,9 @@ How it decides
     Jobs known by name, of four GPUs or more, by means over 60 s. The others work 80 % of the slow one's time
     or less, alike within a fifth; the slow ones are one GPU, up to a quarter of them, or all of one node.
     Those that wait show it: utilization 90 % or more, SM activity fallen less than tensor activity, DRAM
-    activity fallen with it within 15 points, at least 0.2 GB/s of traffic each (between nodes both ways); who
-    works less than a fifth is not in step but does something else (a rank that evaluates alone).
+    activity fallen with it within 15 points, 5 % less energy drawn (where that is not known nodes are not
+    compared with each other at periods beyond 5 s), at least 0.2 GB/s of traffic each (between nodes both
+    ways); who works less than a fifth is not in step but does something else (a rank that evaluates alone).
     More slow GPUs than one have to have been even with the others before, or be slowed down: the driver says
     so (bits 0x8, 0x20, 0x40 or 0x80), or the clock is 20 % below that of the others; a smaller loss is what
     its power limit costs who works more. Else it is a heavier stage of a pipeline (pipeline_imbalance).
@@ -99,7 +100,7 @@ class Straggler(OutOfStep):
         sure = bool(self._a["was_even"][gpus].all()) or low
         confidence = 0.9 if sure else 0.65
         lost = percent(None if share is None else 1 - share)
-        nodes = sorted({view.inventory.refs[int(gpu)].node for gpu in slow})
+        nodes = sorted({view.inventory.refs[int(gpu)].node for gpu in slow}) or ["NODE"]
         return About(
             title=f"{plural(gpus.size, 'GPU')} wait {lost} of the time for {names}",
             severity="warning",
