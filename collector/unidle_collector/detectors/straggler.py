@@ -38,7 +38,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from unidle_collector.detectors import About, duration, mean_of, percent, plural
+from unidle_collector.detectors import About, mean_of, percent, plural
 from unidle_collector.jobmates import LOW_CLOCK, OutOfStep, Pace, Positions, same_model, slowed_down
 from unidle_collector.lasting import where
 from unidle_collector.model import Evidence
@@ -76,7 +76,6 @@ class Straggler(OutOfStep):
     def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""
         slow = self.slow_of(view, gpus)
-        slow = slow if slow.size else gpus[:0]
         names = _names(view, slow)
         tensor, window_s = view.means.mean("tensor_active_ratio"), view.means.window_s
         theirs, its = mean_of(tensor, gpus), mean_of(tensor, slow)
@@ -90,7 +89,7 @@ class Straggler(OutOfStep):
         ]  # fmt: skip
         for field, words in (("gpu_util_ratio", "GPU utilization"), ("sm_active_ratio", "SM activity")):
             value, there = (mean_of(view.means.mean(field), group) for group in (gpus, slow))
-            text = f"{words} {percent(value)} on those that wait, {percent(there)} there"
+            text = f"{words} {percent(value)} on those that wait, {percent(there)} on {names}"
             evidence.append(Evidence(field, value, "1", None, window_s, text))
         clock, usual = (mean_of(view.step.get("sm_clock_hz"), group) for group in (slow, gpus))
         low = slowed_down(view, slow, gpus)
@@ -106,12 +105,12 @@ class Straggler(OutOfStep):
             severity="warning",
             confidence=confidence,
             evidence=tuple(evidence),
-            advice=_advice(names, nodes, low)
-            if same_model(view, slow, gpus)
-            else _one_model(view, slow, gpus),
+            advice=(
+                _advice(names, nodes, low) if same_model(view, slow, gpus) else _one_model(view, slow, gpus)
+            ),
             confirm=(
                 f"the step's time by rank, or unidle diagnose --timeline; nvidia-smi -q -d "
-                f"CLOCK,PERFORMANCE on {', '.join(nodes)}; lasted {duration(lasted_s)}"
+                f"CLOCK,PERFORMANCE on {', '.join(nodes)}"
             ),
             runners_up=(("pipeline_imbalance", round(1 - confidence, 2)),),
         )
@@ -135,6 +134,12 @@ def _advice(names: str, nodes: list[str], low: bool) -> str:
         return (
             f"Its clocks are low: leave {', '.join(nodes)} out when you submit again "
             f"(sbatch --exclude={','.join(nodes)}), drain it, and repair its cooling or its power."
+        )
+    if names in nodes:
+        return (
+            f"Its clocks are as those of the others: look at the InfiniBand ports (ibstat) and the CPU (top) "
+            f"of {names}, and submit again without it (sbatch --exclude={names}). If the wait then moves to "
+            f"another node, the ranks there have more work: sort the data into equal batches."
         )
     return (
         f"Its clocks are as those of the others, so it has more work or a slower process: give the rank "

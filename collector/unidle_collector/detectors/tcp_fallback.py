@@ -157,7 +157,7 @@ class TcpFallback:
             Evidence(
                 "ib_ports_active", ports, "{port}", 1.0, 0.0,
                 "ports of InfiniBand or RoCE are not known" if ports is None
-                else f"{ports:.0f} ports a node, of which {down or 0:.0f} are not active",
+                else f"{ports:.0f} ports of InfiniBand or RoCE a node, {down or 0:.0f} of them not active",
             ),
             Evidence(
                 "tensor_active_ratio", tensor, "1", s.tensor, window_s,
