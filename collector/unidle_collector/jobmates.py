@@ -42,6 +42,7 @@ LESS_POWER = 0.95
 OFTEN_S = 5.0
 """Nodes that are sampled more rarely are caught in other parts of the steps: only energy compares them."""
 LOW_CLOCK = 0.8
+"""Over the others' clock: a power limit alone costs who works more up to about an eighth (simulated)."""
 SLOWED_DOWN = 0x8 | 0x20 | 0x40 | 0x80
 """Hardware slowdown, software and hardware thermal slowdown, power brake (nvml.h)."""
 
@@ -138,8 +139,14 @@ def linked(view: View, gpus: Positions) -> bool:
         return True
     if np.unique(view.inventory.a["node"][gpus]).size < 2:
         return False
-    between = np.fmax(m.mean("ib_both_ways_bytes_per_s"), m.mean("net_both_ways_bytes_per_s"))[gpus]
+    between = np.fmax(both_ways(view, "ib"), both_ways(view, "net"))[gpus]
     return bool((between >= LINK_BYTES_PER_S).all())
+
+
+def both_ways(view: View, network: Literal["ib", "net"]) -> Floats:
+    """[GPUs] bytes per second that its node both sends and receives: collectives do, loading does not."""
+    m = view.means
+    return np.minimum(m.mean(f"{network}_received_bytes_per_s"), m.mean(f"{network}_sent_bytes_per_s"))
 
 
 def _pace(view: View, gpus: Positions, was_even: bool) -> Pace:

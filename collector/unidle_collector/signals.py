@@ -33,6 +33,9 @@ STARTED_RATIO = 0.10
 SETTLE_S = 60.0
 """... and after this long it is judged."""
 STARTED_WINDOW_S = 30.0
+RESTS_S = 30.0
+"""A source that answers more rarely than its node sends rows (InfiniBand: each 10 s) tells all since its last
+answer at once: in between nothing is added, for this long."""
 WINDOW_S = 60.0
 """Window of the means that starvation is judged by."""
 
@@ -55,8 +58,10 @@ MEANS = (
     "psi_cpu_some_ratio",
     "ib_bytes_per_s",
     "job_throttled_ratio",
-    "ib_both_ways_bytes_per_s",
-    "net_both_ways_bytes_per_s",
+    "ib_received_bytes_per_s",
+    "ib_sent_bytes_per_s",
+    "net_received_bytes_per_s",
+    "net_sent_bytes_per_s",
     "drawn_w",
     "zero",
 )
@@ -149,6 +154,7 @@ class Signals:
         self._a.make("was_allocated", np.bool_, False)
         self._a.make("seen", np.bool_, False)
         self._a.make("use_seen", np.bool_, False)
+        self._a.make("ib_seen_ns", np.int64, NEVER)
 
     def resize(self, size: int) -> None:
         """Grow to `size` GPUs."""
@@ -194,22 +200,33 @@ class Signals:
     def _push(self, step: Step, activity: Floats) -> None:
         seconds = step.period_ns / SECOND_NS
         zero = np.where(np.isnan(activity), np.nan, activity < BLIP)
+        ib_received, ib_sent = self._infiniband(step)
         derived = {
             "activity": activity,
             "zero": zero,
             "resident": np.fmax(step.get("gpu_util_ratio"), step.get("graphics_active_ratio")),
             "psi_io_some_ratio": step.get("psi_io_some_s") / seconds,
             "psi_cpu_some_ratio": step.get("psi_cpu_some_s") / seconds,
-            "ib_bytes_per_s": np.fmax(step.get("ib_received_bytes"), step.get("ib_sent_bytes")) / seconds,
+            "ib_bytes_per_s": np.fmax(ib_received, ib_sent) / seconds,
+            "ib_received_bytes_per_s": ib_received / seconds,
+            "ib_sent_bytes_per_s": ib_sent / seconds,
             "job_throttled_ratio": step.get("job_cpu_throttled_s") / seconds,
-            "ib_both_ways_bytes_per_s": np.minimum(step.get("ib_received_bytes"), step.get("ib_sent_bytes"))
-            / seconds,
             "drawn_w": step.get("energy_j") / seconds,
-            "net_both_ways_bytes_per_s": _both_ways(step) / seconds,
+            "net_received_bytes_per_s": _without(step, "net_received_bytes", "nfs_read_bytes") / seconds,
+            "net_sent_bytes_per_s": _without(step, "net_sent_bytes", "nfs_written_bytes") / seconds,
         }
         columns = step.columns
         self._means.push({name: columns[name] for name in MEANS if name in columns} | derived)
         self._started.push({"activity": activity})
+
+    def _infiniband(self, step: Step) -> tuple[Floats, Floats]:
+        """Bytes received and sent; nothing where the node's row comes between two answers of its ports."""
+        received, sent = step.get("ib_received_bytes"), step.get("ib_sent_bytes")
+        seen = self._a["ib_seen_ns"]
+        seen[~np.isnan(received) | ~np.isnan(sent)] = step.end_ns
+        rests = step.sampled & (step.end_ns - seen <= int(RESTS_S * SECOND_NS))
+        nothing = rests & np.isnan(received), rests & np.isnan(sent)
+        return np.where(nothing[0], 0.0, received), np.where(nothing[1], 0.0, sent)
 
     def _allocation(self, step: Step, activity: Floats) -> tuple[Bools, Bools]:
         """accounting.md: said by a scheduler or label, else a process, memory held or activity says so."""
@@ -261,10 +278,9 @@ def _moving(step: Step) -> Bools:
     return out
 
 
-def _both_ways(step: Step) -> Floats:
-    """Bytes that a node both sent and received but for NFS: collectives go both ways, loading does not."""
-    received = step.get("net_received_bytes") - np.nan_to_num(step.get("nfs_read_bytes"))
-    return np.minimum(received, step.get("net_sent_bytes") - np.nan_to_num(step.get("nfs_written_bytes")))
+def _without(step: Step, name: str, part: str) -> Floats:
+    """[GPUs] a counter less one that it contains; where that one is unknown it is nothing."""
+    return step.get(name) - np.nan_to_num(step.get(part))
 
 
 def _most(*columns: Floats) -> Floats:

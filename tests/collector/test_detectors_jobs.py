@@ -443,6 +443,34 @@ def test_job_causes_are_found_at_every_sampling_period(
     assert list(told(result)) == [kind]
 
 
+def each_10_s(bytes_per_s: float) -> Column:
+    """A counter that is read each 10 s, in rows of each second: all of it at once."""
+
+    def build(instants: int, gpus: int) -> NDArray[np.float64]:
+        read = np.arange(instants) % 10 == 9
+        return np.repeat(np.where(read, bytes_per_s * 10, np.nan)[:, None], gpus, axis=1)
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("ib_bytes_per_s", "expected"),
+    [(1e6, {"tcp_fallback": "tcp_fallback"}), (8e9, {"starvation": "communication"})],
+    ids=["unused", "in use"],
+)
+def test_infiniband_that_is_read_each_10_s_is_known_all_the_time(
+    ib_bytes_per_s: float, expected: dict[str, str]
+) -> None:
+    columns = TCP | {
+        "net_received_bytes": 1.1e9,
+        "net_sent_bytes": 1.1e9,
+        "ib_received_bytes": each_10_s(ib_bytes_per_s),
+        "ib_sent_bytes": each_10_s(ib_bytes_per_s),
+        "ib_ports_active": each_10_s(0.8),
+    }
+    assert told(replay(job(columns, nodes=2, period_s=1.0))) == expected
+
+
 def test_a_checkpoint_shorter_than_two_samples_is_not_named() -> None:
     result = replay(job(saves(45, 360, period_s=30.0), period_s=30.0))
     assert not MINE & set(told(result))

@@ -15,9 +15,9 @@ How it decides
     (utilization 90 % or more, tensor activity below 20 %, SM activity 15 to 70 %, DRAM below 60 %), and each
     node both sends and receives 0.25 GB/s or more over its network interfaces. `tcp_fallback`: each node has
     InfiniBand or RoCE ports, and they carry a tenth of that or less; or no more than the interfaces do
-    (sockets over IPoIB). `undetermined`: whether they have such ports or use them is not known, or they have
-    none. Held for 35 s and 6 samples; over after 60 s. Booked within 90 s: 1 - tensor activity over its
-    reference. A person is told after 10 min.
+    (sockets over IPoIB). Where they carry more the job uses them, and nothing is said. `undetermined`: it is
+    not known whether a node has such ports or uses them, or it has none. Held for 35 s and 6 samples; over
+    after 60 s. Booked within 90 s: 1 - tensor activity over its reference. A person is told after 10 min.
 
 What to do
     Read which network NCCL took (NCCL_DEBUG=INFO), give the job the devices, and set NCCL_NET=IB, which fails
@@ -36,11 +36,10 @@ import numpy as np
 
 from unidle_collector.catalogue import catalogue
 from unidle_collector.detectors import About, Verdict, mean_of, percent, plural
+from unidle_collector.jobmates import Positions, both_ways
 from unidle_collector.model import Evidence, State
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu
 from unidle_collector.signals import View
-
-Positions = np.ndarray[tuple[int], np.dtype[np.intp]]
 
 FALLBACK, UNDETERMINED = range(2)
 
@@ -96,8 +95,9 @@ class TcpFallback:
         found = np.zeros_like(waits)
         if waits.any():
             for gpus in self._jobs(view, waits):
-                found[gpus] = True
-                a["cause"][gpus] = self._cause(view, gpus)
+                cause = self._cause(view, gpus)
+                if cause is not None:
+                    found[gpus], a["cause"][gpus] = True, cause
         known = view.alive & ~np.isnan(m.mean("tensor_active_ratio"))
         self._hold.update(found, known, step.start_ns, step.end_ns, self._on_after_ns)
         on, lag = self._hold.on, np.int64(m.window_s / 2 * SECOND_NS)
@@ -110,7 +110,7 @@ class TcpFallback:
         m, s = view.means, self._settings
         sm = m.mean("sm_active_ratio")
         out: Bools = view.alive & view.allocated & ~view.in_grace & (view.inventory.a["job"] > 0)
-        out = out & (m.mean("net_both_ways_bytes_per_s") >= s.ethernet_bytes_per_s)
+        out = out & (both_ways(view, "net") >= s.ethernet_bytes_per_s)
         out &= (m.mean("gpu_util_ratio") >= s.util) & (m.mean("tensor_active_ratio") < s.tensor)
         out &= (sm >= s.sm[0]) & (sm <= s.sm[1]) & ~(m.mean("dram_active_ratio") >= s.dram_bound)
         return out
@@ -128,14 +128,17 @@ class TcpFallback:
                 out.append(members[waits[members]])
         return out
 
-    def _cause(self, view: View, gpus: Positions) -> int:
-        """Fallback where each node has ports that do not carry the job's traffic."""
+    def _cause(self, view: View, gpus: Positions) -> int | None:
+        """Fallback where each node has ports that do not carry the job's traffic, None where one's do."""
         s = self._settings
         fabric, ethernet = _traffic(view, gpus)
         unused = (fabric <= s.fabric_share * ethernet) | (
             (fabric >= ethernet / s.ipoib_share) & (fabric <= ethernet * s.ipoib_share)
         )
-        return FALLBACK if bool((unused & (self._a["ports"][gpus] > 0)).all()) else UNDETERMINED
+        has = self._a["ports"][gpus] > 0
+        if bool((has & ~unused & ~np.isnan(fabric)).any()):
+            return None
+        return FALLBACK if bool((has & unused).all()) else UNDETERMINED
 
     def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""
@@ -199,7 +202,7 @@ def _traffic(view: View, gpus: Positions) -> tuple[Floats, Floats]:
     """([gpus] InfiniBand, [gpus] interfaces) bytes per second of their nodes."""
     return (
         view.means.mean("ib_bytes_per_s")[gpus],
-        view.means.mean("net_both_ways_bytes_per_s")[gpus],
+        both_ways(view, "net")[gpus],
     )
 
 
