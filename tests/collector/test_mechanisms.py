@@ -167,7 +167,6 @@ def test_the_benchmark_scores_a_few_runs_end_to_end(monkeypatch: pytest.MonkeyPa
     figures = diagnosis.figures_of(seen, [alarms])
     assert figures["macro_f1"] > 0.95
     assert figures["false_findings"] == 0
-    assert figures["per_kind"]["starvation.precision"] is None
     assert figures["degraded"]["gpu_util_only"]["wrong_cause_ratio"] is None
     assert figures["delay_s_p95"]["gpu_lost"] < 5
 
