@@ -6,8 +6,8 @@
 
 Runs come from `unidle_collector.simulator.mechanisms`, and go through the engine of the live collector;
 docs/diagnosis.md lists both sets. Scored per GPU-minute (`benchmarks/scoring.py` says how), over-provisioning
-by job (`benchmarks/life_runs.py`). Figures go to stdout, sizes and the table to stderr. A figure is null
-where this program cannot measure it.
+by job (`benchmarks/life_runs.py`), faults by finding (`benchmarks/fault_runs.py`). Figures go to stdout,
+sizes and the table to stderr. A figure is null where this program cannot measure it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import life_runs, scoring
+from benchmarks import fault_runs, life_runs, scoring
 from benchmarks.figures import rounded
 from benchmarks.scoring import CANNOT_TELL, Minutes
 from unidle_collector import detectors, timeline
@@ -410,7 +410,15 @@ def table(figures: dict[str, Any], seen: dict[str, Seen]) -> None:
             f"causes said to be {one['from']:.0%} likely or more: {one['n']}, "
             f"{one['said']:.2f} in the mean, {one['true']:.2f} of them true"
         )
-    for key in ("false_finding_titles", "delay_s_p95", "degraded", "whole_lives", "oom", "stragglers"):
+    for key in (
+        "false_finding_titles",
+        "delay_s_p95",
+        "degraded",
+        "whole_lives",
+        "faults",
+        "oom",
+        "stragglers",
+    ):
         say(f"{key:<36}{json.dumps(rounded(figures[key]))}")
 
 
@@ -452,7 +460,8 @@ def main() -> int:
     say(
         f"SIMULATED. {args.set}: {len(variants(which))} variants x {sizes.repeats} runs x {GPUS_PER_RUN} "
         f"GPUs x {RUN_S} s in {len(VIEWS)} views, {len(life_runs.chosen(which))} jobs of "
-        f"{life_runs.RUN_S} s x {sizes.repeats}; {dataclasses.asdict(sizes)}; {os.cpu_count()} cores, "
+        f"{life_runs.RUN_S} s x {sizes.repeats}, {len(fault_runs.chosen(which))} faults and look-alikes of "
+        f"{fault_runs.RUN_S} s x {sizes.repeats}; {dataclasses.asdict(sizes)}; {os.cpu_count()} cores, "
         f"load {os.getloadavg()[0]:.1f}, Python {sys.version.split()[0]}"
     )
     began = time.monotonic()
@@ -462,6 +471,9 @@ def main() -> int:
     say(f"healthy runs watched after {time.monotonic() - began:.0f} s")
     life_runs.add(figures, life_runs.score(which, sizes.repeats, args.seed))
     say(f"whole lives of jobs scored after {time.monotonic() - began:.0f} s")
+    faults = fault_runs.score_faults(which, sizes.repeats, args.seed)
+    fault_runs.add(figures, faults)
+    say(f"faults scored after {time.monotonic() - began:.0f} s")
     figures["oom"] = oom(which, sizes.oom_jobs, sizes.oom_hours, args.seed)
     figures["stragglers"] = stragglers()
     table(figures, seen)

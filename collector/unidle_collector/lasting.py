@@ -30,8 +30,10 @@ class Lasting:
     accounting_delay_s: ClassVar[float] = 0.0
     grace: ClassVar[str] = "none"
 
-    def __init__(self, size: int, off_after_s: float, forget_s: float = FORGET_S) -> None:
-        self._hold = Hold(size, off_after_s, forget_s)
+    def __init__(
+        self, size: int, off_after_s: float, forget_s: float = FORGET_S, break_s: float | None = None
+    ) -> None:
+        self._hold = Hold(size, off_after_s, forget_s, break_s)
         self._a = PerGpu(size)
         self._a.make("cause", np.int16, 0)
         self._a.make("loss", np.float64, 0.0)

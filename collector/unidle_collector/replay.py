@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from unidle_collector.model import Account, Finding, Recommendation
 from unidle_collector.pergpu import SECOND_NS
 from unidle_collector.recommend import recommend
 from unidle_collector.recording import Recording
-from unidle_collector.signals import ACTIVITY, NOTHING_RAN, Step
+from unidle_collector.signals import ACTIVITY, NOTHING_RAN, Happened, Step
 
 Positions = NDArray[np.intp]
 
@@ -78,15 +78,24 @@ def enter(recording: Recording, engine: Engine) -> Positions:
     return np.array([engine.add(ref, simulated=recording.simulated) for ref in recording.gpus], dtype=np.intp)
 
 
-def play(recording: Recording, engine: Engine, positions: Positions) -> Iterator[list[Change]]:
-    """Give the engine one instant after the other; yields what each changed."""
+def play(
+    recording: Recording,
+    engine: Engine,
+    positions: Positions,
+    meanwhile: Callable[[int], tuple[Happened, ...]] = lambda _: (),
+) -> Iterator[list[Change]]:
+    """Give the engine one instant after the other; yields what each changed.
+
+    `meanwhile` is asked before each instant what its samples do not say: the events in it.
+    """
     covering, columns = _covering(recording), _spread(recording)
     previous = np.full(len(positions), -2, dtype=np.int64)
     for instant in range(recording.instants):
         row = covering[instant]
         present = np.flatnonzero(row >= 0)
         _own(engine, recording, positions, previous, row, present)
-        yield engine.step(_step(recording, columns, engine, positions, instant, row, present))
+        step = _step(recording, columns, engine, positions, instant, row, present)
+        yield engine.step(replace(step, events=meanwhile(instant)))
 
 
 def _covering(recording: Recording) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:

@@ -38,6 +38,26 @@ def sticky(minute: float, code: float, before: float = 0.0) -> Column:
     return after(minute, code, before, each_s=1)
 
 
+def works_and_rests(
+    works: float, rests: float, rest_s: int = 18, turn_s: int = 60, each_s: int = 1
+) -> Column:
+    """`rests` in the last seconds of every turn, `works` in the others."""
+
+    def build(instants: int, gpus: int) -> NDArray[np.float64]:
+        second = np.arange(instants)
+        column = np.where(second % turn_s >= turn_s - rest_s, rests, works)
+        column[second % each_s != 0] = np.nan
+        return np.repeat(column[:, None], gpus, axis=1)
+
+    return build
+
+
+RESTING_LINK: dict[str, Column] = {
+    "gpu_util_ratio": works_and_rests(1.0, 0.0),
+    "sm_active_ratio": works_and_rests(0.9, 0.0),
+    "pcie_generation": works_and_rests(5.0, 1.0, each_s=3),
+    "pcie_generation_max": 5.0,
+}
 IDLE: dict[str, Column] = BASE | {"gpu_util_ratio": 0.0, "sm_active_ratio": 0.0, "power_w": 70.0}
 SLOW_LINK: dict[str, Column] = {"pcie_generation": 1.0, "pcie_generation_max": 5.0}
 
@@ -160,6 +180,7 @@ MUST_NOT_FIRE = [
     Case("echoes and trends are not told", HEALTHY | {"last_xid": sticky(6, 45)}, {}),
     Case("corrected errors, however many", HEALTHY | {"ecc_corrected_volatile": after(5, 1e6, 0)}, {}),
     Case("an idle GPU lowers its PCIe generation", IDLE | SLOW_LINK, {}),
+    Case("a GPU lowers its PCIe generation in every pause", BASE | {"power_w": 500.0} | RESTING_LINK, {}),
     Case("links that nobody on the node uses", HEALTHY | {"nvlink_links": 12.0, "nvlink_links_up": 4.0}, {}),
     Case("a handful of NVLink errors", HEALTHY | {"nvlink_errors": after(11.6, 3, 0)}, {}),
     Case("ports that never had a cable", HEALTHY | {"ib_ports_active": 4.0, "ib_ports_inactive": 4.0}, {}),
@@ -305,6 +326,31 @@ def test_the_drivers_own_word_outweighs_the_table() -> None:
     (now,) = [finding for finding in other.engine.findings() if finding.kind == "xid"]
     assert "the driver itself asks for a reboot of the node" in [one.text for one in now.evidence]
     assert other.state() == "failed"
+
+
+def test_what_the_driver_asks_for_after_a_fatal_xid_stays_part_of_it() -> None:
+    fleet = Fleet(gpus=1)
+    fleet.live(3, *fleet.xid(95, 0), recovery_action=1.0)
+    fleet.live(700, recovery_action=1.0)
+    assert [finding.kind for finding in fleet.told] == ["xid"]
+    fleet.live(5, recovery_action=0.0)
+    fleet.live(5, recovery_action=2.0)
+    assert [(finding.kind, finding.cause) for finding in fleet.told[1:]] == [
+        ("xid_warning", "recovery_action")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("period_s", "samples", "hung"), [(1, 10, 0), (1, 11, 8), (5, 2, 0), (5, 3, 8), (15, 1, 0), (15, 2, 8)]
+)
+def test_a_driver_hangs_when_samples_ten_seconds_apart_say_so(period_s: int, samples: int, hung: int) -> None:
+    def waits(instants: int, gpus: int) -> NDArray[np.float64]:
+        state = np.zeros((instants, gpus))
+        state[20 : 20 + samples] = 2.0
+        return state
+
+    result = replay(recording(HEALTHY | {"gpu_state": waits}, minutes=8, period_s=float(period_s)))
+    assert sum(len(one.gpus) for one in told(result) if one.kind == "driver_hung") == hung
 
 
 def test_work_of_the_next_job_says_that_a_gpu_was_repaired() -> None:

@@ -8,8 +8,8 @@ Evidence
     gpu_state is 2: the agent's call was not answered within its deadline.
 
 How it decides
-    On after 10 s without an answer, told then; the time since the first one has failed. Off when the
-    driver answers.
+    On when samples 10 s apart or more, and all between, had no answer, told then; the time since the
+    first one has failed. Off when the driver answers.
 
 What to do
     Read the kernel log for XID 119 or 120, drain the node, reset the GPU when nothing runs on it; where
@@ -42,9 +42,13 @@ class DriverHung(Unanswered):
     accounting_delay_s: ClassVar[float] = HUNG_AFTER_S
     grace: ClassVar[str] = "10 s for a call that does not return"
 
+    def __init__(self, size: int, period_s: float) -> None:
+        super().__init__(size)
+        self._on_after_s = HUNG_AFTER_S + period_s  # of the step of the first sample only its end is known
+
     def look(self, view: View) -> Verdict:
         """See the module's docstring."""
-        return self.hold_state(view, HUNG, HUNG_AFTER_S)
+        return self.hold_state(view, HUNG, self._on_after_s)
 
     def about(
         self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float
@@ -68,4 +72,4 @@ class DriverHung(Unanswered):
 
 def make(size: int, period_s: float) -> DriverHung:
     """The detector with the product's defaults."""
-    return DriverHung(size)
+    return DriverHung(size, period_s)

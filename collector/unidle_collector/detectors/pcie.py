@@ -9,8 +9,9 @@ Evidence
 
 How it decides
     `width`: fewer lanes than the most, at any time: width is not managed. `generation`: lower than the
-    most while the GPU works (activity at least 30 % in the mean of a minute): idle GPUs lower it to save
-    power. Each has to be seen for 15 s, which is two answers of the agent; over after 60 s without.
+    most while the GPU works (activity at least 30 %, then and in the mean of the minute before): idle GPUs
+    lower it to save power. Each has to be seen in answers of the agent that span 15 s, without another
+    between; over after 60 s without.
 
 What to do
     Reseat the card or its riser, look for AER errors in the kernel log, and check the slot's setting in
@@ -53,7 +54,7 @@ class Pcie(Lasting):
     grace: ClassVar[str] = "generation: while the GPU is idle"
 
     def __init__(self, size: int, period_s: float, settings: Settings) -> None:
-        super().__init__(size, max(settings.off_after_s, 1.5 * period_s))
+        super().__init__(size, max(settings.off_after_s, 1.5 * period_s), break_s=0.0)
         self.settings = settings
         self._on_after_s = max(settings.on_after_s, 1.5 * period_s)
         self.remember(*FIELDS)
@@ -66,7 +67,8 @@ class Pcie(Lasting):
         for field in ("pcie_width", "pcie_generation"):
             self.latest(view, field)
         narrow = (width > 0) & (width < most)
-        loaded = view.means.mean("activity") >= self.settings.load_ratio
+        load_ratio = self.settings.load_ratio
+        loaded = (view.means.mean("activity") >= load_ratio) & (view.activity >= load_ratio)
         slow = (generation > 0) & (generation < newest) & loaded
         # An idle GPU's generation says nothing: neither that it is slow nor that it is not.
         known = ~np.isnan(width) | (~np.isnan(generation) & loaded)

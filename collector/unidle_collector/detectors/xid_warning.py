@@ -9,8 +9,8 @@ Evidence
 
 How it decides
     The class in data/xids.toml is `alert`, or the code is not there. On at once, over 15 min after the
-    last one. Recovery actions: for as long as the driver asks, told after 3 s; on a GPU that had an XID
-    of the class `reset` or `reboot` within 10 min it is part of the finding xid.
+    last one. Recovery actions: for as long as the driver asks, told after 3 s; what it asks for within
+    10 min of an XID of the class `reset` or `reboot` is part of the finding xid until it asks no more.
     Codes that only echo others (45, 154, 171, 172) or are a trend (63, 92, 93, 121, 157) are counted in
     the agent's metrics and never told.
 
@@ -45,7 +45,7 @@ class Settings:
 
     lasts_s: float = 900.0
     with_xid_s: float = 600.0
-    """A recovery action belongs to a fatal XID of this long ago."""
+    """A recovery action that comes within this long of a fatal XID belongs to it."""
     action_after_s: float = 3.0
 
 
@@ -63,6 +63,7 @@ class XidWarning(Lasting):
         self._a.make("last_ns", np.int64, NEVER)
         self._a.make("kind", np.int16, 0)
         self._a.make("fatal_ns", np.int64, NEVER)
+        self._a.make("of_xid", np.bool_, False)
         self.remember("recovery_action")
 
     def look(self, view: View) -> Verdict:
@@ -74,9 +75,9 @@ class XidWarning(Lasting):
             a["last_ns"][hit.gpu] = hit.time_ns
             a["kind"][hit.gpu] = UNKNOWN if hit.xid.class_ == "unknown" else ALERT
         warned = now - a["last_ns"] < int(s.lasts_s * SECOND_NS)
-        asks = (self.latest(view, "recovery_action") > 0) & (
-            now - a["fatal_ns"] > int(s.with_xid_s * SECOND_NS)
-        )
+        asks = self.latest(view, "recovery_action") > 0
+        a["of_xid"][:] = asks & (a["of_xid"] | (now - a["fatal_ns"] <= int(s.with_xid_s * SECOND_NS)))
+        asks &= ~a["of_xid"]
         known = view.step.sampled | warned
         cause = np.where(warned, a["kind"], ACTION)
         return self.decide(view, warned | asks, known, cause, 0.0)
