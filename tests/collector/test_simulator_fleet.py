@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from unidle_agent.errors import UnidleError
 from unidle_agent.fields import BY_NAME, GPU_FIELDS, HOST_FIELDS, UNKNOWN_U8
-from unidle_collector.simulator.faults import HISTORY, LIVE, Fault
+from unidle_collector.simulator.faults import HISTORY, LIVE, NODES_WITH_FAULTS, Fault
 from unidle_collector.simulator.fleet import GPM_FIELDS, SECOND_NS, Block, Fleet
 from unidle_collector.simulator.hardware import hardware, levels
 from unidle_collector.simulator.jobs import MEMORY_RATIO, sawtooth
@@ -78,7 +78,7 @@ def host_mean(field: str, each: Fault) -> float:
 
 def healthy_gpus() -> slice:
     """The GPUs of nodes without faults."""
-    return slice(11 * 8, None)
+    return slice(NODES_WITH_FAULTS * 8, None)
 
 
 def test_one_seed_is_one_fleet_however_time_is_cut() -> None:
@@ -169,6 +169,8 @@ def test_states_stay_physical() -> None:
 
 def test_a_missing_sample_is_unknown_in_every_field_and_a_missing_profile_only_there() -> None:
     _, gpu, _, raw = story()
+    lost = fault("gpu_lost", live=True).gpus
+    gpu = {name: np.delete(values, lost, axis=1) for name, values in gpu.items()}
     no_row = np.isnan(gpu["power_w"])
     assert 0 < no_row.mean() < 1e-3
     for name, values in gpu.items():
@@ -177,13 +179,17 @@ def test_a_missing_sample_is_unknown_in_every_field_and_a_missing_profile_only_t
     assert no_profile.sum() > no_row.sum()
     assert all(np.isnan(gpu[name][no_profile]).all() for name in GPM_FIELDS)
     assert not np.isnan(gpu["gpu_util_ratio"][no_profile]).any()
-    assert (raw.gpu["energy_j"][no_row] == UNKNOWN_U8).all()
+    assert (np.delete(raw.gpu["energy_j"], lost, axis=1)[no_row] == UNKNOWN_U8).all()
 
 
-def test_every_kind_of_fault_begins_in_history_and_one_of_each_throttling_live() -> None:
-    kinds = {"idle", "starvation", "throttling_thermal", "throttling_power", "oom_risk"}
+def test_every_kind_of_fault_begins_in_history_and_what_is_told_at_once_live() -> None:
+    kinds = {"idle", "starvation", "throttling_thermal", "throttling_power", "oom_risk"} | {
+        "xid",
+        "ecc",
+        "nvlink",
+    }
     assert {each.kind for each in HISTORY} == kinds
-    assert {each.kind for each in LIVE} == {"throttling_thermal", "throttling_power"}
+    assert {each.kind for each in LIVE} == {"throttling_thermal", "throttling_power", "gpu_lost"}
     begun = [each for each in story()[0].faults if each.start_s < HISTORY_S + 10]
     assert {each.kind for each in begun if each.start_s < HISTORY_S} == kinds
     assert all(0 <= each.start_s - HISTORY_S <= 10 for each in begun if each.start_s >= HISTORY_S)
@@ -213,6 +219,40 @@ def test_an_idle_gpu_does_nothing_and_draws_its_floor(cause: str) -> None:
     assert mean("process_count", each) == (1.0 if held else 0.0)
     assert (mean("memory_used_bytes", each) > 100e9) == held
     assert each.start_s <= HISTORY_S - 2700
+
+
+def test_a_fatal_xid_ends_its_job_and_nobody_gets_the_node() -> None:
+    each = fault("xid")
+    _, gpu, _, raw = story()
+    (position,) = each.gpus
+    known = ~np.isnan(gpu["last_xid"][:, position])
+    after = np.arange(len(known)) >= each.start_s
+    assert (gpu["last_xid"][known & after, position] == 119).all()
+    assert (gpu["recovery_action"][known & ~after, position] == 0).all()
+    assert (raw.job[each.start_s - 1 : each.start_s + 10, position] >= 0).all()
+    assert (raw.job[each.start_s + 30 :, each.node * 8 : each.node * 8 + 8] < 0).all()
+
+
+def test_a_lost_gpu_says_that_it_is_lost_and_nothing_else() -> None:
+    each = fault("gpu_lost", live=True)
+    rows, gpus = during(each)
+    gpu = story()[1]
+    states = gpu["gpu_state"][rows, gpus]
+    assert set(states[~np.isnan(states)]) == {1.0}
+    assert all(np.isnan(values[rows, gpus]).all() for name, values in gpu.items() if name != "gpu_state")
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"), [("ecc", "row_remap_pending", 1), ("nvlink", "nvlink_links_up", 12)]
+)
+def test_a_broken_part_shows_on_one_gpu_whose_job_goes_on(kind: str, field: str, value: float) -> None:
+    each = fault(kind)
+    rows, gpus = during(each)
+    assert len(gpus) == 1
+    assert mean(field, each) == value
+    assert (story()[3].job[rows, gpus] >= 0).all()
+    siblings = np.setdiff1d(np.arange(each.node * 8, each.node * 8 + 8), gpus)
+    assert np.nanmean(story()[1][field][rows, siblings]) != value
 
 
 def test_energy_of_an_idle_gpu_is_its_floor_and_not_zero() -> None:
@@ -312,7 +352,7 @@ def test_healthy_work_looks_as_it_was_measured() -> None:
 def test_no_healthy_job_gives_reason_for_a_finding() -> None:
     """Between start-up and end: SM at least 0.6, checkpoints of at most 20 s, flat memory, full clocks."""
     _, gpu, _, raw = story()
-    for position in range(11 * 8, raw.job.shape[1]):
+    for position in range(NODES_WITH_FAULTS * 8, raw.job.shape[1]):
         column = raw.job[:, position]
         for name in np.unique(column[column >= 0]):
             rows = np.flatnonzero(column == name)

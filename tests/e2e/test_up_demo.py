@@ -16,6 +16,7 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 KINDS = {"idle", "starvation", "throttling_thermal", "throttling_power", "oom_risk"}
+KINDS |= {"xid", "ecc", "nvlink", "gpu_lost"}
 UP = [sys.executable, "-m", "unidle_agent.cli", "up"]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unidle_agent.sample import SIMULATOR
-from unidle_agent.wire import Batch, GpuFacts, Owner
+from unidle_agent.wire import Batch, Event, GpuFacts, Owner
 from unidle_agent.wire_flight import Flight
 from unidle_collector.simulator.fleet import Block
 from unidle_collector.simulator.flown import Flown
@@ -110,8 +110,18 @@ class Shares:
                 facts_id=agent.facts_id,
                 facts=facts,
                 simulated=True,
+                events=self._events(agent, first, last),
                 flights=self._flights(agent, now_ns),
             )
+
+    def _events(self, agent: NodeAgent, first: int, last: int) -> tuple[Event, ...]:
+        """The events of the node's GPUs at the instants [first, last)."""
+        begin_ns, end_ns = self.block.times_ns[first], self.block.times_ns[last - 1]
+        return tuple(
+            Event(event.time_ns, agent.uuids[event.gpu % agent.gpus], event.kind, event.code, "SIMULATED")
+            for event in self.block.events
+            if event.gpu // agent.gpus == agent.node and begin_ns <= event.time_ns <= end_ns
+        )
 
     def _flights(self, agent: NodeAgent, now_ns: Callable[[], int]) -> tuple[Flight, ...]:
         asked, agent.asked = agent.asked, []

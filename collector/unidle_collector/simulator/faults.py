@@ -6,7 +6,7 @@ seconds since the fleet's first sample, or relative to the moment at which the f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +22,7 @@ from unidle_collector.simulator.jobs import (
     settled,
 )
 
-NODES_WITH_FAULTS = 11
+NODES_WITH_FAULTS = 15
 """The first nodes of the fleet."""
 ONE_GPU = 3
 """The GPU of a node that has a fault of its own."""
@@ -77,17 +77,34 @@ HISTORY = (
     Planned("oom_risk", "leak", 6, -2150, None),
     Planned("throttling_thermal", "cooling_lost", 7, -3000, 600),
     Planned("throttling_power", "power_brake", 8, -900, None, ends_live_s=15),
+    Planned("xid", "reset", 11, -1500, None, one_gpu=True),
+    Planned("ecc", "remap_pending", 12, -2400, None, one_gpu=True),
+    Planned("nvlink", "links_down", 13, -1900, None, one_gpu=True),
 )
 LIVE = (
     Planned("throttling_thermal", "cooling_lost", 9, 5, 35, one_gpu=True),
     Planned("throttling_power", "power_brake", 10, 8, 600),
+    Planned("gpu_lost", "lost", 14, 12, 900, one_gpu=True),
 )
 LIVE_AGAIN_S, LIVE_TIMES = 1800, 48
 """What begins live begins again this often, for a day, so that a demo left running stays alive."""
 SHORTEST_HISTORY_S = 3600
 """Every kind of fault begins, and is due, within a history of this length."""
-THROTTLING = {"throttling_thermal", "throttling_power"}
 EVIDENT_AFTER_S = {"throttling_thermal": 5, "throttling_power": 1}
+READS: Mapping[str, Mapping[str, float]] = {
+    "xid": {"last_xid": 119, "recovery_action": 1},
+    "ecc": {"row_remap_pending": 1},
+    "nvlink": {"nvlink_links_up": 12},
+    "gpu_lost": {"gpu_state": 1},
+}
+"""Kind -> what the driver says while it lasts; of a lost GPU it says nothing else."""
+XIDS = {"xid": 119, "gpu_lost": 79}
+"""Kind -> the XID that it begins with."""
+OF_HARDWARE = {*EVIDENT_AFTER_S, *READS}
+"""Kinds that come over whatever job is there; the others are a job's own."""
+JOB_DIES_AFTER_S = 20
+SPARE = {fault.node for fault in LIVE if fault.kind == "gpu_lost"}
+"""Nodes that nobody has: the GPU of one falls off the bus when that surprises no job."""
 
 
 def planned_history(history_s: int) -> tuple[Planned, ...]:
@@ -116,9 +133,13 @@ class Script:
 def script(planned: Planned | None, node: int, gpus: Ints, live_s: int, rng: np.random.Generator) -> Script:
     """The jobs of `node` up to and including the fault; `live_s` is when the history was to end."""
     steady = healthy(f"sim-{node:03d}-00", "tensor_parallel", gpus, -7200, FOREVER_S, rng, steady=True)
-    if planned is None or planned.kind in THROTTLING:
+    if node in SPARE:
+        return Script((_never(steady, rng),), None)
+    if planned is None or (planned.kind in OF_HARDWARE and planned.kind not in XIDS):
         return Script((steady,), None)
     start_s = live_s + planned.start_s
+    if planned.kind in XIDS:
+        return Script((_dying(steady, start_s + JOB_DIES_AFTER_S), _never(steady, rng)), None)
     end_s = None if planned.lasts_s is None else start_s + planned.lasts_s
     fault = Fault(planned.kind, planned.cause, node, gpus, steady.name, start_s, end_s, start_s)
     if planned.kind == "oom_risk":
@@ -155,6 +176,18 @@ def _turning(job: Job, workload: str, start_s: int, end_s: int | None) -> Job:
         Segment(start_s, end, workload),
     )
     return replace(job, end_s=end, segments=segments, memory=memory)
+
+
+def _dying(job: Job, end_s: int) -> Job:
+    """`job`, but it ends here, with its GPU."""
+    begin = job.segments[0]
+    work = Segment(begin.end_s, end_s, job.segments[1].workload)
+    return replace(job, end_s=end_s, segments=(begin, work))
+
+
+def _never(job: Job, rng: np.random.Generator) -> Job:
+    """A job on the same GPUs that begins when no demo runs any more: until then nobody has them."""
+    return healthy(f"{job.name[:-2]}01", "tensor_parallel", job.gpus, FOREVER_S, 2 * FOREVER_S, rng)
 
 
 def _badly_fed_from_the_start(before: Job, fault: Fault, rng: np.random.Generator) -> Script:

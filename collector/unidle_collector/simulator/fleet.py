@@ -16,8 +16,11 @@ from unidle_collector.simulator.columns import Scene, gpu_columns
 from unidle_collector.simulator.faults import (
     EVIDENT_AFTER_S,
     NODES_WITH_FAULTS,
+    OF_HARDWARE,
     ONE_GPU,
-    THROTTLING,
+    READS,
+    SPARE,
+    XIDS,
     Fault,
     Planned,
     jobs_of,
@@ -39,6 +42,16 @@ NO_GPM_SHARE, NO_SAMPLE_SHARE = 3e-4, 1e-4
 
 
 @dataclass(frozen=True, slots=True)
+class Happening:
+    """An event of the driver about the GPU at a position in the fleet."""
+
+    time_ns: int
+    gpu: int
+    kind: str
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
 class Block:
     """Some seconds of the whole fleet: n instants, G GPUs, N nodes; node k has the GPUs from k * G/N on.
 
@@ -54,6 +67,8 @@ class Block:
     job: NDArray[np.int32]
     """[n, G] position in `jobs`, -1 where nobody has the GPU."""
     jobs: tuple[Job, ...]
+    events: tuple[Happening, ...] = ()
+    """By time."""
 
 
 class Fleet:
@@ -113,7 +128,7 @@ class Fleet:
             for fault in self.faults
         ]
         if self._planned:
-            self.faults += [self._throttled(fault, self.live_s) for fault in planned_live()]
+            self.faults += [self._broken(fault, self.live_s) for fault in planned_live()]
 
     def step(self, seconds: int) -> Block:
         """The next `seconds` samples of everything."""
@@ -123,9 +138,10 @@ class Fleet:
         motion = self._physics.run(scene.demand_w, scene.floor_w, scene.cooling_lost, scene.brake)
         gpu = gpu_columns(scene, motion, noise, self._counters)
         host = self._hosts.run(scene.workload, self._noise.hosts(seconds, self.nodes))
+        events = self._break(gpu, times_s)
         _lose(gpu, noise.lost)
         self.now_s += seconds
-        return Block(self.start_ns + times_s * SECOND_NS, gpu, host, job, jobs)
+        return Block(self.start_ns + times_s * SECOND_NS, gpu, host, job, jobs, events)
 
     def _populate(self, rng: np.random.Generator, history_s: int) -> list[Timeline]:
         """Give every GPU a queue of jobs: one node per fault, the rest in sets of several sizes."""
@@ -136,7 +152,7 @@ class Fleet:
             timelines.append(Timeline(jobs_of(made, rng)))
             if made.fault is not None:
                 self.faults.append(made.fault)
-        self.faults += [self._throttled(f, history_s) for f in self._planned if f.kind in THROTTLING]
+        self.faults += [self._broken(f, history_s) for f in self._planned if f.kind in OF_HARDWARE]
         for name, gpus in self._sets():
             timelines.append(Timeline(queue(name, gpus, np.random.default_rng(rng.integers(2**63)))))
         return timelines
@@ -160,7 +176,7 @@ class Fleet:
     def _of_nodes(self, first: int, count: int) -> Ints:
         return np.arange(first * self.gpus_per_node, (first + count) * self.gpus_per_node, dtype=np.int64)
 
-    def _throttled(self, planned: Planned, live_s: int) -> Fault:
+    def _broken(self, planned: Planned, live_s: int) -> Fault:
         gpus = self._of_nodes(planned.node, 1)
         start_s = live_s + planned.start_s
         return Fault(
@@ -168,10 +184,10 @@ class Fleet:
             cause=planned.cause,
             node=planned.node,
             gpus=gpus[ONE_GPU : ONE_GPU + 1] if planned.one_gpu else gpus,
-            job=f"sim-{planned.node:03d}-00",
+            job="" if planned.node in SPARE else f"sim-{planned.node:03d}-00",
             start_s=start_s,
             end_s=None if planned.lasts_s is None else start_s + planned.lasts_s,
-            evident_s=start_s + EVIDENT_AFTER_S[planned.kind],
+            evident_s=start_s + EVIDENT_AFTER_S.get(planned.kind, 0),
         )
 
     def _scene(self, times_s: Ints) -> tuple[Scene, NDArray[np.int32], tuple[Job, ...]]:
@@ -221,6 +237,23 @@ class Fleet:
                 code[here & job.checkpointing(times_s)] = table.index["checkpoint"]
         return code, running
 
+    def _break(self, gpu: dict[str, NDArray[np.generic]], times_s: Ints) -> tuple[Happening, ...]:
+        """What the driver says of broken GPUs, put into the columns; and its events."""
+        events = []
+        for kind, reads in READS.items():
+            broken = self._at_fault(kind, times_s)
+            if not broken.any():
+                continue
+            if kind == "gpu_lost":
+                _forget(gpu, broken, broken)
+            for name, value in reads.items():
+                gpu[name][broken] = value
+            for fault in self.faults:
+                if kind in XIDS and fault.kind == kind and times_s[0] <= fault.start_s <= times_s[-1]:
+                    at_ns = self.start_ns + fault.start_s * SECOND_NS
+                    events += [Happening(at_ns, int(one), "xid", XIDS[kind]) for one in fault.gpus]
+        return tuple(sorted(events, key=lambda event: event.time_ns))
+
     def _at_fault(self, kind: str, times_s: Ints) -> NDArray[np.bool_]:
         """[len(times_s), G] does the hardware have a fault of this kind."""
         out = np.zeros((len(times_s), self.gpus), dtype=np.bool_)
@@ -244,7 +277,13 @@ COUNTERS_START_BELOW = {
 
 def _lose(gpu: dict[str, NDArray[np.generic]], lost: NDArray[np.float32]) -> None:
     """Make some samples unknown, as happens; `lost` is [n, G] uniform in 0-1."""
-    row, profiling = lost < NO_SAMPLE_SHARE, lost < NO_SAMPLE_SHARE + NO_GPM_SHARE
+    _forget(gpu, lost < NO_SAMPLE_SHARE, lost < NO_SAMPLE_SHARE + NO_GPM_SHARE)
+
+
+def _forget(
+    gpu: dict[str, NDArray[np.generic]], row: NDArray[np.bool_], profiling: NDArray[np.bool_]
+) -> None:
+    """Make all fields unknown where `row`, the profiling fields where `profiling`; both [n, G]."""
     for name, values in gpu.items():
         gone = profiling if name in GPM_FIELDS else row
         values[gone] = UNKNOWN_U8 if BY_NAME[name].dtype == "u8" else np.nan

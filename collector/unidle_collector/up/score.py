@@ -15,13 +15,20 @@ from typing import Any, Literal
 from unidle_collector.model import Finding
 
 SECOND_NS = 1_000_000_000
-KINDS = ("idle", "starvation", "throttling_thermal", "throttling_power", "oom_risk")
+KINDS = (
+    "idle", "starvation", "throttling_thermal", "throttling_power", "oom_risk",
+    "xid", "ecc", "nvlink", "gpu_lost",
+)  # fmt: skip
 DELAY_S = {
     "idle": 1800,
     "starvation": 600,
     "throttling_thermal": 10,
     "throttling_power": 10,
     "oom_risk": 0,
+    "xid": 3,
+    "ecc": 0,
+    "nvlink": 15,
+    "gpu_lost": 0,
 }
 """The product's promise: seconds from evidence until a person is told."""
 MARGIN_S = {
@@ -30,6 +37,10 @@ MARGIN_S = {
     "throttling_thermal": 10,
     "throttling_power": 10,
     "oom_risk": 180,
+    "xid": 10,
+    "ecc": 10,
+    "nvlink": 10,
+    "gpu_lost": 10,
 }
 """For the windows of means, and for the batch that is still on its way."""
 SLACK_S = 120
@@ -127,7 +138,8 @@ def belongs(finding: Finding, fault: Injected) -> bool:
 
 def _detail(fault: Injected, told: list[Finding], owed: bool) -> Detail:
     mine = [finding for finding in told if belongs(finding, fault)]
-    where = f"{fault.node}, {len(fault.gpus)} GPU{'s' if len(fault.gpus) > 1 else ''}, job {fault.job}"
+    where = f"{fault.node}, {len(fault.gpus)} GPU{'s' if len(fault.gpus) > 1 else ''}"
+    where += f", job {fault.job}" if fault.job else ""
     first_ns = min((f.told_ns for f in mine if f.told_ns is not None), default=None)
     if first_ns is not None:
         after_s = (first_ns - fault.evident_ns) / SECOND_NS
