@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarks import diagnosis
+from benchmarks.simulator import MEASURED
 
 from unidle_collector.simulator.mechanisms import variants
 from unidle_collector.simulator.mechanisms.memory import MEMORY_VARIANTS, memory
@@ -18,14 +19,6 @@ from unidle_collector.simulator.trial import CARDS, Trial, trial
 SECONDS, GPUS = 1500, 8
 PAGE = Path(__file__).parents[2] / "docs" / "diagnosis.md"
 
-# Steady means of 8xH100 runs at 10 Hz (docs/diagnosis.md): GPU_UTIL, SM, tensor, DRAM in points, W.
-MEASURED = {
-    "CPU offload under FSDP": (13.7, 9.0, 5.7, 3.9, 186.0),
-    "inference with speculative decoding": (68.8, 23.8, 3.7, 14.8, 207.0),
-    "tensor and pipeline parallel on two nodes": (98.0, 48.5, 13.5, 34.0, 450.0),
-    "compute bound at the power limit": (100.0, 87.7, 58.3, 36.9, 689.0),
-    "a loaded model without requests": (0.0, 0.0, 0.0, 0.0, 120.0),
-}
 SHOWN = ("gpu_util_ratio", "sm_active_ratio", "tensor_active_ratio", "dram_active_ratio")
 
 
