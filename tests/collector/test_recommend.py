@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.collector.fleets import HEALTHY, HELD, recording
 from tests.collector.test_detectors import one_gpu
+from tests.collector.test_faults import after, sticky
 
 from unidle_collector.model import Finding
 from unidle_collector.recommend import HORIZON_H, gain_if_it_lasts, recommend
@@ -31,7 +32,25 @@ def throttled() -> Finding:
     return replay(recording(columns, minutes=6)).findings[0]
 
 
-@pytest.mark.parametrize("finding", [idle(), throttled()], ids=["idle", "throttled"])
+def broken(**columns: object) -> Finding:
+    (finding,) = replay(recording(HEALTHY | columns, minutes=12)).findings  # type: ignore[arg-type]
+    return finding
+
+
+def fatal(code: int, asks: float | None = None) -> Finding:
+    asked = {} if asks is None else {"recovery_action": after(6, asks, 0)}
+    return broken(last_xid=sticky(6, code), **asked)
+
+
+def lost() -> Finding:
+    return broken(gpu_state=after(6, 1, 0, each_s=1))
+
+
+@pytest.mark.parametrize(
+    "finding",
+    [idle(), throttled(), fatal(119), fatal(79), lost()],
+    ids=["idle", "throttled", "xid", "off the bus", "lost"],
+)
 def test_every_statement_of_a_recommendation_is_there(finding: Finding) -> None:
     (item,) = recommend([finding], finding.updated_ns)
     empty = [part.name for part in fields(item) if getattr(item, part.name) in ("", ())]
@@ -61,6 +80,54 @@ def test_causes_between_the_gpus_of_a_job_call_for_one_change_to_it(
 def test_a_fallback_that_is_not_certain_calls_for_nothing() -> None:
     finding = idle(kind="tcp_fallback", cause="undetermined")
     assert recommend([finding], finding.updated_ns) == []
+
+
+def test_a_fatal_xid_is_repaired_as_the_driver_asks_else_as_the_catalogue_says() -> None:
+    commands = {}
+    for name, finding in (
+        ("catalogue: reset", fatal(119)),
+        ("catalogue: reboot", fatal(54)),
+        ("driver: reboot", fatal(119, asks=2)),
+        ("driver: reset", fatal(54, asks=1)),
+    ):
+        (item,) = recommend([finding], finding.updated_ns)
+        assert item.kind == "repair_xid"
+        commands[name] = item.command.splitlines()
+    for name, lines in commands.items():
+        assert lines[0].startswith("scontrol update NodeName=node-1 State=drain Reason="), name
+        assert ("scontrol reboot ASAP" in lines[1]) == name.endswith("reboot"), name
+    assert commands["catalogue: reset"][2:] == [
+        "ssh node-1 unidle agent release --for 10m",
+        "ssh node-1 nvidia-smi --gpu-reset -i 0",
+        "ssh node-1 unidle agent release --now",
+        "scontrol update NodeName=node-1 State=resume",
+    ]
+
+
+@pytest.mark.parametrize(("field", "replaced"), [("row_remap_pending", False), ("row_remap_failed", True)])
+def test_memory_is_reset_or_replaced_and_no_gain_is_claimed(field: str, replaced: bool) -> None:
+    finding = broken(**{field: after(6, 1, 0)})
+    (item,) = recommend([finding], finding.updated_ns)
+    assert (item.kind, item.lever) == ("repair_memory", "fix")
+    assert item.gain.high.gpu_h == 0
+    assert ("have it replaced" in item.command) == replaced
+    assert ("unidle agent release --for 10m" in item.command) == (not replaced)
+
+
+def test_a_lost_gpu_wants_its_node_off_and_on() -> None:
+    (item,) = recommend([lost()], lost().updated_ns)
+    assert item.kind == "power_cycle_lost"
+    assert "poweroff" in item.command
+    assert "gpu-reset" not in item.command
+
+
+@pytest.mark.parametrize("finding", [fatal(119), fatal(79), lost()], ids=["reset", "reboot", "lost"])
+def test_a_nodes_name_never_becomes_a_second_command(finding: Finding) -> None:
+    (item,) = recommend([replace(finding, nodes=("a;rm -rf /",))], finding.updated_ns)
+    for line in item.command.splitlines():
+        assert not any(
+            word in (";", "rm") or word.startswith("rm") for word in shlex.split(line, comments=True)
+        )
 
 
 def test_a_developing_finding_calls_for_nothing_yet() -> None:
