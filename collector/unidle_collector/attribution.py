@@ -15,11 +15,17 @@ from unidle_agent.wire import GpuFacts, Owner
 from unidle_collector.engine import Engine
 from unidle_collector.model import SchedulerNow
 from unidle_collector.ownership import Ownership, Place
-from unidle_collector.scheduler import Snapshot, Source
+from unidle_collector.scheduler import Node, Snapshot, Source
 from unidle_collector.scheduler.poller import Poller
 
 JOINED_AT_ONCE = 1000
 """GPUs; one takes about 5 us."""
+
+
+PLANNED = {
+    "powered_down", "power_down", "powering_down", "powering_up", "future", "planned", "reboot_issued",
+}  # fmt: skip
+"""Slurm's words beside which `down` is no failure: power saving, a boot on request, what is yet to come."""
 
 
 class NodeFacts(Protocol):
@@ -76,11 +82,19 @@ class Attribution:
         """The scheduler's word, or None: the last one has grown older."""
         if snapshot is not None:
             self.ownership.take(snapshot)
-            inventory = self._engine.inventory
-            out = {node.name for node in snapshot.nodes if node.down or not node.available}
-            by_node = np.array([name in out for name in inventory.node_names] + [False])
-            inventory.a["out_of_service"][:] = by_node[inventory.a["node"]]  # -1: an empty place
+            self._of_nodes(
+                "out_of_service", {node.name for node in snapshot.nodes if node.down or not node.available}
+            )
+            self._of_nodes("node_down", {node.name for node in snapshot.nodes if _failed(node)})
+        elif (now := self.status()) is not None and now.stale:
+            self._of_nodes("node_down", set())
         self._join(self.ownership.heard())
+
+    def _of_nodes(self, name: str, nodes: set[str]) -> None:
+        """Mark the GPUs of `nodes`, and no others."""
+        inventory = self._engine.inventory
+        by_node = np.array([node in nodes for node in inventory.node_names] + [False])
+        inventory.a[name][:] = by_node[inventory.a["node"]]  # -1: an empty place
 
     def _join(self, positions: list[int]) -> None:
         """A part at a time: whoever asks, and the next step, wait for a few ms and not for all GPUs."""
@@ -125,3 +139,8 @@ class Attribution:
             return Place(ref.node, ref.index)
         number = facts.minor if facts.minor is not None else facts.index
         return Place(ref.node, number, whole=not facts.mig_profile)
+
+
+def _failed(node: Node) -> bool:
+    """Is it down, and nobody planned that."""
+    return node.down and PLANNED.isdisjoint(node.states)

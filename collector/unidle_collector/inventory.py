@@ -55,6 +55,7 @@ class Inventory:
         self.a.make("heard_ns", np.int64, NEVER)  # when its node pushed last, receiver's clock
         self.a.make("clock_ahead_s", np.float64, np.nan)  # its node's clock before the receiver's
         self.a.make("out_of_service", np.bool_, False)  # its node is down or drained, says the scheduler
+        self.a.make("node_down", np.bool_, False)  # its node is down unplanned, says the scheduler
         self._nodes: dict[str, int] = {}
         self._models: dict[str, int] = {}
         self._jobs: dict[str, int] = {"": 0}

@@ -50,12 +50,13 @@ class FakeScheduler:
     def __init__(self, clock: FakeTime) -> None:
         self.clock = clock
         self.jobs: tuple[Job, ...] = (TRAIN, ARRAY, CPU_ONLY)
+        self.nodes = (NODE,)
         self.error = ""
 
     def read(self) -> Snapshot:
         if self.error:
             raise SchedulerError(self.error)
-        return Snapshot("slurm", "ci", "22.05.8", self.clock(), self.jobs, (NODE,))
+        return Snapshot("slurm", "ci", "22.05.8", self.clock(), self.jobs, self.nodes)
 
 
 class ScheduledSite(Site):
@@ -132,6 +133,47 @@ def test_a_process_on_a_gpu_that_was_given_to_nobody_is_told(tmp_path: Path) -> 
         first, second = gpus(here).values()
         assert (first["owner_source"], first["owner_confidence"]) == ("cgroup+slurm", "high")
         assert (second["owner_note"], second["used_by"]) == ("not allocated", "7")
+
+
+def test_a_node_that_its_scheduler_calls_down_has_failed_even_while_it_pushes(tmp_path: Path) -> None:
+    with scheduled(tmp_path) as here:
+        here.play(0, 0, BUSY)
+        here.scheduler.nodes = (replace(NODE, states=("down",), available=False, down=True),)
+        here.ask()
+        for seq in range(1, 5):
+            here.play(seq, 30 * seq, BUSY)
+        assert {gpu["state"] for gpu in gpus(here).values()} == {"failed"}
+        assert {one["finding"]["kind"] for one in here.get("incidents")} == {"node_down"}
+        assert here.get("fleet")["account"]["seconds"]["failed"] == pytest.approx(2 * 115, abs=10)
+        here.scheduler.nodes = (NODE,)
+        here.ask()
+        here.play(5, 150, BUSY)
+        assert "failed" not in {gpu["state"] for gpu in gpus(here).values()}
+
+
+@pytest.mark.parametrize("word", ["powered_down", "future", "reboot_issued"])
+def test_a_node_that_is_away_by_plan_has_not_failed(tmp_path: Path, word: str) -> None:
+    with scheduled(tmp_path) as here:
+        here.play(0, 0, BUSY)
+        here.scheduler.nodes = (replace(NODE, states=("down", word), available=False, down=True),)
+        here.ask()
+        here.play(1, 30, BUSY)
+        assert "failed" not in {gpu["state"] for gpu in gpus(here).values()}
+
+
+def test_a_scheduler_that_answers_no_more_does_not_keep_a_node_failed(tmp_path: Path) -> None:
+    with scheduled(tmp_path) as here:
+        here.play(0, 0, BUSY)
+        here.scheduler.nodes = (replace(NODE, states=("down",), available=False, down=True),)
+        here.ask()
+        here.play(1, 30, BUSY)
+        assert {gpu["state"] for gpu in gpus(here).values()} == {"failed"}
+        here.scheduler.error = "connection refused"
+        for seq in range(2, 12):
+            here.play(seq, 30 * seq, BUSY)
+            here.ask()
+        here.play(12, 360, BUSY)
+        assert "failed" not in {gpu["state"] for gpu in gpus(here).values()}
 
 
 def test_the_end_of_a_job_frees_its_gpu_and_its_team_is_remembered(tmp_path: Path) -> None:
