@@ -105,6 +105,7 @@ def _field_values() -> Gpu:
         "field.142": "u:2",
         "field.143": "u:1",
         "field.144": "u:1",
+        "field.307": "u:0",
         "field.145": "u:0",
         "field.185": "u:612345",
         "field.186": "u:598765",

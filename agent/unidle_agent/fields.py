@@ -128,6 +128,7 @@ FIELDS: tuple[Field, ...] = (
     Field("rows_remapped_uncorrectable", "gpu", "counter", "u8", "{row}", 1, "rows remapped for uncorrectable errors", "field 143", _dev("UNCORRECTABLE_REMAPPED_ROWS", 1, "ROW_REMAP_UNCORRECTABLE_TOTAL")),
     Field("row_remap_failed", "gpu", "state", "u8", "{flag}", 1, "1 when remapping a row has failed", "field 145", _dev("ROW_REMAP_FAILURE", 1, "ROW_REMAP_FAILED")),
     Field("row_remap_pending", "gpu", "state", "u8", "{flag}", 1, "1 when a row waits for a GPU reset to be remapped", "field 144", _dev("ROW_REMAP_PENDING", 1)),
+    Field("bank_remap_pending", "gpu", "state", "u8", "{flag}", 1, "1 when a bank of memory waits for a GPU reset to be remapped", "field 307"),
     Field("ecc_corrected_volatile", "gpu", "counter", "u8", "{error}", 1, "single-bit memory errors since the driver was loaded", "field 3", _dev("ECC_SBE_VOL_TOTAL", 1)),
     Field("ecc_uncorrected_volatile", "gpu", "counter", "u8", "{error}", 1, "double-bit memory errors since the driver was loaded", "field 4", _dev("ECC_DBE_VOL_TOTAL", 1)),
     Field("ecc_corrected_aggregate", "gpu", "counter", "u8", "{error}", 1, "single-bit memory errors in the GPU's life", "field 5", _dev("ECC_SBE_AGG_TOTAL", 1)),

@@ -99,6 +99,7 @@ MUST_FIRE = [
         {"xid_warning": "recovery_action"},
     ),
     Case("a failed row remap", HEALTHY | {"row_remap_failed": after(6, 1, 0)}, {"ecc": "remap_failed"}),
+    Case("a pending bank remap", HEALTHY | {"bank_remap_pending": after(6, 1, 0)}, {"ecc": "remap_pending"}),
     Case("a pending row remap", HEALTHY | {"row_remap_pending": after(6, 1, 0)}, {"ecc": "remap_pending"}),
     Case(
         "uncorrectable errors that grow",

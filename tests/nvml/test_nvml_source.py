@@ -49,6 +49,7 @@ H100 = {
     "rows_remapped_uncorrectable": 1,
     "row_remap_failed": 0,
     "row_remap_pending": 1,
+    "bank_remap_pending": 0,
     "ecc_corrected_volatile": 12,
     "ecc_uncorrected_volatile": 1,
     "ecc_corrected_aggregate": 340,

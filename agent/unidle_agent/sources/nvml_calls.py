@@ -256,7 +256,9 @@ LOOK_FIELDS = ("power_instant_w",)
 SLOW_CALLS: tuple[tuple[Ask, ...], ...] = ((enforced_power_limit,), (pcie_link,), (fabric,))
 """For physical GPUs, once in many passes."""
 SLOW_FIELDS = tuple(
-    name for name, (number, _) in FIELD_IDS.items() if number in (3, 4, 5, 6, 94, 142, 143, 144, 145, 230)
+    name
+    for name, (number, _) in FIELD_IDS.items()
+    if number in (3, 4, 5, 6, 94, 142, 143, 144, 145, 230, 307)
 )
 """Fields of errors and repairs: they change rarely, and the driver takes longer over them."""
 FIELDS_OF_A_PASS = tuple(name for name in FIELD_IDS if name not in SLOW_FIELDS)

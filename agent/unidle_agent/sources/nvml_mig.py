@@ -28,7 +28,7 @@ SHARED_BY_INSTANCES = frozenset(
         *SPLIT_BY_SHARE,
         *("sm_clock_hz", "memory_clock_hz", "temperature_c", "memory_temperature_c", "thermal_margin_c"),
         *("clock_event_reasons", "power_cap_s", "thermal_throttle_s", "hw_thermal_throttle_s"),
-        *("power_brake_s", "last_xid", "row_remap_pending", "recovery_action"),
+        *("power_brake_s", "last_xid", "row_remap_pending", "bank_remap_pending", "recovery_action"),
         *("fabric_state", "fabric_health"),
     }
 )

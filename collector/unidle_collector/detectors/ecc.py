@@ -5,8 +5,9 @@ What it means
     reset. When remapping fails, or memory cannot be retired, the GPU wants replacing.
 
 Evidence
-    row_remap_failed, row_remap_pending; growth of ecc_uncorrected_volatile, ecc_uncorrected_aggregate and
-    rows_remapped_uncorrectable; events of the driver for double-bit errors, poison and retired memory.
+    row_remap_failed, row_remap_pending, bank_remap_pending; growth of ecc_uncorrected_volatile,
+    ecc_uncorrected_aggregate and rows_remapped_uncorrectable; events of the driver for double-bit errors,
+    poison and retired memory.
 
 How it decides
     `remap_failed` and `remap_pending` for as long as the flag is set. `retirement_failed` and
@@ -37,7 +38,7 @@ from unidle_collector.signals import View
 
 CAUSES = ("remap_failed", "retirement_failed", "uncorrectable", "remap_pending", "retired")
 """The worst first."""
-FLAGS = {"row_remap_failed": 0, "row_remap_pending": 3}
+FLAGS = {"row_remap_failed": 0, "row_remap_pending": 3, "bank_remap_pending": 3}
 EVENTS = {
     "memory_retirement_failed": 1,
     "ecc_uncorrected": 2,
@@ -51,7 +52,7 @@ TITLES = (
     "remapping a memory row has failed on",
     "memory could not be retired on",
     "uncorrectable memory errors on",
-    "a memory row waits for a reset to be remapped on",
+    "memory waits for a reset to be remapped on",
     "memory was retired on",
 )
 

@@ -58,7 +58,8 @@ SLOW = {
     "nvlink_recoveries_failed": 0.0, "fabric_health": float(0xAA), "recovery_action": 0.0,
     "ecc_corrected_volatile": 0.0, "ecc_uncorrected_volatile": 0.0, "ecc_uncorrected_aggregate": 0.0,
     "rows_remapped_correctable": 0.0, "rows_remapped_uncorrectable": 0.0, "row_remap_failed": 0.0,
-    "row_remap_pending": 0.0, "ib_ports_active": 8.0, "ib_ports_inactive": 0.0, "ib_ports_slow": 0.0,
+    "row_remap_pending": 0.0, "bank_remap_pending": 0.0, "ib_ports_active": 8.0, "ib_ports_inactive": 0.0,
+    "ib_ports_slow": 0.0,
     "ib_link_errors": 0.0,
 }  # fmt: skip
 """Field that moves slowly -> what it reads on a healthy GPU or node."""
