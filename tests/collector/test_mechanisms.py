@@ -197,3 +197,12 @@ def test_a_checkpoint_is_true_while_it_is_written_only() -> None:
     assert np.median(run.columns["sm_active_ratio"][run.on]) == 0.0
     assert run.on[run.onset_s].all()
     assert not run.on[: run.onset_s].any()
+
+
+def test_who_spins_in_a_step_computes_nothing_meanwhile() -> None:
+    """A wait that is left at the levels of work would be no wait at all."""
+    spinning = [v for which in ("tuning", "held_out") for v in variants(which) if v.step_share]
+    assert len(spinning) >= 10
+    for variant in spinning:
+        assert variant.wait.tensor[1] < 0.05 * variant.work.tensor[0], variant.name
+        assert variant.wait.dram[1] < 0.25 * variant.work.dram[0], variant.name

@@ -1,5 +1,7 @@
 """Stages of a pipeline that do not take the same time: the light ones spin until the heavy one is done."""
 
+from dataclasses import replace
+
 from unidle_collector.simulator.mechanisms.variant import HEALTHY, NONE, SPINNING, Host, Levels, Variant
 
 TRUTH = "starvation.pipeline_imbalance"
@@ -21,19 +23,20 @@ VARIANTS = (
     Variant(
         "four stages of uneven layers", "held_out", TRUTH,
         Levels(sm=(0.7, 0.81), tensor=(0.3, 0.44), nvlink=(20, 60)),
-        Levels(sm=(0.46, 0.55), power=(0.45, 0.55), nvlink=(10, 30)), said=True,
+        replace(SPINNING, sm=(0.46, 0.55), power=(0.45, 0.55), nvlink=(10, 30)), said=True,
         step_share=((0.45, 0.54), HEAVY, (0.76, 0.85), (0.6, 0.7)), before=NONE,
         models=("NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3"),
     ),
     Variant(
         "four stages over four nodes, a heavy vocabulary", "held_out", TRUTH,
-        Levels(tensor=(0.35, 0.6), nvlink=(30, 90)), Levels(sm=(0.15, 0.24), power=(0.28, 0.33), nvlink=(15, 40)),
-        said=True, nodes=4, host=Host(infiniband=(2100, 6000)),
+        Levels(tensor=(0.35, 0.6), nvlink=(30, 90)),
+        replace(SPINNING, sm=(0.15, 0.24), power=(0.28, 0.33), nvlink=(15, 40)), said=True, nodes=4,
+        host=Host(infiniband=(2100, 6000)),
         step_share=((0.4, 0.54), (0.4, 0.54), (0.4, 0.54), HEAVY), before=NONE, models=("NVIDIA B200",),
     ),
     Variant(
         "two stages, one a layer more", "held_out", HEALTHY,
-        wait=Levels(sm=(0.46, 0.55), power=(0.45, 0.55), nvlink=(7, 20)), said=True, nodes=2,
+        wait=replace(SPINNING, sm=(0.46, 0.55), power=(0.45, 0.55), nvlink=(7, 20)), said=True, nodes=2,
         host=Host(infiniband=(2100, 6000)), step_share=((0.9, 0.929), HEAVY), before=NONE,
         models=("NVIDIA A100-SXM4-80GB", "NVIDIA B200"),
     ),

@@ -1,5 +1,7 @@
 """A straggler: one GPU or one node takes longer for its part of each step, and the others spin until it comes."""
 
+from dataclasses import replace
+
 from unidle_collector.simulator.mechanisms.variant import (
     HEALTHY,
     NONE,
@@ -26,14 +28,14 @@ VARIANTS = (
     ),
     Variant(
         "one rank is slow from the first step on", "held_out", TRUTH, Levels(sm=(0.7, 0.81), tensor=(0.3, 0.44)),
-        Levels(sm=(0.46, 0.55), power=(0.45, 0.55), nvlink=(7, 20)), said=True,
+        replace(SPINNING, sm=(0.46, 0.55), power=(0.45, 0.55), nvlink=(7, 20)), said=True,
         step_share=((0.4, 0.49), (0.4, 0.49), (0.4, 0.49), (0.4, 0.49), (0.4, 0.49), (0.4, 0.49), (0.4, 0.49), SLOW),
         shuffled=True, before=NONE, models=("NVIDIA B200", "NVIDIA A100-SXM4-80GB"),
     ),
     Variant(
         "a node of four turns slow after a while", "held_out", TRUTH,
         Levels(sm=(0.75, 0.9), tensor=(0.35, 0.6), nvlink=(7, 30)),
-        Levels(sm=(0.15, 0.24), power=(0.28, 0.33), nvlink=(7, 30)), said=True, nodes=4,
+        replace(SPINNING, sm=(0.15, 0.24), power=(0.28, 0.33), nvlink=(7, 30)), said=True, nodes=4,
         host=Host(infiniband=(16_000, 40_000)),
         step_share=((0.3, 0.49), (0.3, 0.49), (0.3, 0.49), SLOW), shuffled=True, before=(610, 900),
         models=("NVIDIA H100 80GB HBM3", "NVIDIA B200"),
