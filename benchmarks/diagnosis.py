@@ -1,7 +1,7 @@
 """How often the diagnosis is right, and how long it is silent on healthy work. SIMULATED runs.
 
     python -m benchmarks.diagnosis --json          # held-out runs, within 12 minutes
-    python -m benchmarks.diagnosis --json --full   # four times the runs, ten times the healthy hours
+    python -m benchmarks.diagnosis --json --full   # seven times the runs, twenty times the healthy hours
     python -m benchmarks.diagnosis --set tuning    # the runs that thresholds may be chosen by
 
 Runs come from `unidle_collector.simulator.mechanisms`, and go through the engine of the live collector;
@@ -440,7 +440,7 @@ class Sizes:
     oom_hours: int
 
 
-SMALL, USUAL, FULL = Sizes(1, 1, 70, 8), Sizes(10, 80, 840, 12), Sizes(40, 800, 3360, 24)
+SMALL, USUAL, FULL = Sizes(1, 1, 70, 8), Sizes(6, 40, 840, 12), Sizes(40, 800, 3360, 24)
 
 
 def main() -> int:
