@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +138,23 @@ def watch(recording: Recording) -> Watched:
     return Watched(answer, live, labels, tuple(told))
 
 
+@cache
+def _every_detector() -> tuple[detectors.Detector, ...]:
+    return tuple(make(1, 1.0) for make in detectors.makers())
+
+
+@cache
+def _label(kind: str, cause: str) -> str:
+    """A truth, by the account: who starves does so whatever finding says it."""
+    starved = any(one.kind == kind and one.state == "starved" for one in _every_detector())
+    return f"{'starvation' if starved else kind}.{cause}"
+
+
 def _labels(engine: Engine) -> tuple[NDArray[np.int16], tuple[str, ...]]:
     """(code of the ledger -> label number, labels); the code -1 is the last entry."""
     kinds = {
-        (detector.state, cause): f"{'starvation' if detector.state == 'starved' else detector.kind}.{cause}"
-        for detector in (make(1, 1.0) for make in detectors.makers())
+        (detector.state, cause): _label(detector.kind, cause)
+        for detector in _every_detector()
         for cause in detector.causes
     }
     fixed = {"productive": HEALTHY, "unallocated": UNALLOCATED}
@@ -221,7 +234,7 @@ def _sure(recording: Recording, truth: Truth, told: Sequence[Finding]) -> list[t
         causes = [(finding.cause, finding.confidence)]
         causes += [(other.cause, other.probability) for other in finding.runners_up]
         out += [
-            (share, true == f"{finding.kind}.{cause}") for cause, share in causes if cause != "undetermined"
+            (share, true == _label(finding.kind, cause)) for cause, share in causes if cause != "undetermined"
         ]
     return out
 

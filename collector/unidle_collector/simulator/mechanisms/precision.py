@@ -3,7 +3,7 @@
 from unidle_collector.simulator.mechanisms.variant import HEALTHY, NONE, Levels, Pipes, Variant
 
 A100, B200 = "NVIDIA A100-SXM4-80GB", "NVIDIA B200"
-TRUTH = "tensor_cores_unused.precision"
+TRUTH = "starvation.precision"
 FLOAT32, TF32, FLOAT64 = 1.0, 2.0, 5.0
 """`dtype_code`s."""
 
