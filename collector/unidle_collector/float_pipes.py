@@ -8,6 +8,7 @@ who computes in it has no choice, and nothing here looks at it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -29,7 +30,7 @@ SAID_FOR_S = 600.0
 Positions = np.ndarray[tuple[int], np.dtype[np.intp]]
 
 
-class OnFloatPipes:
+class OnFloatPipes(ABC):
     """FP32 pipes busy and tensor cores idle for 5 min, and something about the number format."""
 
     state: ClassVar[State | None]
@@ -61,9 +62,9 @@ class OnFloatPipes:
             loss[:] = 0.0
         return Verdict(self._hold.on, self._hold.since, a["cause"], loss)
 
+    @abstractmethod
     def concerns(self, dtype_code: Floats) -> Bools:
         """[GPUs] does the number format that the job named lately matter here; NaN: it named none."""
-        raise NotImplementedError
 
     def delay_s(self, cause: str) -> float:  # noqa: ARG002 (there is one cause)
         """The same for all."""

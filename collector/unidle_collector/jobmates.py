@@ -9,6 +9,7 @@ does not look like that: there everything falls together, or DRAM activity stays
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -188,7 +189,7 @@ class Settings:
     even_s: float = 60.0
 
 
-class OutOfStep:
+class OutOfStep(ABC):
     """What the detectors share that find a job whose GPUs do not work alike: the loss of those that wait."""
 
     state: ClassVar[State | None] = "starved"
@@ -252,9 +253,9 @@ class OutOfStep:
         was_even = a["was_even"]
         was_even |= even & (end_ns - a["even_since"] >= self._even_ns)
 
+    @abstractmethod
     def judge(self, view: View, pace: Pace) -> Bools | None:
         """[GPUs of `pace`] those that set the pace, None where this is not what the detector looks for."""
-        raise NotImplementedError
 
     def slow_of(self, view: View, gpus: Positions) -> Positions:
         """Those that set the pace of the job of `gpus`."""
