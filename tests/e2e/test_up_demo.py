@@ -126,7 +126,8 @@ def test_a_demo_finds_every_fault_and_nothing_else(start: Callable[..., Up]) -> 
     assert summary["recommendations"] >= 1
     assert summary["dashboard_http_status"] == 200
     lines = (up.folder / "data" / "demo" / "slack-messages.jsonl").read_text().splitlines()
-    assert len(lines) == summary["messages_delivered"] >= 2
+    # What is under way when the summary is made arrives before the end, and is not in it.
+    assert len(lines) >= summary["messages_delivered"] >= 2
     assert all("SIMULATED" in json.loads(line)["text"] for line in lines)
     assert any("RESOLVED" in json.loads(line)["text"] for line in lines)
     assert not up.children()
