@@ -211,7 +211,8 @@ class Starvation:
             words = f"{percent(still)} of the samples show no activity"
             facts.append(Evidence("zero_activity_ratio", still, "1", None, m.window_s, words))
         told = cause != UNDETERMINED
-        what = f", starved by {cause.replace('_', ' ')}" if told else ": starved, cannot tell by what"
+        by = cause.replace("_", " ").replace("cpu", "CPU")
+        what = f", starved by {by}" if told else ": starved, cannot tell by what"
         node, numbers = where(view, gpus)
         return About(
             title=f"{plural(gpus.size, 'GPU')} at {percent(e)} {name} for {duration(lasted_s)}{what}",
