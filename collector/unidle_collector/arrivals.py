@@ -31,9 +31,16 @@ class Taken:
     rows: int = 0
     late: int = 0
     future: int = 0
-    counter_resets: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Flaws:
+    """What was not right with the rows of one node."""
+
+    node: str
     values_refused: int = 0
     """Infinite, negative or impossible values: they become unknown."""
+    counter_resets: int = 0
 
 
 def alike(arrivals: Sequence[Arrival]) -> Iterator[list[int]]:

@@ -23,7 +23,10 @@ from unidle_collector.model import CauseShare, Cost, Finding
 from unidle_collector.pergpu import SECOND_NS, Floats, PerGpu
 from unidle_collector.signals import View
 
-REFRESH_NS = 10 * SECOND_NS
+REFRESH_NS = 10 * SECOND_NS, 30 * SECOND_NS
+"""Least and most time after which a finding is said anew: REFRESH_SHARE of its age, or of its delay while
+nobody was told."""
+REFRESH_SHARE = 0.05
 RELEARN_NS = 1500 * SECOND_NS
 """Longer than any detector needs to see a lasting condition again: OOM risk judges 20 minutes."""
 JOULES_PER_KWH = 3.6e6
@@ -63,6 +66,11 @@ class _Open:
     told_ns: int | None = None
     refreshed_ns: int = 0
     asks_flight: bool = False
+
+    def changed(self) -> None:
+        """Other GPUs belong to it: what was told is said anew at once, what nobody was told in its turn."""
+        if self.told_ns is not None:
+            self.refreshed_ns = 0
 
 
 class Book:
@@ -189,7 +197,7 @@ class Book:
         entry.since_ns = min(entry.since_ns, since) if entry.told_ns is None else entry.since_ns
         entry.gpus.add(position)
         entry.all_gpus.add(position)
-        entry.refreshed_ns = 0
+        entry.changed()
         self._place[detector.kind][position] = key
         self._a[f"{detector.kind}.lost"][:, position] = 0.0
 
@@ -201,7 +209,7 @@ class Book:
         for number in range(3):
             entry.left[number] += float(lost[number, position])
         lost[:, position] = 0.0
-        entry.refreshed_ns = 0
+        entry.changed()
 
     def _subject(self, detector: Detector, position: int) -> tuple[str, str]:
         owner = self._inventory.owner(position)
@@ -223,7 +231,7 @@ class Book:
                 continue
             silenced = f"{detector.kind}:{entry.subject}" in self._silence
             due = not silenced and _is_due(entry, detector, now)
-            if now - entry.refreshed_ns < REFRESH_NS and not due:
+            if now < entry.refreshed_ns + _refresh_ns(entry, detector, now) and not due:
                 continue
             before = entry.finding
             entry.refreshed_ns = now
@@ -329,6 +337,15 @@ def _is_due(entry: _Open, detector: Detector, now: int) -> bool:
     if entry.told_ns is not None or entry.finding is None:
         return False
     return (now - entry.since_ns) / SECOND_NS >= detector.delay_s(entry.finding.cause)
+
+
+def _refresh_ns(entry: _Open, detector: Detector, now: int) -> int:
+    """How long what was said of it holds: the longer it lasts, the less a few seconds change."""
+    if entry.finding is None:
+        return 0
+    delay_ns = 0 if entry.told_ns is not None else int(detector.delay_s(entry.finding.cause) * SECOND_NS)
+    least, most = REFRESH_NS
+    return min(most, max(least, int(REFRESH_SHARE * max(delay_ns, now - entry.since_ns))))
 
 
 def finding_id(site: str, kind: str, subject: str, since_ns: int) -> str:

@@ -256,6 +256,7 @@ class _Lane:
             known = (step for step, (there, _) in on_time if step < first and there.all())
             self._window.note_samples(next(known, -1))
             self._window.take_all([Arrival(arrival.batch, places, arrival.received_ns, arrival.shift_ns)])
+            self._window.place()
 
     def _with_the_rest(self, own: Step) -> Step:
         """A step of the late rows, filled up with those that came on time."""
@@ -274,7 +275,7 @@ class _Lane:
         if late.any():
             rows = {name: column[: self._count] for name, column in own.columns.items()}
             self._rows[self._now] = late.copy(), rows
-        events = self._main_window.events_at(self._now, self.seed.gpus)
+        events = self._main_window.events.at(self._now, self.seed.gpus)
         mine = tuple(replace(event, gpu=place) for place, event in events)
         return Step(own.end_ns, own.period_ns, columns, sampled, mine)
 

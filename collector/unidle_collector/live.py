@@ -63,6 +63,8 @@ SAVE_EACH_S = 60.0
 """Accounts and timers are saved before log files become segments, and at least this often."""
 GIVE_WAY_S = 0.2
 """The conversion of rows waits this long at a time while batches are taken in or steps handed out."""
+MOST_UNPLACED = 500
+"""Batches that wait for their place in the window until that is done although no step is due; 10 KB each."""
 STEPS_AT_ONCE = 200
 """Steps between two looks at the queue of questions."""
 
@@ -267,6 +269,9 @@ class Live:
     def _advance(self, now_ns: int) -> None:
         """Hand out the steps that are due, answering questions now and then."""
         due = self.window.skip_hole(self.window.due(now_ns))
+        if self.window.waiting >= (1 if due > 0 else MOST_UNPLACED):
+            with self._unbroken("window"):
+                self.window.place()
         inventory = self.engine.inventory
         while due > 0 and not self._stop.is_set():
             for _ in range(min(due, STEPS_AT_ONCE)):
@@ -281,6 +286,8 @@ class Live:
                 self.counters["steps"] += 1
             due -= STEPS_AT_ONCE
             self._answer_waiting()
+        self._keep()
+        self.taking.count_flaws()
         self.late.take(self.window.late)
         self.window.late.clear()
         self.late.work()
@@ -304,7 +311,7 @@ class Live:
     def _keep(self) -> None:
         """A finding that was told, changed or ended becomes an event of its incident; none is left out."""
         began_s = time.monotonic()
-        if began_s < self._keep_again_s:
+        if not self._unkept or began_s < self._keep_again_s:
             return
         try:
             while self._unkept:

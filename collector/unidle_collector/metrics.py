@@ -35,6 +35,7 @@ COUNTERS = {
     "values_refused": "Impossible values that became unknown.",
     "requests_unauthorized": "Requests without the right token.",
     "pushes_busy": "Pushes that were asked to come again.",
+    "window_broken": "Times that something unexpected broke at batches that are stored, but in no account.",
     "pushes_broken": "Pushes at which something unexpected broke; they are sent again.",
     "steps_broken": "Steps of event time at which something unexpected broke: they are not accounted.",
     "collector_broken": "Rounds of the collector at which something unexpected broke.",

@@ -233,13 +233,18 @@ class Taking:
                 node.owners_due = node.facts is not facts
             node.rows += taken.rows
             node.late_rows += taken.late
-            node.counter_resets += taken.counter_resets
             self.counters["rows_ingested"] += taken.rows
             self.counters["rows_late"] += taken.late
             self.counters["rows_future"] += taken.future
-            self.counters["counter_resets"] += taken.counter_resets
-            self.counters["values_refused"] += taken.values_refused
         self.flights.keep()
+
+    def count_flaws(self) -> None:
+        """Take over what was not right with the rows that the window has placed."""
+        for flaws in self._window.flaws:
+            self.nodes[flaws.node].counter_resets += flaws.counter_resets
+            self.counters["counter_resets"] += flaws.counter_resets
+            self.counters["values_refused"] += flaws.values_refused
+        self._window.flaws.clear()
 
     def own_due(self) -> None:
         """Tell the engine whose GPU is whose from the next step on."""
@@ -328,7 +333,7 @@ class Taking:
             about["clock_ahead_s"][node.positions] = -node.clock_skew_s
         if rebooted and batch.times_ns:
             for position in node.positions.tolist():
-                self._window.happened(Happened(position, batch.times_ns[0] + shift_ns, REBOOTED))
+                self._window.events.take(Happened(position, batch.times_ns[0] + shift_ns, REBOOTED))
         if batch.events:
             self._happened(batch, shift_ns)
         return Arrival(batch, node.positions, received_ns, shift_ns)
@@ -344,7 +349,7 @@ class Taking:
                 if (
                     whole(uuid) == event.gpu or uuid == event.gpu
                 ):  # a GPU's event is one of its instances, too
-                    self._window.happened(Happened(position, time_ns, event.kind, event.code))
+                    self._window.events.take(Happened(position, time_ns, event.kind, event.code))
 
     def _skew(self, name: str, node: NodeBook, received_ns: int, clock_ns: int | None) -> int:
         """How far the node's clock is behind ours, where that is worth a correction."""

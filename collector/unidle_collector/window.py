@@ -7,8 +7,7 @@ samples every 30 s fills every step.
 
 from __future__ import annotations
 
-import heapq
-from collections import deque
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -16,7 +15,8 @@ from numpy.typing import NDArray
 
 from unidle_agent.fields import BY_NAME, GPU_FIELDS, HOST_FIELDS
 from unidle_agent.wire import Batch
-from unidle_collector.arrivals import Arrival, Taken, alike
+from unidle_collector.arrivals import Arrival, Flaws, Taken, alike
+from unidle_collector.happenings import Happenings
 from unidle_collector.node_clocks import SILENT_AFTER_NS, NodeClocks
 from unidle_collector.pergpu import SECOND_NS, Floats
 from unidle_collector.ring import Block, Numbers, Ring
@@ -36,8 +36,6 @@ FUTURE_NS = 60 * SECOND_NS
 """Rows from further beyond the receiver's clock than this come from a broken clock."""
 LONGEST_WAIT_STEPS = 3600
 """A hole in the time of the whole fleet longer than this is jumped over."""
-EVENTS_KEPT_STEPS = 1200
-"""Steps for which events that were handed out are kept, for late rows: as long as the ledger can correct."""
 
 
 class Window:
@@ -56,12 +54,13 @@ class Window:
         """Node -> its position in the host columns."""
         self._host_of_gpu: tuple[tuple[int, int, int], NDArray[np.intp]] | None = None
         self.nodes = NodeClocks()
+        self.events = Happenings(self._step_ns, self.step_at)
         self.late: list[Arrival] = []
         """Batches with rows that came too late, for whoever can use them; emptied by them."""
-        self._events: list[tuple[int, int, Happened]] = []
-        """Heap of (time, order of arrival, event) of those that are not handed out yet."""
-        self._events_out: deque[Happened] = deque()
-        self._happened = 0
+        self.flaws: list[Flaws] = []
+        """What was not right with the rows that were placed, for whoever counts it; emptied by them."""
+        self._waiting: list[Arrival] = []
+        """Taken, but not placed yet."""
         self._waiting_since_ns: int | None = None
         self._begun_ns = 0
 
@@ -120,52 +119,74 @@ class Window:
         return (time_ns + self._step_ns // 2) // self._step_ns
 
     def take_all(self, arrivals: Sequence[Arrival]) -> list[Taken]:
-        """Put the rows of a group of batches where they belong; what became of each."""
+        """Take batches, to be put where they belong before the next step; what became of each.
+
+        Until then nobody looks where they go, and the more are put there at once the less each costs.
+        """
         taken = [Taken(rows=len(a.batch.times_ns) * len(a.positions)) for a in arrivals]
-        for numbers in alike(arrivals):
-            group = [arrivals[n] for n in numbers]
-            instants = np.array([len(a.batch.times_ns) for a in group])
-            times = np.array([t for a in group for t in a.batch.times_ns], dtype=np.int64)
-            times += np.repeat(np.array([a.shift_ns for a in group], dtype=np.int64), instants)
-            steps = (times + self._step_ns // 2) // self._step_ns
-            if self._done is None:
-                self._done = int(steps.min()) - 1
-                self._begun_ns = group[0].received_ns
-            self._sort_out(group, [taken[n] for n in numbers], instants, steps)
+        some = [(a, out) for a, out in zip(arrivals, taken, strict=True) if len(a.batch.times_ns)]
+        if some:
+            self._sort_out([a for a, _ in some], [out for _, out in some])
         return taken
 
-    def _sort_out(self, group: list[Arrival], taken: list[Taken], instants: Numbers, steps: Numbers) -> None:
-        """Count what comes too late or too early, and place the rest. `instants` [B], `steps` [sum B]."""
-        assert self._done is not None
-        ahead = steps > self._done + AHEAD_STEPS
-        late = steps <= self._done
+    def _sort_out(self, arrivals: list[Arrival], taken: list[Taken]) -> None:
+        """Count what comes too late or too early, and keep the rest for `place`."""
+        instants, steps = self._steps_of(arrivals)
+        if self._done is None:
+            self._done = int(steps.min()) - 1
+            self._begun_ns = arrivals[0].received_ns
+        ahead, late = steps > self._done + AHEAD_STEPS, steps <= self._done
         begins = np.cumsum(instants) - instants
         newest = np.maximum.reduceat(np.where(ahead, -1, steps), begins).tolist()
-        late_count, ahead_count = np.add.reduceat(late, begins), np.add.reduceat(ahead, begins)
-        for number, (arrival, out) in enumerate(zip(group, taken, strict=True)):
+        ahead_count = np.add.reduceat(ahead, begins).tolist()
+        late_count = np.add.reduceat(late, begins).tolist()
+        for number, (arrival, out) in enumerate(zip(arrivals, taken, strict=True)):
+            batch, width = arrival.batch, len(arrival.positions)
             if newest[number] >= 0:
-                batch = arrival.batch
                 self.nodes.note(batch.node, newest[number], arrival.received_ns, batch.period_s)
-            out.late = int(late_count[number]) * len(arrival.positions)
+            out.late, out.future = late_count[number] * width, ahead_count[number] * width
             if late_count[number]:
                 self.late.append(arrival)
-            out.future = int(ahead_count[number]) * len(arrival.positions)
-        some = late_count + ahead_count < instants
-        keep = np.repeat(some, instants)
-        group = [arrival for arrival, yes in zip(group, some, strict=True) if yes]
-        taken = [out for out, yes in zip(taken, some, strict=True) if yes]
-        if group:
-            self._place(group, taken, instants[some], steps[keep], ~(late | ahead)[keep])
+            if late_count[number] + ahead_count[number] < len(batch.times_ns):
+                self._waiting.append(arrival)
 
-    def _place(
-        self,
-        group: list[Arrival],
-        taken: list[Taken],
-        instants: Numbers,
-        steps: Numbers,
-        use: NDArray[np.bool_],
-    ) -> None:
+    def _steps_of(self, arrivals: Sequence[Arrival]) -> tuple[Numbers, Numbers]:
+        """([B] instants of each batch, [sum of those] the step that each instant belongs to)."""
+        instants = np.array([len(a.batch.times_ns) for a in arrivals])
+        times = np.array([t for a in arrivals for t in a.batch.times_ns], dtype=np.int64)
+        times += np.repeat(np.array([a.shift_ns for a in arrivals], dtype=np.int64), instants)
+        return instants, (times + self._step_ns // 2) // self._step_ns
+
+    @property
+    def waiting(self) -> int:
+        """Batches that were taken and are not placed."""
+        return len(self._waiting)
+
+    def place(self) -> None:
+        """Put the rows of all batches taken so far where they belong.
+
+        Raises what was unexpected at one of them, once all the others are in their place.
+        """
+        waiting, self._waiting = self._waiting, []
+        broken: Exception | None = None
+        for numbers in alike(waiting):
+            group = [waiting[n] for n in numbers]
+            try:
+                self._place(group)
+            except Exception as error:
+                broken = error
+                for arrival in group if len(group) > 1 else ():
+                    with contextlib.suppress(Exception):  # that of the group is told
+                        self._place([arrival])
+        if waiting:
+            self._fit()
+        if broken is not None:
+            raise broken
+
+    def _place(self, group: list[Arrival]) -> None:
         assert self._done is not None
+        instants, steps = self._steps_of(group)
+        use = (steps > self._done) & (steps <= self._done + AHEAD_STEPS)
         periods = np.array([a.batch.period_s for a in group])
         cover = np.maximum(1, np.rint(periods * SECOND_NS / self._step_ns * COVER_PERIODS)).astype(np.int64)
         widths = np.array([len(a.positions) for a in group])
@@ -173,17 +194,12 @@ class Window:
             places = np.concatenate([a.positions for a in group])
             block = Block(instants, widths, places, steps, use, cover)
             refused = self._gpus.place(block, [a.batch.columns for a in group], self._done)
-            for out, values, resets in zip(taken, refused.values, refused.resets, strict=True):
-                out.values_refused, out.counter_resets = int(values), int(resets)
+            for n in np.flatnonzero(refused.values + refused.resets).tolist():
+                node, values, resets = group[n].batch.node, refused.values[n], refused.resets[n]
+                self.flaws.append(Flaws(node, values_refused=int(values), counter_resets=int(resets)))
         hosts = np.array([self._host_place(a.batch.node) for a in group], dtype=np.intp)
         block = Block(instants, np.ones_like(instants), hosts, steps, use, cover)
         self._host.place(block, [a.batch.host for a in group], self._done)
-        self._fit()
-
-    def happened(self, event: Happened) -> None:
-        """Take an event of a GPU, for the step of its time, or the next one where that has passed."""
-        self._happened += 1
-        heapq.heappush(self._events, (event.time_ns, self._happened, event))
 
     def _host_place(self, node: str) -> int:
         found = self._hosts.setdefault(node, len(self._hosts))
@@ -244,6 +260,7 @@ class Window:
         """Jump over a long hole in everybody's time; returns the steps that are still to be handed out."""
         if due <= LONGEST_WAIT_STEPS or self._done is None:
             return due
+        self.place()
         for slot in range(self._steps):  # of the rows beyond the hole only those that come next are lost
             self._clear(slot)
         self._done += due - 1
@@ -258,37 +275,15 @@ class Window:
     def next(self, size: int, node_of: NDArray[np.int32], node_names: list[str]) -> Step:
         """Hand out the next step; columns have `size` entries and are read while it is the last one."""
         assert self._done is not None
+        self.place()
         self._done += 1
         self._clear(self._done + AHEAD_STEPS)
         hosts = self._places_of_hosts(size, node_of, node_names)
         columns = _StepColumns(self._gpus, self._host, hosts, self._done)
         sampled = self._gpus.sampled[self._done % self._steps].copy()
-        return Step(self._done * self._step_ns, self._step_ns, columns, sampled, self._events_due())
-
-    def _events_due(self) -> tuple[Happened, ...]:
-        """Events up to the step that is handed out."""
-        assert self._done is not None
         for gpu, step in self._gpus.take_resets():
-            self.happened(Happened(gpu, step * self._step_ns, RESET))
-        out = []
-        while self._events and self.step_at(self._events[0][0]) <= self._done:
-            out.append(heapq.heappop(self._events)[2])
-        self._events_out.extend(out)
-        oldest_ns = (self._done - EVENTS_KEPT_STEPS) * self._step_ns
-        while self._events_out and self._events_out[0].time_ns < oldest_ns:
-            self._events_out.popleft()
-        return tuple(out)
-
-    def events_at(self, step: int, gpus: NDArray[np.intp]) -> list[tuple[int, Happened]]:
-        """(Place in `gpus`, event) of what happened to them at a step that was handed out."""
-        if not self._events_out:
-            return []
-        place = {gpu: number for number, gpu in enumerate(gpus.tolist())}
-        return [
-            (place[event.gpu], event)
-            for event in self._events_out
-            if event.gpu in place and self.step_at(event.time_ns) == step
-        ]
+            self.events.take(Happened(gpu, step * self._step_ns, RESET))
+        return Step(self._done * self._step_ns, self._step_ns, columns, sampled, self.events.due(self._done))
 
     def _places_of_hosts(
         self, size: int, node_of: NDArray[np.int32], node_names: list[str]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.collector.pushing import START_S, Values, batch, site
 
 from unidle_agent.wire import Batch, encode
 from unidle_collector import taking
+from unidle_collector.ring import Block, Refused
 from unidle_collector.taking import Ack, BrokenError
 
 BUSY: Values = {"gpu_util_ratio": 0.9, "sm_active_ratio": 0.8, "power_w": 600.0}
@@ -52,6 +55,36 @@ def test_a_batch_that_breaks_the_collector_is_answered_500_and_costs_no_other(
         assert here.counter("rows_ingested") == 30, (
             "the two others of the group and one more, of 2 GPUs x 5 s"
         )
+        assert here.get("health")["ok"] is True
+
+
+def test_a_batch_that_cannot_be_placed_costs_its_rows_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with site(tmp_path) as here:
+        place, poison = here.live.window._gpus.place, float(np.float32(0.123))
+
+        def broken(block: Block, raws: Sequence[Mapping[str, Any]], done: int) -> Refused:
+            if any(poison in memoryview(raw["sm_active_ratio"]).cast("B").cast("f") for raw in raws):
+                raise ZeroDivisionError("at this batch")
+            return place(block, raws, done)
+
+        monkeypatch.setattr(here.live.window._gpus, "place", broken)
+        here.clock.at_s = START_S + 4
+        with caplog.at_level(logging.ERROR, "unidle.collector"):
+            here.push(batch(1, 0, 4, BUSY, node="n1"))
+            here.push(batch(1, 0, 4, {"sm_active_ratio": 0.123}, node="poison"))
+            here.settle(7)
+        assert "at this batch" in here.get("health")["problems"][0]
+        assert here.counter("window_broken") == 1
+        window, refs = here.live.window, here.live.engine.inventory.refs
+        for number, ref in enumerate(refs):
+            _, values = window.recent("sm_active_ratio", number, ref.node)
+            assert np.isfinite(values).any() == (ref.node == "n1")
+        here.clock.at_s = START_S + 9
+        for node in ("n1", "poison"):
+            here.push(batch(2, 4, 5, BUSY, node=node))
+        here.settle(10)
         assert here.get("health")["ok"] is True
 
 
