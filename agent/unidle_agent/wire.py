@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgpack
 
@@ -179,12 +179,20 @@ def encode(batch: Batch) -> bytes:
     return zlib.compress(msgpack.packb(document), 1)
 
 
-def decode(data: bytes) -> Batch:
+class Zlib(Protocol):
+    """The module `zlib`, or another that does the same faster."""
+
+    @property
+    def error(self) -> type[Exception]: ...
+    def decompressobj(self) -> Any: ...
+
+
+def decode(data: bytes, unzip: Zlib = zlib) -> Batch:
     """Read what `encode` wrote, by any neighbouring version; raises WireError saying what is wrong.
 
     Columns come back as `Columns`; those of unknown fields are dropped.
     """
-    document = _unpack(data)
+    document = _unpack(data, unzip)
     try:
         if document["v"] != VERSION:
             raise WireError(
@@ -217,15 +225,15 @@ def decode(data: bytes) -> Batch:
         raise WireError(f"expected a batch of schema version {VERSION}: {error}") from error
 
 
-def _unpack(data: bytes) -> dict[str, Any]:
-    unzip = zlib.decompressobj()
+def _unpack(data: bytes, unzip: Zlib) -> dict[str, Any]:
+    unzipping = unzip.decompressobj()
     try:
-        raw = unzip.decompress(data, MAX_BATCH_BYTES)
-    except zlib.error as error:
+        raw = unzipping.decompress(data, MAX_BATCH_BYTES)
+    except unzip.error as error:
         raise WireError(f"expected zlib-compressed MessagePack: {error}") from error
-    if unzip.unconsumed_tail:
+    if unzipping.unconsumed_tail:
         raise WireError(f"expected at most {MAX_BATCH_BYTES} bytes unpacked, there are more")
-    if not unzip.eof:
+    if not unzipping.eof:
         raise WireError("expected a whole batch, the end is missing")
     try:
         document = msgpack.unpackb(raw, strict_map_key=True)

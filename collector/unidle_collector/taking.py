@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from zlib_ng import zlib_ng
 
 from unidle_agent.errors import UnidleError, WireError
 from unidle_agent.wire import Batch, Event, GpuFacts, Owner, decode
@@ -263,7 +264,7 @@ class Taking:
     def _read(self, push: Push) -> Batch | None:
         """The batch of a push; None where it was refused."""
         try:
-            batch = decode(push.data)
+            batch = decode(push.data, zlib_ng)  # type: ignore[arg-type]  # its types call `error` an instance
         except WireError as error:
             self.counters["batches_malformed"] += 1
             push.answer = error

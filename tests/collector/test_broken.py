@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tests.collector.pushing import START_S, Values, batch, site
 
-from unidle_agent.wire import Batch, encode
+from unidle_agent.wire import Batch, Zlib, encode
 from unidle_collector import taking
 from unidle_collector.ring import Block, Refused
 from unidle_collector.taking import Ack, BrokenError
@@ -25,8 +25,8 @@ def test_a_batch_that_breaks_the_collector_is_answered_500_and_costs_no_other(
 ) -> None:
     decode = taking.decode
 
-    def poisoned(data: bytes) -> Batch:
-        found = decode(data)
+    def poisoned(data: bytes, unzip: Zlib) -> Batch:
+        found = decode(data, unzip)
         if found.node == "poison":
             raise ZeroDivisionError("by this node")
         return found
