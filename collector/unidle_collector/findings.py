@@ -157,9 +157,18 @@ class Book:
         return [Change("ended", finding) for finding in over]
 
     def findings(self) -> list[Finding]:
-        """Everything that is open now: told, and still developing."""
-        every = (entry.finding for group in self._open.values() for entry in group.values())
-        return [finding for finding in every if finding is not None]
+        """All that is open now, told or still developing: in the words said last, at the cost until now."""
+        return [
+            replace(entry.finding, cost_so_far=_cost(self._lost(kind, entry)))
+            for kind, group in self._open.items()
+            for entry in group.values()
+            if entry.finding is not None
+        ]
+
+    def _lost(self, kind: str, entry: _Open) -> Floats:
+        """[GPU-seconds, EUR, joules] until now."""
+        out: Floats = self._a[f"{kind}.lost"][:, sorted(entry.gpus)].sum(axis=1) + np.array(entry.left)
+        return out
 
     # -- membership ------------------------------------------------------------------------------
 
@@ -266,7 +275,6 @@ class Book:
         owners = [inventory.owner(position) for position in members]
         jobs = {owner.job for owner in owners if owner.job}
         users = {owner.user for owner in owners if owner.user}
-        lost = self._a[f"{detector.kind}.lost"][:, positions].sum(axis=1) + np.array(entry.left)
         return Finding(
             id=finding_id(self._site, detector.kind, entry.subject, entry.since_ns),
             kind=detector.kind,
@@ -285,7 +293,7 @@ class Book:
             gpus=refs,
             runners_up=runners_up,
             evidence=about.evidence,
-            cost_so_far=_cost(lost),
+            cost_so_far=_cost(self._lost(detector.kind, entry)),
             cost_per_h=self._rate(verdict.loss, view, positions),
             advice=about.advice,
             confirm=about.confirm,
@@ -343,9 +351,10 @@ def _refresh_ns(entry: _Open, detector: Detector, now: int) -> int:
     """How long what was said of it holds: the longer it lasts, the less a few seconds change."""
     if entry.finding is None:
         return 0
-    delay_ns = 0 if entry.told_ns is not None else int(detector.delay_s(entry.finding.cause) * SECOND_NS)
+    delay_s = 0.0 if entry.told_ns is not None else detector.delay_s(entry.finding.cause)
+    share_ns = REFRESH_SHARE * max(delay_s * SECOND_NS, float(now - entry.since_ns))
     least, most = REFRESH_NS
-    return min(most, max(least, int(REFRESH_SHARE * max(delay_ns, now - entry.since_ns))))
+    return int(min(most, max(least, share_ns)))
 
 
 def finding_id(site: str, kind: str, subject: str, since_ns: int) -> str:

@@ -118,10 +118,10 @@ def test_offloading_between_two_samples_a_minute_apart_is_no_idleness() -> None:
 
 
 def test_probabilities_are_those_of_the_findings_whole_life() -> None:
-    """Clear for three minutes of four, then just above the threshold."""
+    """Clear for half of the time, then just above the threshold."""
 
     def waits(instants: int, gpus: int) -> Floats:
-        column: Floats = np.repeat(np.where(np.arange(instants) < 180, 0.4, 0.11)[:, None], gpus, axis=1)
+        column: Floats = np.repeat(np.where(np.arange(instants) < 120, 0.4, 0.11)[:, None], gpus, axis=1)
         return column
 
     clear, fading = found(WAITS | {"cpu_iowait_ratio": 0.4}), found(WAITS | {"cpu_iowait_ratio": waits})
