@@ -43,7 +43,7 @@ LONG_JOBS = DATA / "philly-durations" / "philly_jobs_ge1h.parquet"
 ALL_RUNS = DATA / "philly-durations" / "philly_runtime_all.csv"
 SEEDS = 4
 QUANTILES = (np.arange(1000) + 0.5) / 1000
-DEMO_NODES, DEMO_S = 32, 3600
+DEMO_NODES, DEMO_S = 64, 3600
 SHOWN = ("gpu_util_ratio", "sm_active_ratio", "tensor_active_ratio", "dram_active_ratio", "power_w")
 MEASURED = {
     "CPU offload under FSDP": (13.7, 9.0, 5.7, 3.9, 186.0),

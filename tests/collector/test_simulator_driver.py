@@ -17,11 +17,15 @@ import pytest
 from unidle_agent.errors import UnidleError
 from unidle_agent.settings import Secret
 from unidle_agent.wire import Batch, decode
-from unidle_collector.simulator.agents import gpu_uuid
+from unidle_collector.simulator.agents import Shares, gpu_uuid, node_agents
 from unidle_collector.simulator.driver import HttpTransport, Play, Reply, SimulatorSettings
-from unidle_collector.simulator.fleet import SECOND_NS
+from unidle_collector.simulator.fleet import FEWEST_NODES, SECOND_NS, Fleet
+from unidle_collector.simulator.flown import Flown
+from unidle_collector.up.score import KINDS
 
 HISTORY_S = 3600
+LIVE_ALONE = {"gpu_lost", "stale_agent"}
+NODES, SKEWED, STALE = FEWEST_NODES, "sim-040", "sim-041"
 START_NS = 1_700_000_000 * SECOND_NS + 123
 
 
@@ -49,11 +53,13 @@ class Inbox:
     def __init__(self) -> None:
         self.batches: dict[str, list[Batch]] = defaultdict(list)
         self.order: list[tuple[str, int]] = []
+        self.ahead_ns: dict[str, set[int]] = defaultdict(set)
         self._lock = threading.Lock()
 
-    def push(self, body: bytes) -> Reply:
+    def push(self, body: bytes, ahead_ns: int = 0) -> Reply:
         batch = decode(body)
         with self._lock:
+            self.ahead_ns[batch.node].add(ahead_ns)
             self.batches[batch.node].append(batch)
             self.order.append((batch.node, batch.times_ns[-1]))
         flights = ((ASKED_GPU, "incident/0"),) if batch.node == "sim-003" and batch.seq in (20, 21) else ()
@@ -64,7 +70,7 @@ class Inbox:
 def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Inbox, dict, str]:
     """An hour of history and 20 live seconds of the smallest fleet: what arrived, the truth, the words."""
     truth = tmp_path_factory.mktemp("play") / "truth.json"
-    settings = SimulatorSettings(nodes=16, history_s=HISTORY_S, truth_file=truth)
+    settings = SimulatorSettings(nodes=NODES, gpus_per_node=4, history_s=HISTORY_S, truth_file=truth)
     stop, said, inbox = threading.Event(), io.StringIO(), Inbox()
     clock = FakeClock(stop, START_NS + 20 * SECOND_NS)
     Play(settings, [inbox, inbox], clock, stop, said).run()
@@ -90,21 +96,24 @@ def test_a_flight_that_is_asked_for_comes_once_and_is_what_the_gpu_did(
 
 def test_every_nodes_first_batch_is_one_row_before_time_moves_on(played: tuple[Inbox, dict, str]) -> None:
     inbox = played[0]
-    assert len(inbox.batches) == 16
+    assert len(inbox.batches) == NODES
     assert all(len(batches[0].times_ns) == 1 for batches in inbox.batches.values())
-    assert len({node for node, _ in inbox.order[:16]}) == 16
+    assert len({node for node, _ in inbox.order[:NODES]}) == NODES
 
 
 def test_no_node_is_more_than_one_batch_ahead(played: tuple[Inbox, dict, str]) -> None:
     reached: dict[str, int] = {}
     for node, time_ns in played[0].order:
         reached[node] = time_ns
-        if len(reached) == 16:
-            assert max(reached.values()) - min(reached.values()) <= 60 * SECOND_NS
+        if len(reached) == NODES:
+            there = [time_ns for name, time_ns in reached.items() if name not in (SKEWED, STALE)]
+            assert max(there) - min(there) <= 60 * SECOND_NS
 
 
 def test_every_second_of_every_node_arrives_once_and_in_order(played: tuple[Inbox, dict, str]) -> None:
-    for batches in played[0].batches.values():
+    for node, batches in played[0].batches.items():
+        if node in (SKEWED, STALE):
+            continue
         times = np.concatenate([np.asarray(batch.times_ns) for batch in batches])
         np.testing.assert_array_equal(np.diff(times), SECOND_NS)
         assert times[0] == (START_NS // SECOND_NS - HISTORY_S) * SECOND_NS
@@ -113,11 +122,37 @@ def test_every_second_of_every_node_arrives_once_and_in_order(played: tuple[Inbo
         assert len({batch.boot for batch in batches}) == 1
 
 
+def test_a_clock_that_jumps_shows_in_rows_and_in_the_header(played: tuple[Inbox, dict, str]) -> None:
+    batches = played[0].batches[SKEWED]
+    steps = np.diff(np.concatenate([np.asarray(batch.times_ns) for batch in batches])) // SECOND_NS
+    assert sorted(steps)[-2:] == [1, 9]
+    assert played[0].ahead_ns[SKEWED] == {0, 8 * SECOND_NS}
+    assert {ahead_ns for node, seen in played[0].ahead_ns.items() for ahead_ns in seen if node != SKEWED} == {
+        0
+    }
+
+
+def test_an_agent_that_died_comes_back_with_a_spool_of_its_own() -> None:
+    fleet = Fleet(1, NODES, 4, history_s=HISTORY_S)
+    fleet.go_live()
+    (agent,) = [one for one in node_agents(1, NODES, 4) if one.name == STALE]
+    machine = agent.boot
+    sent = [
+        batch for _ in range(35) for batch in Shares(fleet.step(10), NODES, Flown()).batches(agent, lambda: 0)
+    ]
+    boots = [batch.boot for batch in sent]
+    assert boots == [machine] * 2 + [f"{machine}.2"] * 3
+    assert [batch.seq for batch in sent] == [1, 2, 1, 2, 3]
+    assert [batch.facts is not None for batch in sent] == [True, False, True, False, False]
+    assert sent[2].times_ns[0] - sent[1].times_ns[-1] == 301 * SECOND_NS
+
+
 def test_live_batches_are_short_and_nothing_is_sent_before_it_happened(
     played: tuple[Inbox, dict, str],
 ) -> None:
-    for batches in played[0].batches.values():
-        live = [batch for batch in batches if batch.times_ns[-1] >= START_NS]
+    for node, batches in played[0].batches.items():
+        began_ns = START_NS + max(played[0].ahead_ns[node])
+        live = [batch for batch in batches if batch.times_ns[-1] >= began_ns]
         assert live
         assert max(len(batch.times_ns) for batch in live) <= 10
         assert all(batch.times_ns[-1] <= batch.sent_ns for batch in batches)
@@ -129,7 +164,7 @@ def test_everything_says_that_it_is_simulated(played: tuple[Inbox, dict, str]) -
     assert truth["simulated"] is True
     assert all(line.startswith("SIMULATED") for line in said.splitlines())
     gpus = [uuid for batches in inbox.batches.values() for uuid in batches[0].gpus]
-    assert len(set(gpus)) == 128
+    assert len(set(gpus)) == NODES * 4
     assert all(uuid.startswith("GPU-sim") and len(uuid) == 40 for uuid in gpus)
 
 
@@ -174,12 +209,11 @@ def test_an_xid_is_an_event_of_its_node_in_the_batch_of_its_time(played: tuple[I
 def test_the_truth_names_the_faults_and_where_the_play_is(played: tuple[Inbox, dict, str]) -> None:
     truth = played[1]
     assert truth["phase"] == "live"
-    assert truth["gpus"] == 128
+    assert truth["gpus"] == NODES * 4
     assert truth["sim_speed"] > 1
     assert truth["live_start_ns"] <= START_NS + 10 * SECOND_NS
     kinds = {fault["kind"] for fault in truth["faults"] if fault["start_ns"] < truth["live_start_ns"]}
-    losses = {"idle", "starvation", "throttling_thermal", "throttling_power", "oom_risk"}
-    assert kinds == losses | {"xid", "ecc", "nvlink"}
+    assert kinds == set(KINDS) - {"over_provisioned", "tensor_cores_unused", "checkpoint_stall", *LIVE_ALONE}
     known = {uuid for batches in played[0].batches.values() for uuid in batches[0].gpus}
     for fault in truth["faults"]:
         assert fault["gpus"]
@@ -275,10 +309,10 @@ def test_an_address_that_is_none_is_refused_at_once() -> None:
 
 def test_a_failing_push_ends_the_play(tmp_path: Path) -> None:
     class Broken:
-        def push(self, body: bytes) -> Reply:
+        def push(self, body: bytes, ahead_ns: int = 0) -> Reply:
             raise UnidleError("no more")
 
     stop = threading.Event()
-    settings = SimulatorSettings(nodes=16, history_s=HISTORY_S, truth_file=tmp_path / "truth.json")
+    settings = SimulatorSettings(nodes=NODES, history_s=HISTORY_S, truth_file=tmp_path / "truth.json")
     with pytest.raises(UnidleError, match="no more"):
         Play(settings, [Broken()], FakeClock(stop, START_NS * 2), stop, io.StringIO()).run()

@@ -11,14 +11,23 @@ from numpy.typing import NDArray
 
 from unidle_agent.errors import UnidleError
 from unidle_agent.fields import BY_NAME, GPU_FIELDS, HOST_FIELDS, UNKNOWN_U8
-from unidle_collector.simulator.faults import HISTORY, LIVE, NODES_WITH_FAULTS, Fault
-from unidle_collector.simulator.fleet import GPM_FIELDS, SECOND_NS, Block, Fleet
+from unidle_collector.simulator.faults import HISTORY, LIVE, NODES_WITH_FAULTS, ONE_GPU, Fault
+from unidle_collector.simulator.fleet import (
+    FEWEST_GPUS_PER_NODE,
+    FEWEST_NODES,
+    GPM_FIELDS,
+    SECOND_NS,
+    Block,
+    Fleet,
+)
 from unidle_collector.simulator.hardware import hardware, levels
 from unidle_collector.simulator.jobs import MEMORY_RATIO, sawtooth
+from unidle_collector.up.score import KINDS
 
 ACME = Path(__file__).parents[3] / "shared" / "data" / "acme-philly-cdfs" / "cdfs.parquet"
 HISTORY_S = 5400
 LIVE_S = 60
+NODES, ON_A_NODE = FEWEST_NODES, FEWEST_GPUS_PER_NODE
 Columns = dict[str, NDArray[np.float64]]
 
 
@@ -26,7 +35,7 @@ Columns = dict[str, NDArray[np.float64]]
 def story() -> tuple[Fleet, Columns, Columns, Block]:
     """A whole history and one live minute: the fleet, GPU columns [T, G] and host columns [T, N] with
     unknowns as NaN, and the raw blocks put together."""
-    fleet = Fleet(7, nodes=24, start_ns=1_700_000_000 * SECOND_NS, history_s=HISTORY_S)
+    fleet = Fleet(7, NODES, ON_A_NODE, start_ns=1_700_000_000 * SECOND_NS, history_s=HISTORY_S)
     blocks = [fleet.step(60) for _ in range(HISTORY_S // 60)]
     fleet.go_live()
     blocks.append(fleet.step(LIVE_S))
@@ -34,7 +43,9 @@ def story() -> tuple[Fleet, Columns, Columns, Block]:
     host = {name: np.concatenate([block.host[name] for block in blocks]) for name in blocks[0].host}
     times_ns = np.concatenate([block.times_ns for block in blocks])
     job = np.concatenate([_global(block) for block in blocks])
-    raw = Block(times_ns, gpu, host, job, ())
+    ahead_ns = np.concatenate([block.ahead_ns for block in blocks])
+    pushes = np.concatenate([block.pushes for block in blocks])
+    raw = Block(times_ns, gpu, host, job, (), ahead_ns, pushes)
     return fleet, {n: _known(n, v) for n, v in gpu.items()}, {n: _known(n, v) for n, v in host.items()}, raw
 
 
@@ -78,11 +89,11 @@ def host_mean(field: str, each: Fault) -> float:
 
 def healthy_gpus() -> slice:
     """The GPUs of nodes without faults."""
-    return slice(NODES_WITH_FAULTS * 8, None)
+    return slice(NODES_WITH_FAULTS * ON_A_NODE, None)
 
 
 def test_one_seed_is_one_fleet_however_time_is_cut() -> None:
-    whole, cut = Fleet(3, nodes=16), Fleet(3, nodes=16)
+    whole, cut = Fleet(3, NODES, ON_A_NODE), Fleet(3, NODES, ON_A_NODE)
     at_once = whole.step(120)
     parts = [cut.step(seconds) for seconds in (1, 59, 7, 53)]
     for name, values in at_once.gpu.items():
@@ -92,7 +103,7 @@ def test_one_seed_is_one_fleet_however_time_is_cut() -> None:
 
 
 def test_another_seed_is_another_fleet() -> None:
-    one, other = Fleet(3, nodes=16).step(5), Fleet(4, nodes=16).step(5)
+    one, other = Fleet(3, NODES).step(5), Fleet(4, NODES).step(5)
     assert not np.array_equal(one.gpu["power_w"], other.gpu["power_w"])
 
 
@@ -106,28 +117,21 @@ NOT_SIMULATED = {
     "nfs_read_bytes",
     "nfs_written_bytes",
     "nfs_retransmits",
-    "ib_sent_bytes",
-    "ib_received_bytes",
-    "ib_transmit_waits",
-    "ib_link_errors",
-    "ib_ports_active",
-    "ib_ports_inactive",
-    "ib_ports_slow",
 }
 """Host fields that the simulated fleet has not: to its readers they are unknown."""
 
 
 def test_every_field_that_nvml_and_the_host_give_is_there_in_its_dtype() -> None:
-    block = Fleet(3, nodes=16).step(2)
-    assert set(block.gpu) == {field.name for field in GPU_FIELDS if field.nvml}
+    block = Fleet(3, NODES, ON_A_NODE).step(2)
+    assert set(block.gpu) == {field.name for field in GPU_FIELDS if field.nvml} | {"dtype_code"}
     assert set(block.host) == {field.name for field in HOST_FIELDS} - NOT_SIMULATED
     for name, values in {**block.gpu, **block.host}.items():
         assert values.dtype == np.dtype(BY_NAME[name].dtype), name
-        assert values.shape == (2, 128 if name in block.gpu else 16), name
+        assert values.shape == (2, NODES * ON_A_NODE if name in block.gpu else NODES), name
 
 
 def test_a_fleet_too_small_for_its_faults_is_refused() -> None:
-    with pytest.raises(UnidleError, match="at least 16 nodes"):
+    with pytest.raises(UnidleError, match=f"at least {FEWEST_NODES} nodes"):
         Fleet(1, nodes=4)
 
 
@@ -182,17 +186,19 @@ def test_a_missing_sample_is_unknown_in_every_field_and_a_missing_profile_only_t
     assert (np.delete(raw.gpu["energy_j"], lost, axis=1)[no_row] == UNKNOWN_U8).all()
 
 
-def test_every_kind_of_fault_begins_in_history_and_what_is_told_at_once_live() -> None:
-    kinds = {"idle", "starvation", "throttling_thermal", "throttling_power", "oom_risk"} | {
-        "xid",
-        "ecc",
-        "nvlink",
-    }
+def test_every_kind_that_is_judged_begins_in_history_and_what_is_told_at_once_live() -> None:
+    at_once = {"throttling_thermal", "throttling_power", "gpu_lost", "stale_agent"}
+    kinds = set(KINDS) - {"gpu_lost", "stale_agent"}
     assert {each.kind for each in HISTORY} == kinds
-    assert {each.kind for each in LIVE} == {"throttling_thermal", "throttling_power", "gpu_lost"}
+    assert {each.kind for each in LIVE} == at_once
     begun = [each for each in story()[0].faults if each.start_s < HISTORY_S + 10]
     assert {each.kind for each in begun if each.start_s < HISTORY_S} == kinds
     assert all(0 <= each.start_s - HISTORY_S <= 10 for each in begun if each.start_s >= HISTORY_S)
+
+
+def test_no_two_faults_share_a_node() -> None:
+    taken = [node for each in (*HISTORY, *LIVE) for node in range(each.node, each.node + each.nodes)]
+    assert sorted(taken) == list(range(NODES_WITH_FAULTS))
 
 
 def test_a_fault_of_the_history_ends_in_history_and_one_ends_live() -> None:
@@ -230,7 +236,7 @@ def test_a_fatal_xid_ends_its_job_and_nobody_gets_the_node() -> None:
     assert (gpu["last_xid"][known & after, position] == 119).all()
     assert (gpu["recovery_action"][known & ~after, position] == 0).all()
     assert (raw.job[each.start_s - 1 : each.start_s + 10, position] >= 0).all()
-    assert (raw.job[each.start_s + 30 :, each.node * 8 : each.node * 8 + 8] < 0).all()
+    assert (raw.job[each.start_s + 30 :, each.node * ON_A_NODE : (each.node + 1) * ON_A_NODE] < 0).all()
 
 
 def test_a_lost_gpu_says_that_it_is_lost_and_nothing_else() -> None:
@@ -243,7 +249,8 @@ def test_a_lost_gpu_says_that_it_is_lost_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "field", "value"), [("ecc", "row_remap_pending", 1), ("nvlink", "nvlink_links_up", 12)]
+    ("kind", "field", "value"),
+    [("ecc", "row_remap_pending", 1), ("nvlink", "nvlink_links_up", 12), ("pcie", "pcie_width", 8)],
 )
 def test_a_broken_part_shows_on_one_gpu_whose_job_goes_on(kind: str, field: str, value: float) -> None:
     each = fault(kind)
@@ -251,7 +258,7 @@ def test_a_broken_part_shows_on_one_gpu_whose_job_goes_on(kind: str, field: str,
     assert len(gpus) == 1
     assert mean(field, each) == value
     assert (story()[3].job[rows, gpus] >= 0).all()
-    siblings = np.setdiff1d(np.arange(each.node * 8, each.node * 8 + 8), gpus)
+    siblings = np.setdiff1d(np.arange(each.node * ON_A_NODE, (each.node + 1) * ON_A_NODE), gpus)
     assert np.nanmean(story()[1][field][rows, siblings]) != value
 
 
@@ -275,6 +282,137 @@ def test_a_starved_job_is_a_sawtooth(cause: str) -> None:
     assert np.nanpercentile(sm, 5) == 0.0
     assert 0.15 < mean("power_w", each) / hardware().power_limit_w < 0.45
     assert mean("pcie_rx_bytes_per_s", each) < 2e8
+
+
+def apart(field: str, each: Fault, odd: slice) -> tuple[float, float]:
+    """Mean over the odd ones of a fault's GPUs, and over the others."""
+    rows, gpus = during(each, 5)
+    values = story()[1][field][rows, gpus[0] : gpus[-1] + 1]
+    return float(np.nanmean(values[:, odd])), float(np.nanmean(np.delete(values, odd, axis=1)))
+
+
+def test_the_others_spin_until_the_straggler_comes() -> None:
+    each = fault("straggler")
+    one = len(each.gpus) // 4 + ONE_GPU
+    assert len(each.gpus) == 8 * ON_A_NODE
+    works, waits = apart("tensor_active_ratio", each, slice(one, one + 1))
+    assert waits / works == pytest.approx(0.6, abs=0.02)
+    assert min(apart("gpu_util_ratio", each, slice(one, one + 1))) > 0.97
+    works, waits = apart("sm_active_ratio", each, slice(one, one + 1))
+    assert waits / works > 0.75
+    before = story()[1]["tensor_active_ratio"][each.start_s - 300 : each.start_s, each.gpus]
+    assert np.nanmean(before, axis=0).min() > 0.95 * np.nanmean(before, axis=0).max()
+
+
+def test_one_stage_of_four_is_heavier_from_the_first_step_on() -> None:
+    each = fault("pipeline_imbalance")
+    stages = np.nanmean(story()[1]["tensor_active_ratio"][during(each)[0], each.gpus], axis=0)
+    by_stage = stages.reshape(4, -1).mean(axis=1)
+    assert by_stage[:3] / by_stage[3] == pytest.approx(0.6, abs=0.02)
+    start_up = story()[1]["tensor_active_ratio"][each.start_s - 100 : each.start_s, each.gpus]
+    assert np.nanmax(start_up) == 0.0
+
+
+def per_s(field: str, each: Fault, node: int = 0) -> float:
+    """Mean increase of a host counter while a fault lasts, on its n-th node."""
+    counter = story()[3].host[field][during(each, 5)[0], each.node + node].astype(np.float64)
+    return float((counter[-1] - counter[0]) / (len(counter) - 1))
+
+
+def test_jobs_on_several_nodes_talk_over_infiniband_but_for_the_one_that_fell_back_to_tcp() -> None:
+    tcp, talks, alone = fault("tcp_fallback"), fault("starvation", "communication"), fault("idle", "held")
+    for node in range(2):
+        assert per_s("ib_sent_bytes", tcp, node) == per_s("ib_received_bytes", tcp, node) == 0.0
+        assert min(per_s("net_sent_bytes", tcp, node), per_s("net_received_bytes", tcp, node)) > 1e9
+        assert per_s("ib_sent_bytes", talks, node) > 1e9
+        assert per_s("net_sent_bytes", talks, node) < 1e8
+    assert per_s("ib_sent_bytes", alone) == 0.0
+    ports = story()[3].host["ib_ports_active"][:, tcp.node]
+    assert (ports == ON_A_NODE).all()
+
+
+def test_a_port_goes_down_on_one_node_and_another_collects_link_errors() -> None:
+    down, errors = fault("infiniband", "port_down"), fault("infiniband", "errors")
+    host = story()[3].host
+    assert (host["ib_ports_active"][during(down)[0], down.node] == ON_A_NODE - 1).all()
+    assert (host["ib_ports_inactive"][during(down)[0], down.node] == 1).all()
+    assert (host["ib_ports_inactive"][: down.start_s] == 0).all()
+    assert per_s("ib_link_errors", errors) == pytest.approx(4.0, abs=0.2)
+    assert per_s("ib_link_errors", down) == 0.0
+
+
+def test_half_of_the_gpus_are_asked_for_and_never_used() -> None:
+    each = fault("over_provisioned", "fewer_gpus")
+    half = slice(len(each.gpus) // 2, None)
+    rows = slice(each.start_s - 120, HISTORY_S)
+    for field in ("gpu_util_ratio", "sm_active_ratio", "process_count", "memory_used_bytes"):
+        assert np.nanmax(story()[1][field][rows, each.gpus[half]]) == 0.0, field
+    assert apart("sm_active_ratio", each, half)[1] > 0.8
+
+
+def test_a_small_service_has_a_gpu_to_itself() -> None:
+    each = fault("over_provisioned", "large_gpu")
+    assert len(each.gpus) == 1
+    assert mean("gpu_util_ratio", each) == pytest.approx(0.18, abs=0.01)
+    assert mean("memory_used_bytes", each, 200) < 0.12 * hardware().memory_total_bytes
+    others = story()[3].job[during(each)[0], each.node * ON_A_NODE : (each.node + 1) * ON_A_NODE]
+    assert len(np.unique(others[-1])) == ON_A_NODE
+
+
+def test_offloading_moves_data_and_small_kernels_leave_the_gpu_empty() -> None:
+    offload, small = fault("starvation", "host_to_device"), fault("starvation", "small_kernels")
+    moved = mean("pcie_rx_bytes_per_s", offload) + mean("pcie_tx_bytes_per_s", offload)
+    assert moved > 1e9
+    assert mean("sm_active_ratio", offload) == pytest.approx(0.09, abs=0.02)
+    assert mean("gpu_util_ratio", small) == pytest.approx(0.688, abs=0.01)
+    assert mean("sm_active_ratio", small) == pytest.approx(0.238, abs=0.01)
+
+
+def test_a_checkpoint_stops_the_whole_job_for_a_minute_each_eight() -> None:
+    each = fault("checkpoint_stall")
+    still = np.nanmax(story()[1]["sm_active_ratio"][during(each)[0], each.gpus], axis=1) < 0.01
+    assert still.mean() == pytest.approx(60 / 480, abs=0.01)
+    assert still[each.evident_s - each.start_s - 1]
+    assert not still[each.evident_s - each.start_s]
+    written = np.diff(story()[3].host["disk_written_bytes"][during(each)[0], each.node].astype(np.float64))
+    assert written[still[1:]].min() > 20 * written[~still[1:]].max()
+
+
+def test_the_reporter_in_a_job_names_its_number_format() -> None:
+    each = fault("tensor_cores_unused")
+    codes = story()[1]["dtype_code"]
+    assert mean("dtype_code", each) == 1.0
+    assert mean("tensor_active_ratio", each) < 0.01
+    assert mean("fp32_active_ratio", each) > 0.6
+    known = set(np.unique(codes[~np.isnan(codes)]))
+    assert known == {1.0, 4.0}
+    assert np.isnan(codes).any()
+
+
+def test_silent_counters_say_zero_and_their_sums_stand_still_while_the_gpu_works() -> None:
+    each = fault("silent_zeros")
+    rows, gpus = during(each)
+    assert mean("gpu_util_ratio", each) > 0.95
+    assert mean("power_w", each) > 0.6 * hardware().power_limit_w
+    assert np.nanmax(story()[1]["sm_active_ratio"][rows, gpus]) == 0.0
+    total = story()[1]["sm_active_s"][rows, gpus]
+    assert np.nanmax(total) == np.nanmin(total)
+
+
+def test_an_open_session_says_that_a_person_sits_at_it() -> None:
+    block = Fleet(3, NODES, ON_A_NODE).step(1)
+    sessions = [job for job in block.jobs if job.interactive]
+    assert [(job.name, len(job.gpus)) for job in sessions] == [("sim-015-00", 1)]
+    assert mean("gpu_util_ratio", fault("idle", "interactive")) == 0.0
+
+
+def test_a_clock_jumps_ahead_and_an_agent_falls_silent_for_a_while() -> None:
+    skew, stale = fault("clock_skew"), fault("stale_agent", live=True)
+    raw = story()[3]
+    assert set(np.unique(raw.ahead_ns[during(skew)[0], skew.node])) == {8 * SECOND_NS}
+    assert np.count_nonzero(raw.ahead_ns) == HISTORY_S + LIVE_S - skew.start_s
+    assert not raw.pushes[during(stale)[0], stale.node].any()
+    assert raw.pushes[: stale.start_s].all()
 
 
 def test_storage_starves_with_waiting_cpus_and_preprocessing_with_busy_ones() -> None:
@@ -352,7 +490,7 @@ def test_healthy_work_looks_as_it_was_measured() -> None:
 def test_no_healthy_job_gives_reason_for_a_finding() -> None:
     """Between start-up and end: SM at least 0.6, checkpoints of at most 20 s, flat memory, full clocks."""
     _, gpu, _, raw = story()
-    for position in range(NODES_WITH_FAULTS * 8, raw.job.shape[1]):
+    for position in range(NODES_WITH_FAULTS * ON_A_NODE, raw.job.shape[1]):
         column = raw.job[:, position]
         for name in np.unique(column[column >= 0]):
             rows = np.flatnonzero(column == name)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from unidle_collector.model import Finding, GpuRef
-from unidle_collector.up.score import DELAY_S, KINDS, MARGIN_S, SECOND_NS, Injected, belongs, score
+from unidle_collector.up.score import KINDS, OWED_S, SECOND_NS, Injected, belongs, score
 
 T0 = 1_700_000_000 * SECOND_NS
 END = T0 + 7200 * SECOND_NS
@@ -86,11 +86,19 @@ def test_two_findings_of_one_fault_are_both_true() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fault_is_due_only_once_delay_and_margin_are_over(kind: str) -> None:
-    owed_s = DELAY_S[kind] + MARGIN_S[kind]
+    owed_s = sum(OWED_S[kind])
     assert score([fault(kind)], [], at(owed_s - 1)).injected[kind] == 0
     assert score([fault(kind)], [], at(owed_s)).injected[kind] == 1
     assert score([fault(kind, end_s=owed_s - 1)], [], END).missed == 0
     assert score([fault(kind, end_s=owed_s)], [], END).missed == 1
+
+
+def test_people_are_told_of_an_open_session_later_than_of_other_idle_gpus() -> None:
+    session = replace(fault(), cause="interactive")
+    owed_s = sum(OWED_S["idle.interactive"])
+    assert owed_s > sum(OWED_S["idle"])
+    assert not session.is_due(at(owed_s - 1))
+    assert session.is_due(at(owed_s))
 
 
 def test_a_fault_found_before_it_was_due_is_no_false_finding() -> None:
@@ -105,8 +113,8 @@ def test_faults_that_have_not_begun_are_left_out() -> None:
 
 def test_evidence_comes_later_than_the_fault_where_the_truth_says_so() -> None:
     leak = replace(fault("oom_risk"), evident_ns=at(2000))
-    assert not leak.is_due(at(2000 + MARGIN_S["oom_risk"] - 1))
-    assert leak.is_due(at(2000 + MARGIN_S["oom_risk"]))
+    assert not leak.is_due(at(2000 + OWED_S["oom_risk"][1] - 1))
+    assert leak.is_due(at(2000 + OWED_S["oom_risk"][1]))
 
 
 def test_a_finding_that_began_a_little_early_still_belongs() -> None:

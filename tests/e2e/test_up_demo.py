@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from unidle_collector.up.score import KINDS
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-KINDS = {"idle", "starvation", "throttling_thermal", "throttling_power", "oom_risk"}
-KINDS |= {"xid", "ecc", "nvlink", "gpu_lost"}
+WITHIN_A_MINUTE = set(KINDS) - {"stale_agent"}
+"""What is due before the run ends: an agent is silent for 90 s before anybody is told."""
 UP = [sys.executable, "-m", "unidle_agent.cli", "up"]
 
 
@@ -115,10 +117,9 @@ def test_a_demo_finds_every_fault_and_nothing_else(start: Callable[..., Up]) -> 
     assert code == 0, up.said
     summary = json.loads((up.folder / "summary.json").read_text())
     assert summary["simulated"] is True
-    assert set(summary["faults_injected"]) == KINDS
-    assert all(count >= 1 for count in summary["faults_injected"].values())
+    assert {kind for kind, count in summary["faults_injected"].items() if count} == WITHIN_A_MINUTE
     assert (summary["faults_missed"], summary["false_findings"]) == (0, 0), summary["details"]
-    assert set(summary["findings"]) == KINDS
+    assert set(summary["findings"]) == WITHIN_A_MINUTE
     assert summary["gpus"] == 512
     assert summary["rows_ingested"] >= 512 * summary["history_s"]
     assert summary["history_s"] >= 3600

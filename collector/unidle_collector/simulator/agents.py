@@ -33,6 +33,10 @@ class NodeAgent:
     facts_id: int = 0
     owners: tuple[Owner, ...] = ()
     must_send_facts: bool = True
+    ahead_ns: int = 0
+    """Its clock."""
+    dead: bool = False
+    starts: int = 1
     asked: list[tuple[str, str]] = field(default_factory=list)
     """(GPU, request id) of flights that its next batch brings."""
     answered: set[str] = field(default_factory=set)
@@ -43,6 +47,13 @@ class NodeAgent:
             if request not in self.answered:
                 self.answered.add(request)
                 self.asked.append((gpu, request))
+
+    def live(self) -> None:
+        """Start anew if it was dead: with a spool of its own, and nothing kept of what happened meanwhile."""
+        if self.dead:
+            self.dead, self.seq, self.must_send_facts = False, 0, True
+            self.starts += 1
+            self.boot = f"{self.boot.partition('.')[0]}.{self.starts}"
 
     @property
     def name(self) -> str:
@@ -86,10 +97,16 @@ class Shares:
 
         Each batch is made when it is asked for: what the collector answered to the one before counts.
         """
-        block, size = self.block, agent.gpus
-        job = block.job[:, agent.node * size : (agent.node + 1) * size]
-        cuts = [0, *(np.flatnonzero((job[1:] != job[:-1]).any(axis=1)) + 1).tolist(), len(job)]
+        block, size, node = self.block, agent.gpus, agent.node
+        job = block.job[:, node * size : (node + 1) * size]
+        told = np.column_stack((job, block.ahead_ns[:, node], block.pushes[:, node]))
+        cuts = [0, *(np.flatnonzero((told[1:] != told[:-1]).any(axis=1)) + 1).tolist(), len(job)]
         for first, last in pairwise(cuts):
+            if not block.pushes[first, node]:
+                agent.dead = True
+                continue
+            agent.live()
+            agent.ahead_ns = int(block.ahead_ns[first, node])
             owners = tuple(self._owner(int(position)) for position in job[first])
             if owners != agent.owners:
                 agent.owners, agent.must_send_facts = owners, True
@@ -101,9 +118,9 @@ class Shares:
                 node=agent.name,
                 boot=agent.boot,
                 seq=agent.seq,
-                sent_ns=now_ns(),
+                sent_ns=now_ns() + agent.ahead_ns,
                 period_s=PERIOD_S,
-                times_ns=block.times_ns[first:last].tolist(),
+                times_ns=(block.times_ns[first:last] + agent.ahead_ns).tolist(),
                 gpus=agent.uuids,
                 columns={name: values[agent.node, first:last] for name, values in self.columns.items()},
                 host={name: values[first:last, agent.node].tobytes() for name, values in block.host.items()},
@@ -118,7 +135,13 @@ class Shares:
         """The events of the node's GPUs at the instants [first, last)."""
         begin_ns, end_ns = self.block.times_ns[first], self.block.times_ns[last - 1]
         return tuple(
-            Event(event.time_ns, agent.uuids[event.gpu % agent.gpus], event.kind, event.code, "SIMULATED")
+            Event(
+                event.time_ns + agent.ahead_ns,
+                agent.uuids[event.gpu % agent.gpus],
+                event.kind,
+                event.code,
+                "SIMULATED",
+            )
             for event in self.block.events
             if event.gpu // agent.gpus == agent.node and begin_ns <= event.time_ns <= end_ns
         )
@@ -136,7 +159,14 @@ class Shares:
         if position < 0:
             return Nobody
         job = self.block.jobs[position]
-        return Owner(allocated=True, job=job.name, user=job.user, source=SIMULATOR, confidence="high")
+        return Owner(
+            allocated=True,
+            job=job.name,
+            user=job.user,
+            interactive=job.interactive,
+            source=SIMULATOR,
+            confidence="high",
+        )
 
     def _facts(self, agent: NodeAgent) -> tuple[GpuFacts, ...]:
         sources = dict.fromkeys(self.columns, SIMULATOR)

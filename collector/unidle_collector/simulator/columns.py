@@ -43,6 +43,10 @@ class Scene:
     """Power that it draws when nothing runs."""
     cooling_lost: Bools
     brake: Bools
+    silent: Bools
+    """The profiling counters say 0."""
+    dtype_code: NDArray[np.uint64]
+    """What the reporter inside the job says, UNKNOWN_U8 where there is none."""
 
     @classmethod
     def of(
@@ -52,6 +56,8 @@ class Scene:
         memory_ratio: Floats,
         cooling_lost: Bools,
         brake: Bools,
+        silent: Bools,
+        dtype_code: NDArray[np.uint64],
         idle_w: Floats,
         lot: Floats,
     ) -> Scene:
@@ -60,7 +66,9 @@ class Scene:
         floor_w = np.where(table.empty[workload], hw.empty_ratio, 1.0) * idle_w
         full_w = np.maximum(table.signal["demand"][workload] * lot * hw.power_limit_w, floor_w)
         demand_w = floor_w + (full_w - floor_w) * running
-        return cls(workload, running, memory_ratio, demand_w, floor_w, cooling_lost, brake)
+        return cls(
+            workload, running, memory_ratio, demand_w, floor_w, cooling_lost, brake, silent, dtype_code
+        )
 
     def level(self, signal: str) -> Floats32:
         """The workload's level of `signal`."""
@@ -77,6 +85,7 @@ def gpu_columns(
         **_memory(scene),
         **_power_and_heat(scene, motion, noise),
         **_links(scene, noise),
+        "dtype_code": scene.dtype_code,
     }
     rises = {
         "energy_j": np.rint(motion.power_w * 1000.0).astype(np.int64),
@@ -123,9 +132,7 @@ def _activity(scene: Scene, noise: Draw) -> dict[str, NDArray[np.generic]]:
     busy = scene.level("gpu_util") * scene.running
     sm = scene.level("sm") * together
     dram = scene.level("dram") * together * apart
-    return {
-        "gpu_util_ratio": share(busy * np.minimum(1.0, 1.0 + 0.01 * noise.pipe), 0.01),
-        "memory_util_ratio": share(dram * 0.9, 0.01),
+    profiled = {
         "graphics_active_ratio": share(np.minimum(busy, 0.995) * (1.0 + 0.002 * noise.pipe), 0.0001),
         "sm_active_ratio": share(sm, 0.0001),
         "sm_occupancy_ratio": share(np.minimum(scene.level("occupancy") * together * apart, sm), 0.0001),
@@ -133,6 +140,14 @@ def _activity(scene: Scene, noise: Draw) -> dict[str, NDArray[np.generic]]:
         "dram_active_ratio": share(dram, 0.0001),
         "fp32_active_ratio": share(scene.level("fp32") * together * apart, 0.0001),
         "fp16_active_ratio": share(scene.level("fp16") * together * apart, 0.0001),
+    }
+    if scene.silent.any():
+        for values in profiled.values():
+            values[scene.silent] = 0.0
+    return {
+        "gpu_util_ratio": share(busy * np.minimum(1.0, 1.0 + 0.01 * noise.pipe), 0.01),
+        "memory_util_ratio": share(dram * 0.9, 0.01),
+        **profiled,
     }
 
 

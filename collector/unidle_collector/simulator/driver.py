@@ -64,8 +64,9 @@ class Reply:
 class Transport(Protocol):
     """The way to a collector, for one thread."""
 
-    def push(self, body: bytes) -> Reply:
-        """Deliver one batch; what does the collector want? Raises UnidleError for good."""
+    def push(self, body: bytes, ahead_ns: int = 0) -> Reply:
+        """Deliver one batch of a node whose clock is ahead; what does the collector want? Raises UnidleError
+        for good."""
 
 
 class Clock(Protocol):
@@ -102,12 +103,12 @@ class HttpTransport:
         self._connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=60)
         self._headers = {"Content-Type": CONTENT_TYPE, "Authorization": f"Bearer {token.reveal()}"}
 
-    def push(self, body: bytes) -> Reply:
+    def push(self, body: bytes, ahead_ns: int = 0) -> Reply:
         """Deliver one batch."""
         waited_s, pause_s = 0.0, 0.2
         while True:
             try:
-                status, retry_after, answer = self._post(body)
+                status, retry_after, answer = self._post(body, ahead_ns)
             except (OSError, http.client.HTTPException) as error:
                 self._connection.close()
                 status, retry_after, answer = 503, None, str(error).encode()
@@ -127,8 +128,8 @@ class HttpTransport:
             self._clock.wait(pause_s)
             waited_s += pause_s
 
-    def _post(self, body: bytes) -> tuple[int, str | None, bytes]:
-        clock = {CLOCK_HEADER: str(time.time_ns())}
+    def _post(self, body: bytes, ahead_ns: int) -> tuple[int, str | None, bytes]:
+        clock = {CLOCK_HEADER: str(time.time_ns() + ahead_ns)}
         self._connection.request("POST", self._path, body, {**self._headers, **clock})
         with self._connection.getresponse() as reply:
             return reply.status, reply.getheader("Retry-After"), reply.read()
@@ -200,7 +201,7 @@ class Play:
             for batch in shares.batches(agent, self._clock.now_ns):
                 if self._stop.is_set():
                     return
-                reply = transport.push(encode(batch))
+                reply = transport.push(encode(batch), agent.ahead_ns)
                 agent.must_send_facts |= reply.send_facts
                 agent.ask(reply.flights)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unidle_collector.simulator.jobs import (
+    FLOAT32,
     FOREVER_S,
     MEMORY_RATIO,
     Ints,
@@ -22,7 +23,7 @@ from unidle_collector.simulator.jobs import (
     settled,
 )
 
-NODES_WITH_FAULTS = 15
+NODES_WITH_FAULTS = 42
 """The first nodes of the fleet."""
 ONE_GPU = 3
 """The GPU of a node that has a fault of its own."""
@@ -48,6 +49,8 @@ class Planned:
     one_gpu: bool = False
     ends_live_s: int | None = None
     """A fault of the history that ends this long after going live."""
+    nodes: int = 1
+    """That its job lies on, from `node` on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class Fault:
     kind: str
     cause: str
     node: int
+    """The first one."""
     gpus: Ints
     """Positions in the fleet."""
     job: str
@@ -80,27 +84,49 @@ HISTORY = (
     Planned("xid", "reset", 11, -1500, None, one_gpu=True),
     Planned("ecc", "remap_pending", 12, -2400, None, one_gpu=True),
     Planned("nvlink", "links_down", 13, -1900, None, one_gpu=True),
+    Planned("idle", "interactive", 15, -4700, None, one_gpu=True),
+    Planned("over_provisioned", "large_gpu", 16, -5100, None, one_gpu=True),
+    Planned("over_provisioned", "fewer_gpus", 17, -5100, None),
+    Planned("starvation", "host_to_device", 18, -1800, None),
+    Planned("starvation", "small_kernels", 19, -3500, None),
+    Planned("checkpoint_stall", "checkpoint", 20, -4000, None),
+    Planned("tensor_cores_unused", "precision", 21, -4200, None),
+    Planned("starvation", "communication", 22, -2300, None, nodes=2),
+    Planned("tcp_fallback", "tcp_fallback", 24, -2800, None, nodes=2),
+    Planned("pipeline_imbalance", "pipeline_imbalance", 26, -3300, None, nodes=2),
+    Planned("straggler", "straggler", 28, -1500, None, nodes=8),
+    Planned("pcie", "width", 36, -2000, None, one_gpu=True),
+    Planned("silent_zeros", "counters_silent", 37, -1200, None, one_gpu=True),
+    Planned("infiniband", "port_down", 38, -600, None),
+    Planned("infiniband", "errors", 39, -1000, None),
+    Planned("clock_skew", "ahead", 40, -1700, None),
 )
 LIVE = (
     Planned("throttling_thermal", "cooling_lost", 9, 5, 35, one_gpu=True),
     Planned("throttling_power", "power_brake", 10, 8, 600),
     Planned("gpu_lost", "lost", 14, 12, 900, one_gpu=True),
+    Planned("stale_agent", "silent", 41, 20, 300),
 )
 LIVE_AGAIN_S, LIVE_TIMES = 1800, 48
 """What begins live begins again this often, for a day, so that a demo left running stays alive."""
 SHORTEST_HISTORY_S = 3600
-"""Every kind of fault begins, and is due, within a history of this length."""
+"""Every kind of fault begins, and is due, within a history of this length; but for GPUs that are held and
+hardly used, of which people are told after an hour."""
 EVIDENT_AFTER_S = {"throttling_thermal": 5, "throttling_power": 1}
 READS: Mapping[str, Mapping[str, float]] = {
     "xid": {"last_xid": 119, "recovery_action": 1},
     "ecc": {"row_remap_pending": 1},
     "nvlink": {"nvlink_links_up": 12},
     "gpu_lost": {"gpu_state": 1},
+    "pcie": {"pcie_width": 8},
 }
 """Kind -> what the driver says while it lasts; of a lost GPU it says nothing else."""
 XIDS = {"xid": 119, "gpu_lost": 79}
 """Kind -> the XID that it begins with."""
-OF_HARDWARE = {*EVIDENT_AFTER_S, *READS}
+LINK_ERRORS_PER_S = 4.0
+CLOCK_AHEAD_S = 8
+OF_NODES = {"infiniband", "clock_skew", "stale_agent"}
+OF_HARDWARE = {*EVIDENT_AFTER_S, *READS, *OF_NODES, "silent_zeros"}
 """Kinds that come over whatever job is there; the others are a job's own."""
 JOB_DIES_AFTER_S = 20
 SPARE = {fault.node for fault in LIVE if fault.kind == "gpu_lost"}
@@ -130,9 +156,48 @@ class Script:
     """The fault that a job brings with it; None where the hardware is at fault or nothing is."""
 
 
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What a job does that brings a fault with it from its first step on."""
+
+    workload: str
+    odd: tuple[str, float, float] | None = None
+    """Another workload of a part of its GPUs: what it is, and from which share of them to which."""
+    memory_ratio: float = MEMORY_RATIO["tensor_parallel"]
+    checkpoint_every_s: int = 0
+    checkpoint_s: int = 0
+    dtype_code: int | None = None
+
+
+COURSES: Mapping[str, Course] = {
+    "cpu_preprocessing": Course("starved_cpu"),
+    "host_to_device": Course("starved_offload", memory_ratio=0.40),
+    "small_kernels": Course("small_kernels", memory_ratio=0.20),
+    "communication": Course("communication", memory_ratio=0.45),
+    "tcp_fallback": Course("tcp_fallback"),
+    "pipeline_imbalance": Course("waits_for_others", odd=("tensor_parallel", 0.75, 1.0)),
+    "checkpoint": Course("tensor_parallel", checkpoint_every_s=480, checkpoint_s=60),
+    "precision": Course("float32", memory_ratio=0.60, dtype_code=FLOAT32),
+    "fewer_gpus": Course("compute_bound", odd=("no_process", 0.5, 1.0)),
+    "large_gpu": Course("small_service", memory_ratio=0.10),
+}
+"""Cause -> course."""
+TURNS_INTO = {
+    "held": "held",
+    "no_process": "no_process",
+    "interactive": "held",
+    "storage": "starved_storage",
+    "straggler": "waits_for_others",
+}
+"""Cause -> what a job that was healthy does from then on."""
+PAUSES = 3
+"""So many checkpoints make a habit."""
+
+
 def script(planned: Planned | None, node: int, gpus: Ints, live_s: int, rng: np.random.Generator) -> Script:
     """The jobs of `node` up to and including the fault; `live_s` is when the history was to end."""
-    steady = healthy(f"sim-{node:03d}-00", "tensor_parallel", gpus, -7200, FOREVER_S, rng, steady=True)
+    kind = "tensor_parallel" if len(gpus) > 1 else "memory_bound"
+    steady = healthy(f"sim-{node:03d}-00", kind, gpus, -7200, FOREVER_S, rng, steady=True)
     if node in SPARE:
         return Script((_never(steady, rng),), None)
     if planned is None or (planned.kind in OF_HARDWARE and planned.kind not in XIDS):
@@ -144,10 +209,9 @@ def script(planned: Planned | None, node: int, gpus: Ints, live_s: int, rng: np.
     fault = Fault(planned.kind, planned.cause, node, gpus, steady.name, start_s, end_s, start_s)
     if planned.kind == "oom_risk":
         return _leaking(steady, fault, rng)
-    if planned.cause == "cpu_preprocessing":
-        return _badly_fed_from_the_start(steady, fault, rng)
-    turns_into = {"held": "held", "no_process": "no_process", "storage": "starved_storage"}[planned.cause]
-    return Script((_turning(steady, turns_into, start_s, end_s),), fault)
+    if planned.cause in COURSES:
+        return _from_the_start(steady, fault, COURSES[planned.cause], rng)
+    return Script((_turning(steady, fault),), fault)
 
 
 def jobs_of(script: Script, rng: np.random.Generator) -> Iterator[Job]:
@@ -163,19 +227,18 @@ def jobs_of(script: Script, rng: np.random.Generator) -> Iterator[Job]:
         number += 1
 
 
-def _turning(job: Job, workload: str, start_s: int, end_s: int | None) -> Job:
-    """`job`, but from `start_s` on it only does `workload`; killed at `end_s`."""
-    end = FOREVER_S if end_s is None else end_s
+def _turning(job: Job, fault: Fault) -> Job:
+    """`job`, but from the fault on it only does what its cause turns it into; killed at the fault's end."""
+    end_s = FOREVER_S if fault.end_s is None else fault.end_s
     begin, work = job.segments[0], job.segments[1]
-    memory = job.memory
-    if workload == "no_process":
-        memory = Staircase(np.append(memory.times_s, start_s), np.append(memory.ratios, 0.0))
+    one = len(job.gpus) // 4 + ONE_GPU
+    odd = (work.workload, one, one + 1) if fault.cause == "straggler" else None
     segments = (
         begin,
-        Segment(begin.end_s, start_s, work.workload),
-        Segment(start_s, end, workload),
+        Segment(begin.end_s, fault.start_s, work.workload),
+        Segment(fault.start_s, end_s, TURNS_INTO[fault.cause], odd),
     )
-    return replace(job, end_s=end, segments=segments, memory=memory)
+    return replace(job, end_s=end_s, segments=segments, interactive=fault.cause == "interactive")
 
 
 def _dying(job: Job, end_s: int) -> Job:
@@ -190,16 +253,22 @@ def _never(job: Job, rng: np.random.Generator) -> Job:
     return healthy(f"{job.name[:-2]}01", "tensor_parallel", job.gpus, FOREVER_S, 2 * FOREVER_S, rng)
 
 
-def _badly_fed_from_the_start(before: Job, fault: Fault, rng: np.random.Generator) -> Script:
-    """A healthy job ends; the next one's data loader is too slow from its first step on."""
-    up_s = 120
+def _from_the_start(before: Job, fault: Fault, course: Course, rng: np.random.Generator) -> Script:
+    """A healthy job ends; the next one is at fault from its first step on."""
+    up_s, gpus = 120, len(before.gpus)
     start_s = fault.start_s - up_s
+    work = before.segments[1].workload
     first = replace(
         before,
         end_s=start_s - 30,
-        segments=(before.segments[0], Segment(before.segments[0].end_s, start_s - 30, "tensor_parallel")),
+        segments=(before.segments[0], Segment(before.segments[0].end_s, start_s - 30, work)),
     )
     end_s = FOREVER_S if fault.end_s is None else fault.end_s
+    odd = None
+    if course.odd is not None:
+        workload, begin, end = course.odd
+        odd = (workload, int(begin * gpus), int(end * gpus))
+    never_starts = odd is not None and odd[0] == "no_process"
     second = Job(
         name=f"{before.name[:-2]}01",
         user=before.user,
@@ -207,15 +276,17 @@ def _badly_fed_from_the_start(before: Job, fault: Fault, rng: np.random.Generato
         start_s=start_s,
         end_s=end_s,
         segments=(
-            Segment(start_s, fault.start_s, "start_up"),
-            Segment(fault.start_s, end_s, "starved_cpu"),
+            Segment(start_s, fault.start_s, "start_up", odd if never_starts else None),
+            Segment(fault.start_s, end_s, course.workload, odd),
         ),
-        memory=settled(start_s, fault.start_s, MEMORY_RATIO["tensor_parallel"], rng),
-        checkpoint_every_s=0,
-        checkpoint_s=0,
+        memory=settled(start_s, fault.start_s, course.memory_ratio, rng),
+        checkpoint_every_s=course.checkpoint_every_s,
+        checkpoint_s=course.checkpoint_s,
         seed=int(rng.integers(2**31)),
+        dtype_code=course.dtype_code,
     )
-    return Script((first, second), replace(fault, job=second.name))
+    evident_s = start_s + PAUSES * course.checkpoint_every_s if course.checkpoint_every_s else fault.start_s
+    return Script((first, second), replace(fault, job=second.name, evident_s=evident_s))
 
 
 def _leaking(job: Job, fault: Fault, rng: np.random.Generator) -> Script:

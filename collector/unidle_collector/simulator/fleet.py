@@ -14,7 +14,9 @@ from unidle_agent.errors import UnidleError
 from unidle_agent.fields import BY_NAME, UNKNOWN_U8
 from unidle_collector.simulator.columns import Scene, gpu_columns
 from unidle_collector.simulator.faults import (
+    CLOCK_AHEAD_S,
     EVIDENT_AFTER_S,
+    LINK_ERRORS_PER_S,
     NODES_WITH_FAULTS,
     OF_HARDWARE,
     ONE_GPU,
@@ -29,13 +31,13 @@ from unidle_collector.simulator.faults import (
     script,
 )
 from unidle_collector.simulator.hardware import hardware, levels
-from unidle_collector.simulator.hosts import Hosts
+from unidle_collector.simulator.hosts import Fabric, Hosts
 from unidle_collector.simulator.jobs import Ints, Job, Timeline, queue, sawtooth
 from unidle_collector.simulator.noise import Noise
 from unidle_collector.simulator.physics import Physics
 
 SECOND_NS = 1_000_000_000
-FEWEST_NODES, FEWEST_GPUS_PER_NODE = 16, 4
+FEWEST_NODES, FEWEST_GPUS_PER_NODE = NODES_WITH_FAULTS + 2, 4
 GPM_FIELDS = tuple(name for name, spec in BY_NAME.items() if spec.nvml.startswith("GPM"))
 NO_GPM_SHARE, NO_SAMPLE_SHARE = 3e-4, 1e-4
 """Share of samples in which the profiling fields, or all of them, are missing."""
@@ -67,6 +69,10 @@ class Block:
     job: NDArray[np.int32]
     """[n, G] position in `jobs`, -1 where nobody has the GPU."""
     jobs: tuple[Job, ...]
+    ahead_ns: Ints
+    """[n, N] how far each node's clock is ahead."""
+    pushes: NDArray[np.bool_]
+    """[n, N] does the node's agent live."""
     events: tuple[Happening, ...] = ()
     """By time."""
 
@@ -133,29 +139,42 @@ class Fleet:
     def step(self, seconds: int) -> Block:
         """The next `seconds` samples of everything."""
         times_s = np.arange(self.now_s, self.now_s + seconds, dtype=np.int64)
-        scene, job, jobs = self._scene(times_s)
+        scene, used, job, jobs = self._scene(times_s)
         noise = self._noise.draw(seconds, self.gpus)
         motion = self._physics.run(scene.demand_w, scene.floor_w, scene.cooling_lost, scene.brake)
         gpu = gpu_columns(scene, motion, noise, self._counters)
-        host = self._hosts.run(scene.workload, self._noise.hosts(seconds, self.nodes))
+        fabric = Fabric(
+            used,
+            self._node_at_fault("infiniband", times_s, "port_down"),
+            LINK_ERRORS_PER_S * self._node_at_fault("infiniband", times_s, "errors"),
+        )
+        host = self._hosts.run(scene.workload, fabric, self._noise.hosts(seconds, self.nodes))
         events = self._break(gpu, times_s)
         _lose(gpu, noise.lost)
         self.now_s += seconds
-        return Block(self.start_ns + times_s * SECOND_NS, gpu, host, job, jobs, events)
+        ahead_ns = self._node_at_fault("clock_skew", times_s) * np.int64(CLOCK_AHEAD_S * SECOND_NS)
+        pushes = ~self._node_at_fault("stale_agent", times_s)
+        return Block(self.start_ns + times_s * SECOND_NS, gpu, host, job, jobs, ahead_ns, pushes, events)
 
     def _populate(self, rng: np.random.Generator, history_s: int) -> list[Timeline]:
-        """Give every GPU a queue of jobs: one node per fault, the rest in sets of several sizes."""
+        """Give every GPU a queue of jobs: nodes of its own per fault, the rest in sets of several sizes."""
         timelines = []
         planned = {fault.node: fault for fault in self._planned}
-        for node in range(NODES_WITH_FAULTS):
-            made = script(planned.get(node), node, self._of_nodes(node, 1), history_s, rng)
+        node = 0
+        while node < NODES_WITH_FAULTS:
+            fault = planned.get(node)
+            gpus = self._of_nodes(node, 1 if fault is None else fault.nodes)
+            if fault is not None and fault.one_gpu and fault.kind not in OF_HARDWARE:
+                others = np.delete(np.arange(len(gpus)), ONE_GPU)
+                timelines += [_queued(f"sim-{node:03d}g{n}", gpus[n : n + 1], rng) for n in others]
+                gpus = gpus[ONE_GPU : ONE_GPU + 1]
+            made = script(fault, node, gpus, history_s, rng)
             timelines.append(Timeline(jobs_of(made, rng)))
             if made.fault is not None:
                 self.faults.append(made.fault)
+            node += 1 if fault is None else fault.nodes
         self.faults += [self._broken(f, history_s) for f in self._planned if f.kind in OF_HARDWARE]
-        for name, gpus in self._sets():
-            timelines.append(Timeline(queue(name, gpus, np.random.default_rng(rng.integers(2**63)))))
-        return timelines
+        return timelines + [_queued(name, gpus, rng) for name, gpus in self._sets()]
 
     def _sets(self) -> list[tuple[str, Ints]]:
         """(name, GPUs) of each set that jobs queue for: 8 nodes, 2 nodes, 1 node, 1 GPU."""
@@ -190,13 +209,15 @@ class Fleet:
             evident_s=start_s + EVIDENT_AFTER_S.get(planned.kind, 0),
         )
 
-    def _scene(self, times_s: Ints) -> tuple[Scene, NDArray[np.int32], tuple[Job, ...]]:
-        """What every GPU does at each of `times_s`, and for which job."""
+    def _scene(self, times_s: Ints) -> tuple[Scene, NDArray[np.bool_], NDArray[np.int32], tuple[Job, ...]]:
+        """What every GPU does at each of `times_s`, does its job lie on several nodes, and which is it."""
         start_s, end_s = int(times_s[0]), int(times_s[-1]) + 1
         shape = (len(times_s), self.gpus)
         workload = np.full(shape, levels().index["empty"], dtype=np.int16)
         running = np.ones(shape, dtype=np.float32)
         memory = np.zeros(shape)
+        dtype_code = np.full(shape, UNKNOWN_U8, dtype=np.uint64)
+        used = np.zeros(shape, dtype=np.bool_)
         job = np.full(shape, -1, dtype=np.int32)
         jobs = [each for timeline in self._timelines for each in timeline.within(start_s, end_s)]
         for position, each in enumerate(jobs):
@@ -206,23 +227,30 @@ class Fleet:
             job[rows, columns] = position
             memory[rows, columns] = each.memory.at(seconds)[:, None]
             code, runs = self._doing(each, seconds)
-            workload[rows, columns] = code[:, None]
+            workload[rows, columns] = code
             running[rows, columns] = runs[:, None]
+            used[rows, columns] = len(each.gpus) > self.gpus_per_node
+            if each.dtype_code is not None:
+                dtype_code[rows, columns] = each.dtype_code
+        memory[levels().empty[workload]] = 0.0
         scene = Scene.of(
             workload,
             running,
             memory,
+            silent=self._at_fault("silent_zeros", times_s),
+            dtype_code=dtype_code,
             cooling_lost=self._at_fault("throttling_thermal", times_s),
             brake=self._at_fault("throttling_power", times_s),
             idle_w=self._idle_w,
             lot=self._lot,
         )
-        return scene, job, tuple(jobs)
+        return scene, used, job, tuple(jobs)
 
     def _doing(self, job: Job, times_s: Ints) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
-        """[len(times_s)] the workload of `job`, and the share of each second in which it runs."""
+        """[len(times_s), GPUs of `job`] its workload, and [len(times_s)] the share of each second in which it
+        runs."""
         table = levels()
-        code = np.empty(len(times_s), dtype=np.int16)
+        code = np.empty((len(times_s), len(job.gpus)), dtype=np.int16)
         running = np.ones(len(times_s), dtype=np.float32)
         for segment in job.segments:
             here = (times_s >= segment.start_s) & (times_s < segment.end_s)
@@ -235,6 +263,9 @@ class Fleet:
                 running[here] = pattern[times_s[here] % len(pattern)]
             elif not table.idle[index] and segment.workload != "start_up":
                 code[here & job.checkpointing(times_s)] = table.index["checkpoint"]
+            if segment.odd is not None:
+                workload, first, last = segment.odd
+                code[here, first:last] = table.index[workload]
         return code, running
 
     def _break(self, gpu: dict[str, NDArray[np.generic]], times_s: Ints) -> tuple[Happening, ...]:
@@ -262,6 +293,20 @@ class Fleet:
                 until_s = np.inf if fault.end_s is None else fault.end_s
                 out[np.ix_((times_s >= fault.start_s) & (times_s < until_s), fault.gpus)] = True
         return out
+
+    def _node_at_fault(self, kind: str, times_s: Ints, cause: str = "") -> NDArray[np.bool_]:
+        """[len(times_s), N] does the node have a fault of this kind, and of this cause if one is named."""
+        out = np.zeros((len(times_s), self.nodes), dtype=np.bool_)
+        for fault in self.faults:
+            if fault.kind == kind and cause in ("", fault.cause):
+                until_s = np.inf if fault.end_s is None else fault.end_s
+                out[:, fault.node] |= (times_s >= fault.start_s) & (times_s < until_s)
+        return out
+
+
+def _queued(name: str, gpus: Ints, rng: np.random.Generator) -> Timeline:
+    """Healthy jobs for ever."""
+    return Timeline(queue(name, gpus, np.random.default_rng(rng.integers(2**63))))
 
 
 COUNTERS_START_BELOW = {

@@ -32,6 +32,7 @@ SIGNALS = (
     "disk_written",
     "net_received",
     "net_sent",
+    "ib",
 )
 """Quantities that workloads.toml gives a level for."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +19,9 @@ RATES = {
     "disk_written_bytes": ("disk_written", 1.0),
     "net_received_bytes": ("net_received", 1.0),
     "net_sent_bytes": ("net_sent", 1.0),
+    "ib_received_bytes": ("ib", 1.0),
+    "ib_sent_bytes": ("ib", 1.0),
+    "ib_link_errors": ("link_errors", 1.0),
 }
 """Counter -> (signal, whole numbers of its resolution per unit of the signal)."""
 STALLS = ("psi_cpu", "psi_io_some", "psi_io_full")
@@ -25,17 +30,32 @@ ALWAYS = {"cpu": 0.012, "iowait": 0.0006, "psi_cpu": 0.0005, "disk_written": 2e4
 LOAD_TIME_S = 60.0
 
 
+@dataclass(frozen=True, slots=True)
+class Fabric:
+    """The InfiniBand of the nodes: one port for each GPU."""
+
+    used: NDArray[np.bool_]
+    """[n, GPUs] does its job lie on several nodes."""
+    port_down: NDArray[np.bool_]
+    """[n, nodes] is the link of one port down."""
+    errors_per_s: NDArray[np.floating]
+    """[n, nodes]"""
+
+
 class Hosts:
     """The hosts of `nodes` nodes with `gpus_per_node` GPUs each."""
 
     def __init__(self, nodes: int, gpus_per_node: int, rng: np.random.Generator) -> None:
         self._shape = (nodes, gpus_per_node)
         self._counters = {name: rng.integers(0, 10**12, nodes) for name in RATES}
+        self._counters["ib_link_errors"] = rng.integers(0, 40, nodes)
         self._load = np.zeros(nodes)
 
-    def run(self, workload: NDArray[np.int16], noise: Floats32) -> dict[str, NDArray[np.generic]]:
+    def run(
+        self, workload: NDArray[np.int16], fabric: Fabric, noise: Floats32
+    ) -> dict[str, NDArray[np.generic]]:
         """Every host field -> [n, nodes] for [n, GPUs] workloads and [n, nodes] normal noise."""
-        hw = hardware()
+        hw, ports = hardware(), self._shape[1]
         busy = np.clip(self._mean("cpu", workload) * (1.0 + 0.02 * noise), 0.0, 0.99)
         iowait = np.clip(self._mean("iowait", workload) * (1.0 + 0.05 * noise), 0.0, 0.99 - busy)
         total = float(hw.host_memory_bytes)
@@ -49,9 +69,17 @@ class Hosts:
             "page_cache_bytes": np.rint(cached),
             "psi_memory_some_s": np.zeros(busy.shape, dtype=np.uint64),
             "psi_memory_full_s": np.zeros(busy.shape, dtype=np.uint64),
+            "ib_ports_active": (ports - fabric.port_down).astype(np.float32),
+            "ib_ports_inactive": fabric.port_down.astype(np.float32),
+            "ib_ports_slow": np.zeros(busy.shape, dtype=np.float32),
+            "ib_transmit_waits": np.zeros(busy.shape, dtype=np.uint64),
         }
+        nobody = np.int16(levels().index["empty"])
+        sends = {"ib": self._mean("ib", np.where(fabric.used, workload, nobody))}
+        sends["link_errors"] = fabric.errors_per_s / ports
         for name, (signal, per_unit) in RATES.items():
-            rate = self._mean(signal, workload) * np.maximum(0.0, 1.0 + 0.05 * noise)
+            rate = sends[signal] if signal in sends else self._mean(signal, workload)
+            rate = rate * np.maximum(0.0, 1.0 + 0.05 * noise)
             rate = np.minimum(rate, 1.0) if signal in STALLS else rate * self._shape[1]
             rise = np.rint(rate * per_unit).astype(np.int64)
             counter = self._counters[name] + np.cumsum(rise, axis=0)

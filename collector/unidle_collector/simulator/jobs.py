@@ -33,6 +33,8 @@ MEMORY_RATIO = {
     "inference_server": 0.95,
 }
 """Share of the GPU's memory that a healthy job settles at."""
+FLOAT32, BFLOAT16 = 1, 4
+"""`dtype_code` of the field table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class Segment:
     start_s: int
     end_s: int
     workload: str
+    odd: tuple[str, int, int] | None = None
+    """Another workload of some of the job's GPUs: what it is, the first of them, the one after the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,10 @@ class Job:
     checkpoint_s: int
     seed: int
     """Of what is peculiar to this job, such as its saw-tooth."""
+    interactive: bool = False
+    """Does a person sit at it."""
+    dtype_code: int | None = None
+    """What the reporter inside the job says of its number format; None: there is no reporter."""
 
     def checkpointing(self, times_s: Ints) -> NDArray[np.bool_]:
         """[len(times_s)] is it writing a checkpoint."""
@@ -139,6 +147,7 @@ def healthy(
         checkpoint_every_s=int(rng.integers(600, 1801)) if trains else 0,
         checkpoint_s=int(rng.integers(5, 20)),
         seed=int(rng.integers(2**31)),
+        dtype_code=BFLOAT16 if kind == "compute_bound" else None,
     )
 
 

@@ -2,7 +2,8 @@
 
 `{"simulated": true, "seed", "nodes", "gpus", "phase": "history" | "live", "start_ns", "event_time_ns",
 "live_start_ns", "history_s", "progress": 0-1, "sim_speed": simulated seconds per second,
-"faults": [{"kind", "cause", "node", "gpus": [UUID], "job", "start_ns", "end_ns", "evident_ns"}]}`
+"faults": [{"kind", "cause", "node", "gpus": [UUID], "job", "start_ns", "end_ns", "evident_ns"}]}`; `node` is
+one, or `sim-028 to sim-035`.
 """
 
 from __future__ import annotations
@@ -84,10 +85,11 @@ def _fault(fleet: Fleet, fault: Fault) -> dict[str, Any]:
     def at(second: int) -> int:
         return fleet.start_ns + second * SECOND_NS
 
+    nodes = (fault.gpus // fleet.gpus_per_node).tolist()
     return {
         "kind": fault.kind,
         "cause": fault.cause,
-        "node": f"sim-{fault.node:03d}",
+        "node": " to ".join(f"sim-{node:03d}" for node in sorted({nodes[0], nodes[-1]})),
         "gpus": [gpu_uuid(*divmod(int(position), fleet.gpus_per_node)) for position in fault.gpus],
         "job": fault.job,
         "start_ns": at(fault.start_s),

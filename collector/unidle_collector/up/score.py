@@ -15,34 +15,33 @@ from typing import Any, Literal
 from unidle_collector.model import Finding
 
 SECOND_NS = 1_000_000_000
-KINDS = (
-    "idle", "starvation", "throttling_thermal", "throttling_power", "oom_risk",
-    "xid", "ecc", "nvlink", "gpu_lost",
-)  # fmt: skip
-DELAY_S = {
-    "idle": 1800,
-    "starvation": 600,
-    "throttling_thermal": 10,
-    "throttling_power": 10,
-    "oom_risk": 0,
-    "xid": 3,
-    "ecc": 0,
-    "nvlink": 15,
-    "gpu_lost": 0,
+OWED_S: Mapping[str, tuple[int, int]] = {
+    "idle": (1800, 180),
+    "idle.interactive": (3600, 180),
+    "starvation": (600, 180),
+    "straggler": (600, 180),
+    "pipeline_imbalance": (600, 180),
+    "tcp_fallback": (600, 180),
+    "checkpoint_stall": (0, 180),
+    "tensor_cores_unused": (1800, 180),
+    "over_provisioned": (3600, 180),
+    "throttling_thermal": (10, 10),
+    "throttling_power": (10, 10),
+    "oom_risk": (0, 180),
+    "xid": (3, 10),
+    "ecc": (0, 10),
+    "nvlink": (15, 10),
+    "gpu_lost": (0, 10),
+    "pcie": (15, 10),
+    "infiniband": (15, 10),
+    "infiniband.errors": (60, 60),
+    "silent_zeros": (300, 60),
+    "clock_skew": (30, 60),
+    "stale_agent": (90, 10),
 }
-"""The product's promise: seconds from evidence until a person is told."""
-MARGIN_S = {
-    "idle": 180,
-    "starvation": 180,
-    "throttling_thermal": 10,
-    "throttling_power": 10,
-    "oom_risk": 180,
-    "xid": 10,
-    "ecc": 10,
-    "nvlink": 10,
-    "gpu_lost": 10,
-}
-"""For the windows of means, and for the batch that is still on its way."""
+"""Kind, or kind.cause -> the product's promise: seconds from evidence until a person is told; and a margin
+for the windows of means, and for the batch that is still on its way."""
+KINDS = tuple(kind for kind in OWED_S if "." not in kind)
 SLACK_S = 120
 """A finding's time is known to within this."""
 
@@ -66,9 +65,14 @@ class Injected:
         return cls(**{**row, "gpus": frozenset(row["gpus"])})
 
     @property
+    def promised_s(self) -> int:
+        """From the evidence on, the margin included."""
+        return sum(OWED_S.get(f"{self.kind}.{self.cause}", OWED_S[self.kind]))
+
+    @property
     def due_ns(self) -> int:
         """From here on the product owes a finding."""
-        return self.evident_ns + (DELAY_S[self.kind] + MARGIN_S[self.kind]) * SECOND_NS
+        return self.evident_ns + self.promised_s * SECOND_NS
 
     def is_due(self, end_ns: int) -> bool:
         """Was it owed before it, or the run, ended."""
@@ -145,8 +149,8 @@ def _detail(fault: Injected, told: list[Finding], owed: bool) -> Detail:
         after_s = (first_ns - fault.evident_ns) / SECOND_NS
         return Detail("found", fault.kind, fault.cause, where, f"told {after_s:.0f} s after it was evident")
     if owed:
-        promised_s = DELAY_S[fault.kind] + MARGIN_S[fault.kind]
-        return Detail("missed", fault.kind, fault.cause, where, f"not told within {promised_s} s of evidence")
+        words = f"not told within {fault.promised_s} s of evidence"
+        return Detail("missed", fault.kind, fault.cause, where, words)
     return Detail("not due", fault.kind, fault.cause, where, "ended, or the run did, before it was due")
 
 
