@@ -346,6 +346,14 @@ def test_samples_between_two_pieces_of_work_are_not_idle_where_the_energy_says_s
     assert replay(recording(held, minutes=40, period_s=period_s)).gpus[0].states["idle"] == 2400.0
 
 
+def test_energy_of_a_missing_sample_is_no_work() -> None:
+    """A call that fails once leaves its GPU out of one row; the next one tells the energy of both."""
+    twice = np.full((2400, 8), 121.0)
+    twice[1200], twice[1201] = np.nan, 242.0
+    seen = HELD | {"energy_j": lambda _t, _g: twice}
+    assert replay(recording(seen, minutes=40, period_s=1.0)).gpus[0].states["idle"] == 2400.0
+
+
 def test_an_increase_that_comes_after_missing_samples_is_shared_by_them() -> None:
     """A tenth of the time waits for I/O; each sample but every third is missing, and tells all three."""
     keep = np.repeat((np.arange(1200) % 3 == 0)[:, None], 8, axis=1)

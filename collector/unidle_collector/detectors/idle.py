@@ -110,6 +110,7 @@ class Idle:
         self._a.make("cause", np.int16, HELD)
         self._a.make("held_s", np.float64, 0.0)
         self._a.make("ran_s", np.float64, 0.0)
+        self._a.make("energy_ns", np.int64, NEVER)  # up to when the energy is known
         self._blip_ns = int(max(settings.blip_s, 0.0) * SECOND_NS)
         self._coarse = period_s > settings.blip_s
         self._grace_s = grace_s(period_s, settings)
@@ -135,8 +136,11 @@ class Idle:
 
     def _ran_between(self, view: View) -> Bools:
         """Where more energy was drawn since the sample before than at the sample's power: it worked then."""
-        at_sample_w, s = view.step.get("power_w"), self._settings
-        mean_w = view.step.get("energy_j") / (view.step.period_ns / SECOND_NS)
+        at_sample_w, energy_j, s = view.step.get("power_w"), view.step.get("energy_j"), self._settings
+        upto_ns = self._a["energy_ns"]
+        since_ns = np.where(upto_ns == NEVER, view.step.start_ns, upto_ns)  # it tells missing samples, too
+        mean_w = energy_j / ((view.step.end_ns - since_ns) / SECOND_NS)
+        upto_ns[~np.isnan(energy_j)] = view.step.end_ns
         out: Bools = (mean_w >= s.between_ratio * at_sample_w) & (mean_w >= at_sample_w + s.between_w)
         return out
 
