@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from unidle_alerts import words
 from unidle_collector.model import Evidence, Finding, Incident, Recommendation
+from unidle_collector.spoken import cause_words
 
 MAX_COMMAND_CHARS = 1000
 """Once escaped; a section takes 3,000, a whole message 12,000."""
@@ -26,7 +27,7 @@ class Action:
 
 
 def cause_line(finding: Finding) -> str:
-    """`storage (82 % sure); else: cpu preprocessing 12 %`"""
+    """`storage too slow (82 % sure); else: CPU preprocessing too slow 12 %`"""
     cause = _name(finding.cause or finding.kind)
     others = ", ".join(
         f"{_name(each.cause)} {words.percent(each.probability)}" for each in finding.runners_up
@@ -37,7 +38,7 @@ def cause_line(finding: Finding) -> str:
 
 
 def _name(cause: str) -> str:
-    return "cannot tell" if cause == "undetermined" else cause.replace("_", " ")
+    return "cannot tell" if cause == "undetermined" else cause_words(cause)
 
 
 def evidence_lines(finding: Finding) -> list[str]:

@@ -29,6 +29,7 @@ from unidle_alerts import words
 from unidle_alerts.evidence import action, affected, cause_line, evidence_lines
 from unidle_alerts.notice import TOP, Notice, Tally, group_cost, headline, lasted, resolved_ns, summary
 from unidle_collector.model import Finding, Incident
+from unidle_collector.spoken import kind_words
 
 MAX_HEADER_CHARS = 150
 MAX_FALLBACK_CHARS = 300
@@ -94,13 +95,17 @@ def _resolved(notice: Notice, incident: Incident) -> list[Block]:
 
 
 def _group(notice: Notice, tally: Tally, dashboard_url: str) -> list[Block]:
-    kinds = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in tally.kinds)
+    kinds = [f"{count:,} {kind_words(kind)}" for kind, count in tally.kinds]
+    if others := tally.incidents - sum(count for _, count in tally.kinds):
+        kinds.append(f"{others:,} of other kinds")
     rows = _each((_row(each, notice.now_ns) for each in notice.incidents), MAX_ROW_CHARS)
     left = tally.incidents - len(rows)
     more = f"and {left:,} more" if left else ""
     return [
-        _section("What", _data(kinds, MAX_SENTENCE_CHARS), _data(group_cost(tally), MAX_LINE_CHARS)),
-        _section("Most costly" if tally.opened else "Among them", *rows, more),
+        _section(
+            "What", _data(", ".join(kinds), MAX_SENTENCE_CHARS), _data(group_cost(tally), MAX_LINE_CHARS)
+        ),
+        _section("Worst first" if tally.opened else "Among them", *rows, more),
         *_button(dashboard_url, "Open all incidents", None),
         ContextBlock(elements=[_plain("Told together because many changed at once.", MAX_FOOTER_CHARS)]),
     ]
@@ -118,12 +123,14 @@ def _row(incident: Incident, now_ns: int) -> str:
 def _footer(incident: Incident) -> Block:
     finding = incident.finding
     source = "SIMULATED" if finding.simulated else "measured"
+    after = words.span(finding.since_ns, incident.opened_ns)
+    told = "at once" if after == "0 s" else f"{after} after it began"
     counters = ", ".join(dict.fromkeys(each.field for each in finding.evidence))
     texts = [
         f"Rule {finding.kind}",
         f"Incident {incident.id}",
         f"Data: {source}" + (f", {counters}" if counters else ""),
-        f"Told {words.span(finding.since_ns, incident.opened_ns)} after it began",
+        f"Told {told}",
     ]
     return ContextBlock(elements=[_plain(text, MAX_FOOTER_CHARS) for text in texts])
 

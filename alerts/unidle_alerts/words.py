@@ -6,6 +6,7 @@ import unicodedata
 from datetime import UTC, datetime
 
 from unidle_collector.model import Cost, Finding
+from unidle_collector.spoken import cause_words, kind_words
 
 SECOND_NS = 1_000_000_000
 
@@ -124,9 +125,9 @@ def total(cost: Cost) -> str:
 
 
 def what(finding: Finding) -> str:
-    """`idle: held`, `throttling thermal`: the finding by its ids, which no person can have named."""
-    kind, cause = finding.kind.replace("_", " "), finding.cause.replace("_", " ")
-    return f"{kind}: {cause}" if cause and cause != kind else kind
+    """`starvation: storage too slow`: the words for its ids, which no person can have named."""
+    kind, cause = kind_words(finding.kind), cause_words(finding.cause)
+    return f"{kind}: {cause}" if cause and finding.cause != finding.kind and cause != kind else kind
 
 
 def size(finding: Finding) -> str:

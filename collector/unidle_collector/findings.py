@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from unidle_collector.detectors import About, Detector, Verdict, give_way
 from unidle_collector.inventory import Inventory
-from unidle_collector.model import CauseShare, Cost, Finding
+from unidle_collector.jobmates import natural
+from unidle_collector.model import CauseShare, Cost, Finding, GpuRef
 from unidle_collector.pergpu import SECOND_NS, Floats, PerGpu
 from unidle_collector.signals import View
 
@@ -271,7 +272,7 @@ class Book:
         confidence, runners_up = _likely(entry, about, cause)
         inventory = self._inventory
         members = sorted(entry.gpus)
-        refs = tuple(inventory.refs[position] for position in members)
+        refs = _in_order(inventory.refs[position] for position in members)
         owners = [inventory.owner(position) for position in members]
         jobs = {owner.job for owner in owners if owner.job}
         users = {owner.user for owner in owners if owner.user}
@@ -289,7 +290,7 @@ class Book:
             told_ns=entry.told_ns,
             job=", ".join(sorted(jobs)),
             user=", ".join(sorted(users)),
-            nodes=tuple(sorted({ref.node for ref in refs})),
+            nodes=tuple(dict.fromkeys(ref.node for ref in refs)),
             gpus=refs,
             runners_up=runners_up,
             evidence=about.evidence,
@@ -314,13 +315,13 @@ class Book:
 
     def _ended(self, entry: _Open, last: Finding, now: int) -> Finding:
         """The finding as it closes: all GPUs it ever had, and the whole cost."""
-        refs = tuple(self._inventory.refs[position] for position in sorted(entry.all_gpus))
+        refs = _in_order(self._inventory.refs[position] for position in entry.all_gpus)
         return replace(
             last,
             updated_ns=now,
             ended_ns=now,
             gpus=refs,
-            nodes=tuple(sorted({ref.node for ref in refs})),
+            nodes=tuple(dict.fromkeys(ref.node for ref in refs)),
             cost_so_far=_cost(np.array(entry.left)),
             cost_per_h=Cost(0.0, 0.0, 0.0),
         )
@@ -361,6 +362,14 @@ def finding_id(site: str, kind: str, subject: str, since_ns: int) -> str:
     """A stable id: the same recording gives the same ids."""
     digest = hashlib.sha256(f"{site}\0{kind}\0{subject}\0{since_ns}".encode()).digest()
     return f"{kind.split('_')[0]}-{base64.b32encode(digest[:5]).decode().lower()}"
+
+
+def _in_order(refs: Iterable[GpuRef]) -> tuple[GpuRef, ...]:
+    """By node, node2 before node10, and number."""
+    found = tuple(refs)
+    nodes = sorted({ref.node for ref in found}, key=natural)
+    place = {node: number for number, node in enumerate(nodes)}
+    return tuple(sorted(found, key=lambda ref: (place[ref.node], ref.index or 0, ref.gpu)))
 
 
 def _cost(lost: Floats) -> Cost:

@@ -69,7 +69,7 @@ def test_once_tells_what_is_there_on_the_terminal_and_a_second_time_nothing(
         first = capsys.readouterr().out
         assert main(["alerts", "--once"]) == 0
         second = capsys.readouterr().out
-    assert first.startswith("SIMULATED · WARNING · idle: held · 8 GPUs on gpu-07.")
+    assert first.startswith("SIMULATED · WARNING · idle: memory held, nothing runs · 8 GPUs on gpu-07.")
     assert first.endswith("stdout: 1 delivered, 0 given up\n")
     assert second == "stdout: 1 delivered, 0 given up\n"
 

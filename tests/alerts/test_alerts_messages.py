@@ -150,7 +150,7 @@ def test_an_open_incident_says_what_since_when_where_why_what_it_costs_and_what_
     document = payload(notice_of("opened", permitted(make_incident(), "full")), DASHBOARD)
     text = shown(document)
     for expected in (
-        "WARNING · idle: held · eu-fra-1 · 8 GPUs on gpu-07",
+        "WARNING · idle: memory held, nothing runs · eu-fra-1 · 8 GPUs on gpu-07",
         "Job\n4711",
         "Since\n2026-11-21 13:31 UTC, 41 min",
         "Cost now\n24.00 EUR/h, 5.2 kW",
@@ -172,7 +172,7 @@ def test_an_open_incident_says_what_since_when_where_why_what_it_costs_and_what_
 
 def test_a_resolved_incident_says_how_long_and_what_in_total_with_the_same_id() -> None:
     text = shown(payload(notice_of("resolved", make_incident()), DASHBOARD))
-    assert "RESOLVED · idle: held" in text
+    assert "RESOLVED · idle: memory held, nothing runs" in text
     assert "Lasted 38 min, until 2026-11-21 14:09 UTC" in text
     assert "Total\n12.40 EUR, 4.1 GPU-h, 2.6 kWh" in text
     assert "Incident inc-1" in text
@@ -328,7 +328,7 @@ def test_a_cause_that_cannot_be_told_is_not_called_a_cause() -> None:
         incident.finding, cause="undetermined", confidence=0.6, runners_up=(CauseShare("storage", 0.4),)
     )
     text = shown(payload(notice_of("opened", replace(incident, finding=finding))))
-    assert "Cause: cannot tell; likeliest: storage 40 %" in text
+    assert "Cause: cannot tell; likeliest: storage too slow 40 %" in text
     assert "undetermined (" not in text
 
 

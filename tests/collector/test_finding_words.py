@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from tests.collector.fleets import EMPTY, HEALTHY, HELD, Column, recording
 
-from unidle_collector.model import Finding
+from unidle_collector.findings import _in_order
+from unidle_collector.model import Finding, GpuRef
 from unidle_collector.replay import replay
 
 
@@ -73,6 +74,23 @@ def test_a_gpu_that_only_its_empty_memory_calls_free_of_processes_may_be_held_al
     assert (counted.confidence, counted.runners_up) == (0.95, ())
     assert evidence(counted, "process_count") == "no process on them"
     assert "--gpus=N" in counted.advice
+
+
+def test_one_gpu_is_it_and_several_are_them() -> None:
+    several, one = HELD | {"process_count": 1.0}, HEALTHY | {"process_count": 1.0}
+    alone = one | {name: first(0.0, 1.0) for name in ("gpu_util_ratio", "sm_active_ratio")}
+    assert only(several, minutes=4).title.endswith("a process holds them")
+    assert only(alone, minutes=8).title.endswith("a process holds it")
+
+
+def test_gpus_of_a_finding_are_in_the_order_of_nodes_and_numbers() -> None:
+    refs = [GpuRef(node, f"GPU-{node}-{index}", index) for node in ("n10", "n2") for index in (10, 2)]
+    assert [(ref.node, ref.index) for ref in _in_order(refs)] == [
+        ("n2", 2),
+        ("n2", 10),
+        ("n10", 2),
+        ("n10", 10),
+    ]
 
 
 def test_a_held_gpu_is_told_by_what_holds_it() -> None:

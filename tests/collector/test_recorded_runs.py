@@ -192,7 +192,7 @@ def test_the_table_of_a_terminal_shows_a_finding_whole(
     assert main(["diagnose", str(written(tmp_path, OFFLOADS))]) == 0
     text = " ".join(capsys.readouterr().out.split())
     for piece in (
-        "starved by host to device",
+        "starved by host-to-device copies",
         "subject node node: GPU 0-1 of node",
         "cause host to device (80% sure); else: storage 20%",
         "cost so far 0.12 GPU-h, EUR unknown (no price)",

@@ -263,7 +263,7 @@ def test_data_health_tells_which_nodes_need_a_look(serve: Serve) -> None:
     assert "1 node has been silent for 15 min: b200-62" in text(at)
     table = at.dataframe[0].value
     silent = "silent for 15 min 1 s"
-    assert list(table["Problem"][:4]) == ["clock off by 7.4 s", silent, silent, ""]
+    assert list(table["Problem"][:4]) == ["clock 7.4 s behind", silent, silent, ""]
     assert table["Late rows"].sum() == 16
 
 

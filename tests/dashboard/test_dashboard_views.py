@@ -222,6 +222,13 @@ def test_the_table_of_incidents_keeps_numbers_and_unknown_prices() -> None:
     assert row["Sure"] == pytest.approx(86)
 
 
+def test_the_table_of_incidents_counts_nodes_beyond_two() -> None:
+    (incident, *_) = API.incidents()
+    for nodes, shown in ((("n1", "n2"), "n1, n2"), (("n1", "n2", "n10"), "n1 and 2 more"), ((), "")):
+        one = replace(incident, finding=replace(incident.finding, nodes=nodes))
+        assert incidents.table([one])[0]["Nodes"] == shown
+
+
 def test_evidence_is_shown_with_unit_threshold_and_window() -> None:
     rows = incidents.evidence_rows(API.incidents()[0].finding)
     assert [row["Measured"] for row in rows] == ["31 %", "42 %", "unknown"]
@@ -313,7 +320,7 @@ def test_the_collectors_clock_is_event_time_plus_lag() -> None:
         ({}, ""),
         ({"last_sample_ns": None}, "no sample ever"),
         ({"last_sample_ns": NOW_NS - 61 * 10**9}, "silent for 1 min 1 s"),
-        ({"clock_skew_s": -7.4}, "clock off by −7.4 s"),
+        ({"clock_skew_s": -7.4}, "clock 7.4 s ahead"),
         ({"clock_skew_s": None}, ""),
     ],
 )

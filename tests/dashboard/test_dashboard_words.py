@@ -49,6 +49,18 @@ def test_a_duration_shows_its_two_largest_units(seconds: float | None, shown: st
     assert words.duration(seconds) == shown
 
 
+def test_a_rate_of_a_count_names_what_is_counted() -> None:
+    assert words.shown_unit("{error}/s") == ("error/s", 1.0)
+    assert words.label("ib_link_errors") == "InfiniBand link errors"
+
+
+@pytest.mark.parametrize(
+    ("skew_s", "shown"), [(-8.0, "8 s ahead"), (0.004, "4 ms behind"), (None, "unknown")]
+)
+def test_a_clock_is_ahead_or_behind(skew_s: float | None, shown: str) -> None:
+    assert words.clock_off(skew_s) == f"clock {shown}"
+
+
 @pytest.mark.parametrize(
     ("field", "value", "unit", "shown"),
     [
@@ -56,7 +68,11 @@ def test_a_duration_shows_its_two_largest_units(seconds: float | None, shown: st
         ("memory_used_bytes", 120 * 2.0**30, "", "120 GiB"),
         ("sm_clock_hz", 1.965e9, "", "1,965 MHz"),
         ("psi_io_full_s", 0.42, "s/s", "42 %"),
-        ("tokens", 12.0, "{token}", "12 token"),
+        ("tokens", 12.0, "{token}", "12 tokens"),
+        ("process_count", 1.0, "{process}", "1 process"),
+        ("process_count", 8.0, "{process}", "8 processes"),
+        ("pcie_width", 8.0, "lanes", "8 lanes"),
+        ("ib_link_errors", 240.0, "1/min", "240 a minute"),
         ("power_w", None, "", "unknown"),
         ("clock_event_reasons", 96.0, "bits", "0x60"),
         ("last_xid", 79.0, "", "79"),

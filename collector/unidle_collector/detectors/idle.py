@@ -62,9 +62,9 @@ SESSION = (
 
 
 TITLES = {
-    "no_process": "no process is on them",
-    "held": "a process holds them",
-    "interactive": "an interactive session holds them",
+    "no_process": "no process is on",
+    "held": "a process holds",
+    "interactive": "an interactive session holds",
 }
 ADVICE = {
     "no_process": (
@@ -171,6 +171,7 @@ class Idle:
         activity, power = mean_of(view.activity, gpus), mean_of(view.step.get("power_w"), gpus)
         memory = mean_of(view.step.get("memory_used_bytes"), gpus)
         processes = mean_of(view.step.get("process_count"), gpus)
+        them, each = ("it", "it") if gpus.size == 1 else ("them", "each")
         evidence = [
             Evidence(
                 "gpu_util_ratio", activity, "1", NOTHING_RAN, lasted_s,
@@ -179,7 +180,7 @@ class Idle:
         ]  # fmt: skip
         if processes is not None:
             count = "1 process" if processes == 1 else f"{processes:.2g} processes"
-            words = f"{count} on each" if processes else "no process on them"
+            words = f"{count} on {each}" if processes else f"no process on {them}"
             evidence.append(Evidence("process_count", processes, "{process}", None, 0.0, words))
         if memory is not None:
             words = f"{memory / 2**30:.1f} GiB of memory held per GPU"
@@ -191,7 +192,7 @@ class Idle:
         guessed = cause == "no_process" and processes is None
         node, numbers = where(view, gpus)
         return About(
-            title=f"{plural(gpus.size, 'GPU')} idle for {duration(lasted_s)}: {TITLES[cause]}",
+            title=f"{plural(gpus.size, 'GPU')} idle for {duration(lasted_s)}: {TITLES[cause]} {them}",
             severity="warning",
             confidence=0.8 if guessed else 0.95,
             evidence=tuple(evidence),

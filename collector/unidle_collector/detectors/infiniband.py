@@ -29,7 +29,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from unidle_collector.detectors import About, Verdict
+from unidle_collector.detectors import About, Verdict, percent
 from unidle_collector.lasting import Growth, Lasting
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import SECOND_NS, Bools, Floats
@@ -100,7 +100,7 @@ class Infiniband(Lasting):
         node = view.inventory.refs[one].node
         if cause == "port_down":
             now, most = float(a["ib_ports_active"][one]), float(a["most_active"][one])
-            words = f"{now:.0f} of {most:.0f} ports active, {1 - now / most:.0%} of the bandwidth gone"
+            words = f"{now:.0f} of {most:.0f} ports active, {percent(1 - now / most)} of the bandwidth gone"
             evidence = Evidence("ib_ports_active", now, "ports", most, lasted_s, words)
         elif cause == "slow_port":
             now, usual = float(a["ib_ports_slow"][one]), float(a["expected_slow"][one])

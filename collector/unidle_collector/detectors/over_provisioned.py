@@ -322,8 +322,8 @@ def _smaller(view: View, gpus: Positions, busy: float, peak: float, total: float
     if one is not None:
         return (
             f"Ask for a MIG instance {one.profile}: sbatch --gres=gpu:{one.profile}:1, or "
-            f"nvidia.com/mig-{one.profile}: 1 in the pod's limits. It has {one.share:.0%} of the compute and "
-            f"{one.memory_bytes / 2**30:.0f} GiB; short bursts take longer on it."
+            f"nvidia.com/mig-{one.profile}: 1 in the pod's limits. It has {percent(one.share)} of the "
+            f"compute and {one.memory_bytes / 2**30:.0f} GiB; short bursts take longer on it."
         )
     other = cheaper_model(model, peak, busy)
     if other is not None:

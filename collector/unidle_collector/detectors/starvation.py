@@ -91,6 +91,13 @@ ADVICE = {
         "Megatron --overlap-grad-reduce."
     ),
 }
+BY = {
+    "storage": "storage",
+    "cpu_preprocessing": "CPU preprocessing",
+    "host_to_device": "host-to-device copies",
+    "small_kernels": "small kernels",
+    "communication": "waits for collectives",
+}
 CONFIRM = {
     "storage": (
         "iostat -x 5 (nfsiostat 5) on {node}; and an epoch with the data set cached in memory: if that one "
@@ -211,8 +218,7 @@ class Starvation:
             words = f"{percent(still)} of the samples show no activity"
             facts.append(Evidence("zero_activity_ratio", still, "1", None, m.window_s, words))
         told = cause != UNDETERMINED
-        by = cause.replace("_", " ").replace("cpu", "CPU")
-        what = f", starved by {by}" if told else ": starved, cannot tell by what"
+        what = f", starved by {BY[cause]}" if told else ": starved, cannot tell by what"
         node, numbers = where(view, gpus)
         return About(
             title=f"{plural(gpus.size, 'GPU')} at {percent(e)} {name} for {duration(lasted_s)}{what}",

@@ -164,7 +164,7 @@ def _node_line(node: NodeNow | None, gpus: list[GpuNow], now_ns: int | None) -> 
     parts = [f"{words.many(len(gpus), 'GPU')}: {models}"]
     if node is not None:
         parts.append(f"newest sample {words.duration(fleet.age_s(node.last_sample_ns, now_ns))} old")
-        parts.append(f"clock off by {words.duration(node.clock_skew_s)}")
+        parts.append(words.clock_off(node.clock_skew_s))
         parts += [
             f"{words.label(name)} {words.measured(name, value)}"
             for name, value in node.values.items()

@@ -35,6 +35,7 @@ def _body(asked: Answers) -> None:
         placeholder=words.UNKNOWN,
         key="health_nodes",
         column_config={
+            "Problem": st.column_config.TextColumn(width="medium"),
             "Sample age, s": st.column_config.NumberColumn(format="%.1f"),
             "Clock skew, s": st.column_config.NumberColumn(format="%.3f"),
             "Rows": st.column_config.NumberColumn(format="localized"),

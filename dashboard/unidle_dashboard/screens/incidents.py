@@ -175,7 +175,7 @@ def _likelihoods(finding: Finding) -> Html:
         )
         for name, share in incidents.likelihoods(finding)
     ]
-    return el("table", *rows, cls="u-table")
+    return el("table", *rows, cls="u-table u-likely")
 
 
 def _evidence(finding: Finding) -> Html:

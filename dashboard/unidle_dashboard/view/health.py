@@ -31,7 +31,7 @@ def node_problem(node: NodeNow, now_ns: int | None) -> str:
     if age > LATE_S:
         return f"silent for {words.duration(age)}"
     if node.clock_skew_s is not None and abs(node.clock_skew_s) > SKEW_S:
-        return f"clock off by {words.duration(node.clock_skew_s)}"
+        return words.clock_off(node.clock_skew_s)
     return ""
 
 

@@ -41,10 +41,15 @@ def table(incidents: list[Incident]) -> list[dict[str, Any]]:
             "Cause": cause_name(incident.finding.cause),
             "Sure": 100 * incident.finding.confidence,
             "Job": incident.finding.job,
-            "Nodes": ", ".join(incident.finding.nodes),
+            "Nodes": _few(incident.finding.nodes),
         }
         for incident in incidents
     ]
+
+
+def _few(nodes: tuple[str, ...]) -> str:
+    """All of two nodes, of more the first and how many others."""
+    return ", ".join(nodes) if len(nodes) <= 2 else f"{nodes[0]} and {len(nodes) - 1} more"
 
 
 def position(incidents: list[Incident], incident_id: str) -> int | None:

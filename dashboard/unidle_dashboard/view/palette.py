@@ -5,10 +5,10 @@ The colours stay apart for people with protanopia and deuteranopia; a test compu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from unidle_collector.model import STATES, State
+from unidle_collector.spoken import cause_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,43 +40,11 @@ WORST_FIRST: tuple[State, ...] = (
 SEQUENTIAL = ("#1F2A5C", "#2F5D8C", "#2E8C8C", "#5DB56D", "#D9D24A")
 """Low to high, rising in lightness, so that it reads without colour too."""
 
-CAUSES: Mapping[str, str] = {
-    "storage": "storage too slow",
-    "cpu_preprocessing": "CPU preprocessing too slow",
-    "host_to_device": "host-to-device copies",
-    "small_kernels": "small kernels, launch-bound",
-    "communication": "waits for collectives",
-    "tcp_fallback": "collectives over TCP",
-    "straggler": "waits for a straggler",
-    "pipeline_imbalance": "unbalanced pipeline stages",
-    "checkpoint": "checkpointing",
-    "precision": "tensor cores unused",
-    "number_format_unknown": "number format not known",
-    "fewer_gpus": "GPUs never used",
-    "large_gpu": "GPU too large for the work",
-    "undetermined": "cause not determined",
-    "no_process": "no process at all",
-    "held": "memory held, nothing runs",
-    "interactive": "interactive session left open",
-    "thermal": "heat",
-    "power_cap": "power limit",
-    "power_brake": "power brake",
-    "hw_slowdown": "hardware slowdown",
-    "xid": "fatal XID error",
-    "gpu_lost": "GPU lost",
-    "driver_hung": "driver does not answer",
-    "lost": "GPU lost",
-    "hung": "driver does not answer",
-    "reset": "fatal XID, needs a reset",
-    "reboot": "fatal XID, needs a reboot",
-    "node_down": "node down",
-}
-
 
 def cause_name(key: str) -> str:
     """ "starved.storage" -> "Starved: storage too slow"; an unknown cause keeps its own words."""
     state, _, cause = key.rpartition(".")
-    said = CAUSES.get(cause, cause.replace("_", " "))
+    said = cause_words(cause)
     name = LOOKS[state].name if state in LOOKS else state.capitalize()
     if not said or said == state:
         return name

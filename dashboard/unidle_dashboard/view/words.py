@@ -97,9 +97,16 @@ def duration(seconds: float | None) -> str:
     return sign + " ".join(parts[:2])
 
 
+def clock_off(skew_s: float | None) -> str:
+    """A node's clock: "clock 8.0 s ahead"; `skew_s` is the collector's clock less the node's."""
+    if skew_s is None:
+        return f"clock {UNKNOWN}"
+    return f"clock {duration(abs(skew_s))} {'behind' if skew_s > 0 else 'ahead'}"
+
+
 def shown_unit(unit: str) -> tuple[str, float]:
     """What a person reads a unit of the fields' table in, and the factor to it."""
-    return DISPLAY_UNITS.get(unit, (unit.strip("{}"), 1.0))
+    return DISPLAY_UNITS.get(unit, (unit.replace("{", "").replace("}", ""), 1.0))
 
 
 def measured(field_name: str, value: float | None, unit: str = "") -> str:
@@ -109,8 +116,14 @@ def measured(field_name: str, value: float | None, unit: str = "") -> str:
     field = BY_NAME.get(field_name)
     if field is not None and field.kind == "state":
         return f"{int(value):#x}" if "bits" in field.unit else f"{int(value)}"
-    shown, factor = shown_unit(unit or (field.unit if field else ""))
-    return f"{number(value * factor)} {shown}".strip()
+    unit = unit or (field.unit if field else "")
+    if unit == "1/min":
+        return f"{number(value)} a minute"
+    shown, factor = shown_unit(unit)
+    if unit in DISPLAY_UNITS or value != int(value):
+        return f"{number(value * factor)} {shown}".strip()
+    ending = "" if value == 1 or not unit.endswith("}") else "es" if shown.endswith("s") else "s"
+    return f"{value:,.0f} {shown}{ending}".strip()
 
 
 def label(field_name: str) -> str:
@@ -120,6 +133,12 @@ def label(field_name: str) -> str:
         if name.endswith(suffix):
             name = name.removesuffix(suffix)
             break
-    for short, long in (("gpu util", "GPU util"), ("sm ", "SM "), ("pcie", "PCIe"), ("nvlink", "NVLink")):
+    for short, long in (
+        ("gpu util", "GPU util"),
+        ("sm ", "SM "),
+        ("pcie", "PCIe"),
+        ("nvlink", "NVLink"),
+        ("ib ", "InfiniBand "),
+    ):
         name = name.replace("_", " ").replace(short, long)
     return name
