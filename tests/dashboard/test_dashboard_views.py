@@ -224,7 +224,7 @@ def test_the_table_of_incidents_keeps_numbers_and_unknown_prices() -> None:
 
 def test_the_table_of_incidents_counts_nodes_beyond_two() -> None:
     (incident, *_) = API.incidents()
-    for nodes, shown in ((("n1", "n2"), "n1, n2"), (("n1", "n2", "n10"), "n1 and 2 more"), ((), "")):
+    for nodes, shown in ((("n1", "n2"), "n1, n2"), (("n1", "n2", "n10"), "3 nodes"), ((), "")):
         one = replace(incident, finding=replace(incident.finding, nodes=nodes))
         assert incidents.table([one])[0]["Nodes"] == shown
 

@@ -116,7 +116,7 @@ def _nodes(gpus: list[GpuNow], most: int) -> RenderableType:
     for gpu in gpus:
         by_node.setdefault(gpu.node, []).append(gpu)
     order = sorted(by_node, key=lambda node: (-sum(_is_lost(gpu) for gpu in by_node[node]), node))
-    table = Table(box=None, pad_edge=False, show_header=True, header_style="dim")
+    table = Table(box=None, pad_edge=False, show_header=True, header_style="dim", expand=True)
     for name, side in (
         ("node", "left"),
         ("GPUs", "left"),
@@ -125,7 +125,7 @@ def _nodes(gpus: list[GpuNow], most: int) -> RenderableType:
         ("heat", "right"),
     ):
         table.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]
-    table.add_column("jobs", overflow="ellipsis", no_wrap=True)
+    table.add_column("jobs", overflow="ellipsis", no_wrap=True, ratio=1)  # what the others leave
     for node in order[:most]:
         members = by_node[node]
         states = Text()

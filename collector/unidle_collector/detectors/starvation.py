@@ -96,7 +96,7 @@ BY = {
     "cpu_preprocessing": "CPU preprocessing",
     "host_to_device": "host-to-device copies",
     "small_kernels": "small kernels",
-    "communication": "waits for collectives",
+    "communication": "communication",
 }
 CONFIRM = {
     "storage": (

@@ -184,7 +184,7 @@ def _evidence(finding: Finding) -> Html:
         return el("div", "None was recorded.", cls="u-context")
     head = el("tr", *(el("th", name) for name in rows[0]))
     body = (el("tr", *(el("td", cell) for cell in row.values())) for row in rows)
-    return el("div", el("table", head, *body, cls="u-table"), cls="u-scroll")
+    return el("div", el("table", head, *body, cls="u-table u-evidence"), cls="u-scroll")
 
 
 def _evidence_series(asked: Answers, incident: Incident) -> None:

@@ -48,8 +48,8 @@ def table(incidents: list[Incident]) -> list[dict[str, Any]]:
 
 
 def _few(nodes: tuple[str, ...]) -> str:
-    """All of two nodes, of more the first and how many others."""
-    return ", ".join(nodes) if len(nodes) <= 2 else f"{nodes[0]} and {len(nodes) - 1} more"
+    """Up to two nodes by name, more by their number."""
+    return ", ".join(nodes) if len(nodes) <= 2 else f"{len(nodes)} nodes"
 
 
 def position(incidents: list[Incident], incident_id: str) -> int | None:
