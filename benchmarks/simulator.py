@@ -167,14 +167,16 @@ def signatures() -> dict[str, dict[str, list[float]]]:
 def demo(real: dict[str, Floats]) -> dict[str, Any]:
     """The demo's fleet beside Seren: no power or heat, its GPUs are others."""
     fleet = Fleet(1, nodes=DEMO_NODES, history_s=5400)
-    blocks = [fleet.step(60).gpu for _ in range(DEMO_S // 60)]
+    names = ("gpu_util_ratio", "sm_active_ratio", "memory_used_bytes", "memory_total_bytes")
+    blocks = []
+    for _ in range(DEMO_S // 60):
+        gpu = fleet.step(60).gpu
+        blocks.append({name: gpu[name][::15].astype(np.float64) for name in names})
 
     def percent(name: str, over: str | None = None) -> Floats:
-        values = np.concatenate([block[name][::15].astype(np.float64) for block in blocks]).ravel()
+        values = np.concatenate([block[name] for block in blocks]).ravel()
         if over is not None:
-            values = (
-                values / np.concatenate([block[over][::15].astype(np.float64) for block in blocks]).ravel()
-            )
+            values = values / np.concatenate([block[over] for block in blocks]).ravel()
         return 100.0 * values[~np.isnan(values)]
 
     ours = {

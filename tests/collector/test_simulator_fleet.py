@@ -320,7 +320,7 @@ def per_s(field: str, each: Fault, node: int = 0) -> float:
 
 
 def test_jobs_on_several_nodes_talk_over_infiniband_but_for_the_one_that_fell_back_to_tcp() -> None:
-    tcp, talks, alone = fault("tcp_fallback"), fault("starvation", "communication"), fault("idle", "held")
+    tcp, talks, alone = fault("tcp_fallback"), fault("starvation", "communication"), fault("ecc")
     for node in range(2):
         assert per_s("ib_sent_bytes", tcp, node) == per_s("ib_received_bytes", tcp, node) == 0.0
         assert min(per_s("net_sent_bytes", tcp, node), per_s("net_received_bytes", tcp, node)) > 1e9

@@ -146,7 +146,8 @@ def _detail(fault: Injected, told: list[Finding], owed: bool) -> Detail:
     where += f", job {fault.job}" if fault.job else ""
     first_ns = min((f.told_ns for f in mine if f.told_ns is not None), default=None)
     if first_ns is not None:
-        after_s = (first_ns - fault.evident_ns) / SECOND_NS
+        # In the history a clock is read with its batch, up to a minute before the rows in it are looked at.
+        after_s = max(0.0, (first_ns - fault.evident_ns) / SECOND_NS)
         return Detail("found", fault.kind, fault.cause, where, f"told {after_s:.0f} s after it was evident")
     if owed:
         words = f"not told within {fault.promised_s} s of evidence"
