@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from unidle_collector.detectors import duration, plural
 from unidle_collector.model import Cost, Finding, GpuRef
+from unidle_collector.spoken import cause_words
 
 UNDETERMINED = "undetermined"
 NAMES = {
@@ -41,7 +42,7 @@ def story(finding: Finding) -> list[tuple[str, str]]:
 
 
 def cause(finding: Finding) -> str:
-    """`storage (82 % sure); else: cpu preprocessing 12 %, cannot tell 6 %`"""
+    """`storage too slow (82 % sure); else: CPU preprocessing too slow 12 %, cannot tell 6 %`"""
     others = ", ".join(f"{_name(each.cause)} {each.probability:.0%}" for each in finding.runners_up)
     if finding.cause == UNDETERMINED:
         return "cannot tell" + (f"; likeliest: {others}" if others else "")
@@ -77,7 +78,7 @@ def utc(time_ns: int) -> str:
 
 
 def _name(key: str) -> str:
-    return NAMES.get(key) or key.replace("_", " ")
+    return NAMES.get(key) or cause_words(key)
 
 
 def _numbers(refs: Iterable[GpuRef]) -> str:

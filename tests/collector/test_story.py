@@ -47,7 +47,7 @@ def test_every_part_of_a_finding_has_its_line() -> None:
     assert story(FINDING) == [
         ("subject", "job 4711: GPU 0-1, 3 of n1; GPU 0 of n2"),
         ("since", "2023-11-14 22:13:20 UTC, for 12 min"),
-        ("cause", "storage (82% sure); else: cpu preprocessing 12%, cannot tell 6%"),
+        ("cause", "storage too slow (82% sure); else: CPU preprocessing too slow 12%, cannot tell 6%"),
         ("cost so far", "0.40 GPU-h, EUR 1.25, kWh unknown"),
         ("each hour", "1.80 GPU-h, EUR 5.60, 0.40 kWh"),
         ("evidence", "30 % of host CPU time waits for I/O [cpu_iowait_ratio, 60 s]"),
@@ -65,7 +65,7 @@ def test_what_is_over_has_an_end_and_costs_nothing_more() -> None:
 
 def test_a_cause_that_cannot_be_told_is_said_so_with_the_likeliest() -> None:
     unsure = dataclasses.replace(FINDING, cause="undetermined", runners_up=(CauseShare("storage", 0.4),))
-    assert cause(unsure) == "cannot tell; likeliest: storage 40%"
+    assert cause(unsure) == "cannot tell; likeliest: storage too slow 40%"
     assert cause(dataclasses.replace(unsure, runners_up=())) == "cannot tell"
 
 

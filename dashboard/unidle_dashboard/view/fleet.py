@@ -16,6 +16,7 @@ from typing import Any
 from unidle_agent.fields import BY_NAME, GPU_FIELDS
 from unidle_collector.model import STATES, GpuNow, State
 from unidle_collector.owner_words import owner_words
+from unidle_collector.spoken import cause_words
 from unidle_dashboard.view import words
 from unidle_dashboard.view.palette import LOOKS, SEQUENTIAL, WORST_FIRST
 
@@ -163,7 +164,7 @@ def node_table(gpus: list[GpuNow], now_ns: int | None) -> list[dict[str, Any]]:
         row: dict[str, Any] = {
             "GPU": gpu_name(gpu),
             "State": LOOKS[gpu.state].name + (" (inferred)" if gpu.inferred else ""),
-            "Cause": gpu.cause.replace("_", " "),
+            "Cause": cause_words(gpu.cause),
             "Job": gpu.job,
         }
         for name in TABLE_FIELDS:

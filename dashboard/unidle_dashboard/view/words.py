@@ -135,6 +135,7 @@ def label(field_name: str) -> str:
             break
     for short, long in (
         ("gpu util", "GPU util"),
+        ("cpu ", "CPU "),
         ("sm ", "SM "),
         ("pcie", "PCIe"),
         ("nvlink", "NVLink"),
