@@ -34,9 +34,10 @@ class NodeAgent:
     owners: tuple[Owner, ...] = ()
     must_send_facts: bool = True
     ahead_ns: int = 0
-    """Its clock."""
+    """How far its clock is ahead."""
     dead: bool = False
     starts: int = 1
+    """How often it was started."""
     asked: list[tuple[str, str]] = field(default_factory=list)
     """(GPU, request id) of flights that its next batch brings."""
     answered: set[str] = field(default_factory=set)

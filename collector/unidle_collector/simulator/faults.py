@@ -1,6 +1,6 @@
 """What goes wrong in the simulated fleet, on which node and when: the plan, and the jobs that live it.
 
-Every fault has a node to itself, so that what is found there can be held against it. Times are whole
+Every fault has its nodes to itself, so that what is found there can be held against it. Times are whole
 seconds since the fleet's first sample, or relative to the moment at which the fleet goes live.
 """
 

@@ -90,7 +90,7 @@ class Fleet:
         if nodes < FEWEST_NODES or gpus_per_node < FEWEST_GPUS_PER_NODE:
             raise UnidleError(
                 f"expected a fleet of at least {FEWEST_NODES} nodes x {FEWEST_GPUS_PER_NODE} GPUs "
-                f"(each fault has a node to itself), came {nodes} x {gpus_per_node}"
+                f"(each fault has its nodes to itself), came {nodes} x {gpus_per_node}"
             )
         self.nodes, self.gpus_per_node, self.start_ns = nodes, gpus_per_node, start_ns
         self.faults: list[Fault] = []
