@@ -10,6 +10,7 @@ import numpy as np
 from unidle_agent.wire import Owner
 from unidle_collector import detectors
 from unidle_collector.detectors import Detector
+from unidle_collector.detectors.idle import Idle
 from unidle_collector.findings import Book, Change
 from unidle_collector.inventory import Inventory
 from unidle_collector.layout import parts
@@ -28,12 +29,17 @@ class Engine:
         site: str = "",
         silence: tuple[str, ...] = (),
         keep_accounts_ns: int | None = KEEP_NS,
+        steps: int | None = None,
     ) -> None:
+        """`steps`: how many there will be in all, where that is known."""
         self.period_s = period_s
         self.inventory = Inventory()
         self._size = self.inventory.capacity
         self._signals = Signals(self.inventory, period_s)
         self._detectors: list[Detector] = [make(self._size, period_s) for make in detectors.makers()]
+        for detector in self._detectors:
+            if steps is not None and isinstance(detector, Idle):
+                detector.in_all(steps)
         self.ledger = Ledger(self.inventory, self._detectors, period_s, keep_accounts_ns)
         self.book = Book(self.inventory, self._detectors, site, silence)
         self._last: Step | None = None

@@ -312,6 +312,17 @@ class Ledger:
             np.add.at(bucket.lost_s, where, (loss * share)[here])
             np.add.at(bucket.lost_j, where, (loss * _watts(entries.power))[here])
 
+    @property
+    def remembered(self) -> int:
+        """How many of the last steps can still be corrected."""
+        return self._slots - 1
+
+    def booked_steps(self, ends_ns: NDArray[np.int64]) -> tuple[NDArray[np.int8], NDArray[np.uint16]]:
+        """[steps, GPUs] position in `codes` and loss in parts of WHOLE, as booked by now of the steps that
+        end at these times, which are among those remembered; NOT_BOOKED where nothing was."""
+        slots = [self._slot(int(end)) for end in ends_ns]
+        return self._a["code"][slots], self._a["loss"][slots]
+
     def durations(self) -> list[tuple[dict[str, float], dict[str, float]]]:
         """Each GPU over all that was booked: (state -> seconds, `state.cause` -> seconds), never weighted."""
         tenures = self._inventory.tenures

@@ -18,7 +18,8 @@ from unidle_collector.model import Account, Finding, Recommendation
 from unidle_collector.pergpu import SECOND_NS
 from unidle_collector.recommend import recommend
 from unidle_collector.recording import Recording
-from unidle_collector.signals import ACTIVITY, NOTHING_RAN, Happened, Step
+from unidle_collector.signals import ACTIVITY, HELD_BYTES, NOTHING_RAN, Happened, Step
+from unidle_collector.spans import Booked, Span
 
 Positions = NDArray[np.intp]
 
@@ -39,6 +40,12 @@ class GpuResult:
     """`state.cause` -> seconds."""
     findings: list[str]
     """Ids."""
+    spans: tuple[Span, ...] = ()
+    """The same time, in order."""
+    inactive_s: float | None = None
+    """Time of samples in which nothing ran (activity below 1 %), however it was booked; None unknown."""
+    inactive_held_s: float | None = None
+    """Of that, with memory held or a process on the GPU; None where neither is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +66,21 @@ class Result:
 
 def replay(recording: Recording, progress: Callable[[float], None] | None = None) -> Result:
     """Run all detectors and accounts over a recording; `progress` is told the share done, 0-1."""
-    engine = Engine(recording.period_s, keep_accounts_ns=None)
+    engine = Engine(recording.period_s, keep_accounts_ns=None, steps=recording.instants)
     positions = enter(recording, engine)
     ended: dict[str, Finding] = {}
+    period_ns = round(recording.period_s * SECOND_NS)
+    booked = Booked(engine.ledger, positions, recording.start_ns, period_ns, recording.instants)
     report_each = max(1, recording.instants // 100)
     for instant, changes in enumerate(play(recording, engine, positions)):
         for change in changes:
             if change.what == "ended":
                 ended[change.finding.id] = change.finding
+        booked.follow(instant)
         if progress is not None and instant % report_each == 0:
             progress(instant / recording.instants)
     open_now = {finding.id: finding for finding in engine.findings()}
-    return _result(engine, recording, positions, [*ended.values(), *open_now.values()])
+    return _result(engine, recording, positions, booked, [*ended.values(), *open_now.values()])
 
 
 def enter(recording: Recording, engine: Engine) -> Positions:
@@ -167,6 +177,7 @@ def _result(
     engine: Engine,
     recording: Recording,
     positions: Positions,
+    booked: Booked,
     findings: list[Finding],
 ) -> Result:
     of_gpu: dict[tuple[str, str], list[str]] = {}
@@ -175,10 +186,15 @@ def _result(
             of_gpu.setdefault((ref.node, ref.gpu), []).append(finding.id)
     gpus = []
     durations = engine.ledger.durations()
-    for ref, position in zip(recording.gpus, positions, strict=True):
+    inactive_s, held_s = inactive(recording)
+    for place, (ref, position) in enumerate(zip(recording.gpus, positions, strict=True)):
         states, causes = durations[int(position)]
+        ids = of_gpu.get((ref.node, ref.gpu), [])
+        spans = booked.spans(place)
         gpus.append(
-            GpuResult(ref.node, ref.gpu, ref.index, states, causes, of_gpu.get((ref.node, ref.gpu), []))
+            GpuResult(
+                ref.node, ref.gpu, ref.index, states, causes, ids, spans, inactive_s[place], held_s[place]
+            )
         )
     end_ns = recording.start_ns + round((recording.instants - 1) * recording.period_s * SECOND_NS)
     start_ns = recording.start_ns - round(recording.period_s * SECOND_NS)
@@ -191,7 +207,7 @@ def _result(
         account=whole[0] if whole else None,
         recommendations=recommend([finding for finding in findings if finding.ended_ns is None], end_ns),
         notes=[*recording.notes, *too_young(recording, engine, findings)],
-        cannot_tell=[*recording.cannot_tell, *too_short(recording)],
+        cannot_tell=[*recording.cannot_tell, *too_short(recording, gpus)],
     )
 
 
@@ -210,27 +226,53 @@ def too_young(recording: Recording, engine: Engine, findings: list[Finding]) -> 
     return [said]
 
 
-def too_short(recording: Recording) -> list[str]:
+def too_short(recording: Recording, gpus: list[GpuResult]) -> list[str]:
     """What the recording is too short to tell."""
     lasted_s, grace_s = recording.instants * recording.period_s, idle.grace_s(recording.period_s)
-    still = _did_nothing(recording) if grace_s > lasted_s else 0
+    if grace_s <= lasted_s:
+        return []
+    quiet = _did_nothing(recording)
+    still = sum(gpu.states["productive"] > 0 for gpu, nothing in zip(gpus, quiet, strict=True) if nothing)
     if not still:
         return []
     said = (
         f"Whether {plural(still, 'GPU')} that did nothing in the whole recording were idle: idle is what "
-        f"lasts {duration(grace_s)} at this sampling period, and the recording lasts {duration(lasted_s)}. "
-        "They count as productive."
+        f"lasts {duration(grace_s)} at this sampling period (or all of {idle.Settings().few_samples} samples "
+        f"or more at steady power), and the recording lasts {duration(lasted_s)}. They count as productive."
     )
     return [said]
 
 
-def _did_nothing(recording: Recording) -> int:
-    """How many GPUs have known activity, and none of it."""
-    shape = recording.sampled.shape
+def _activity(recording: Recording) -> NDArray[np.float64]:
+    """[T, G] the most that any counter says of whether something ran; NaN unknown."""
     known = [recording.columns[name] for name in ACTIVITY if name in recording.columns]
-    most = np.fmax.reduce([np.full(shape, np.nan), *known])
-    quiet = (most < NOTHING_RAN) | np.isnan(most)
-    return int(np.count_nonzero(quiet.all(axis=0) & ~np.isnan(most).all(axis=0)))
+    most: NDArray[np.float64] = np.fmax.reduce([np.full(recording.sampled.shape, np.nan), *known])
+    return most
+
+
+def _did_nothing(recording: Recording) -> NDArray[np.bool_]:
+    """[G] whose activity is known, and is none."""
+    most = _activity(recording)
+    ran, known = (most >= NOTHING_RAN).any(axis=0), ~np.isnan(most).all(axis=0)
+    return np.asarray(known & ~ran)
+
+
+def inactive(recording: Recording) -> tuple[list[float | None], list[float | None]]:
+    """Per GPU the time of its samples in which nothing ran, and that in which it was held meanwhile."""
+    most = _activity(recording)
+    quiet = most < NOTHING_RAN
+    unknown = np.full(most.shape, np.nan)
+    used, processes = (
+        recording.columns.get(name, unknown) for name in ("memory_used_bytes", "process_count")
+    )
+    held = (used > HELD_BYTES) | (processes > 0)
+
+    def seconds(chosen: NDArray[np.bool_], known: NDArray[np.bool_]) -> list[float | None]:
+        sums, told = (np.count_nonzero(each, axis=0).tolist() for each in (chosen, known))
+        return [count * recording.period_s if of else None for count, of in zip(sums, told, strict=True)]
+
+    activity_known, use_known = ~np.isnan(most), ~np.isnan(used) | ~np.isnan(processes)
+    return seconds(quiet, activity_known), seconds(quiet & held, activity_known & use_known)
 
 
 def _job(tenure: Tenure) -> str | None:

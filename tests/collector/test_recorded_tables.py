@@ -15,7 +15,8 @@ import pytest
 
 from unidle_agent.fields import FIELDS, GPU_FIELDS, MIB
 from unidle_collector.recorded import RecordingError, load
-from unidle_collector.recorded.columns import ALIASES, meaning
+from unidle_collector.recorded.columns import meaning
+from unidle_collector.recorded.names import ALIASES
 from unidle_collector.recording import Recording
 
 START_NS = 1_760_000_000_000_000_000

@@ -1,10 +1,10 @@
 """say where the GPU hours of recorded telemetry went, why, and what to do
 
 Runs the detectors and accounts of the live collector over what you already have: a Prometheus that
-scrapes dcgm-exporter (nothing is installed anywhere, nothing is written), or files: Parquet, CSV
-(also gzipped), nvidia-smi logs, saved dcgm-exporter pages; several files or a folder form one
-recording. One row per GPU and instant: a time, the node, the GPU, and any subset of the fields; a
-column that is missing is unknown, never zero. docs/telemetry.md lists every name that is understood.
+scrapes dcgm-exporter (nothing is installed anywhere, nothing is written), or files: Parquet, CSV,
+JSON, logs of nvidia-smi and dcgmi, saved dcgm-exporter pages, packed or not; several files or a folder
+form one recording. A time, the GPU, and any subset of the fields; what is missing is unknown, never
+zero. docs/recordings.md lists the forms and the JSON, docs/telemetry.md every name that is understood.
 
 examples:
   unidle diagnose --prometheus http://127.0.0.1:9090 --since 7d
@@ -13,6 +13,7 @@ examples:
   unidle diagnose node1.csv node2.csv.gz --json | jq .findings
   nvidia-smi --query-gpu=timestamp,uuid,utilization.gpu,power.draw,memory.used,memory.total \\
       --format=csv -l 1 > log.csv ;  unidle diagnose log.csv --node $(hostname)
+  dcgmi dmon -e 203,1002,1004,155,252 > log.txt ;  unidle diagnose log.txt
   unidle diagnose pages/ --period 15        saved pages without times, 15 s apart
   unidle diagnose --timeline ops.parquet    which worker or stage holds a distributed job back
 
@@ -33,6 +34,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
@@ -47,6 +49,9 @@ from unidle_collector.recorded.times import to_ns, written_time
 from unidle_collector.recording import Recording
 from unidle_collector.replay import Result, replay
 from unidle_collector.story import cost, story
+
+SCHEMA = 1
+"""Of the JSON document: keys are added to it, never renamed."""
 
 LONG_FILE_BYTES = 20_000_000
 MANY_INSTANTS = 20_000
@@ -187,11 +192,15 @@ def document(recording: Recording, result: Result) -> dict[str, Any]:
             "index": gpu.index,
             "states": gpu.states,
             "causes": gpu.causes,
+            "inactive_s": gpu.inactive_s,
+            "inactive_held_s": gpu.inactive_held_s,
+            "timeline": [dataclasses.asdict(span) for span in gpu.spans],
             "findings": [_short(by_id[each]) for each in gpu.findings if each in by_id],
         }
         for gpu in result.gpus
     ]
     out: dict[str, Any] = {
+        "schema": SCHEMA,
         "simulated": recording.simulated,
         "sampling": sampling(recording),
         "account": _account(result.account) if result.account else None,
@@ -214,7 +223,15 @@ def sampling(recording: Recording) -> dict[str, Any]:
         "instants": recording.instants,
         "start": _iso(recording.start_ns),
         "end": _iso(end_ns),
+        "fields": _fields(recording),
     }
+
+
+def _fields(recording: Recording) -> dict[str, float]:
+    """Field that was understood -> share of the samples in which it is known."""
+    samples = max(1, int(recording.sampled.sum()))
+    known = {name: np.count_nonzero(~np.isnan(column)) for name, column in recording.columns.items()}
+    return {name: round(count / samples, 4) for name, count in sorted(known.items()) if count}
 
 
 def _short(finding: Finding) -> dict[str, Any]:
@@ -255,11 +272,14 @@ def report(recording: Recording, result: Result) -> Group:
         parts.append("[bold magenta]SIMULATED: this recording says of itself that it is not real[/]")
     parts.append(verdict(recording, result))
     if result.account is not None and recording.instants > 1:
-        parts += ["", "[italic]Where the time went, in hours[/]", _where(result)]
+        unit_s, unit = _unit(recording)
+        parts += ["", f"[italic]Where the time went, in {unit}[/]", _where(result, unit_s)]
     if result.jobs and recording.instants > 1:
         parts += ["", "[italic]Jobs, by what they lost[/]", _jobs(result.jobs)]
-    for finding in result.findings:
+    for finding in result.findings[:MAX_ROWS]:
         parts += ["", _finding(finding)]
+    if len(result.findings) > MAX_ROWS:
+        parts += ["", f"and {len(result.findings) - MAX_ROWS} more findings: --json has all of them"]
     for each in result.recommendations:
         gain = cost(each.gain.expected)
         parts += ["", f"[bold green]Do:[/] {escape(each.title)} (wins {gain} in {each.gain.horizon_h:g} h)"]
@@ -267,6 +287,8 @@ def report(recording: Recording, result: Result) -> Group:
     if result.cannot_tell:
         told = [f"  - {escape(each)}" for each in result.cannot_tell]
         parts += ["", "[bold]What this source cannot tell[/]", *told]
+    if used := sampling(recording)["fields"]:
+        parts += ["", f"[bold]Fields that were read[/] ({len(used)})", "  " + ", ".join(used)]
     if result.notes:
         parts += ["", "[bold]About the input[/]", *(f"  - {escape(note)}" for note in result.notes)]
     return Group(*parts)
@@ -294,7 +316,9 @@ def verdict(recording: Recording, result: Result) -> str:
     if account.unallocated.gpu_h:
         lines.append(f"Besides, {cost(account.unallocated)} belonged to nobody.")
     if worst := _worst(account):
-        lines.append(f"The largest loss is {worst}: {account.causes[worst] / 3600:.2f} GPU-hours.")
+        unit_s, unit = _unit(recording)
+        share, time = account.causes[worst] / known_s, account.causes[worst] / unit_s
+        lines.append(f"The largest loss is {worst}: {share:.0%} of the time, {time:.2f} GPU-{unit}.")
     developing = len(result.findings) - told
     of_them = "" if told + developing == 1 else f"{developing} of them "
     more = f", {of_them}still developing at the end" if developing else ""
@@ -302,21 +326,28 @@ def verdict(recording: Recording, result: Result) -> str:
     return "\n".join(lines)
 
 
-def _where(result: Result) -> Table:
-    """Hours per state, all GPUs together and each GPU."""
+def _unit(recording: Recording) -> tuple[float, str]:
+    """Seconds and name of the unit in which the time of a GPU is told: a recording of minutes in minutes."""
+    return (3600.0, "hours") if recording.instants * recording.period_s >= 7200 else (60.0, "minutes")
+
+
+def _where(result: Result, unit_s: float) -> Table:
+    """Time per state, all GPUs together and each GPU, and what most of the lost time was lost to."""
     table = Table(box=None, pad_edge=False)
     states = [state for state in STATES if any(gpu.states.get(state) for gpu in result.gpus)]
     table.add_column("node", overflow="fold")
     table.add_column("GPU", overflow="fold")
     for state in states:
         table.add_column(state, justify="right")
+    table.add_column("mostly")
     for gpu in result.gpus[:MAX_ROWS]:
-        hours = [f"{gpu.states.get(state, 0.0) / 3600:.2f}" for state in states]
-        table.add_row(escape(gpu.node), escape(_short_gpu(gpu.gpu, gpu.index)), *hours)
+        times = [f"{gpu.states.get(state, 0.0) / unit_s:.2f}" for state in states]
+        mostly = max(gpu.causes, key=gpu.causes.__getitem__, default="")
+        table.add_row(escape(gpu.node), escape(_short_gpu(gpu.gpu, gpu.index)), *times, mostly)
     if len(result.gpus) > MAX_ROWS:
         table.add_row(f"and {len(result.gpus) - MAX_ROWS} more", "", *("" for _ in states))
-    total = [sum(gpu.states.get(state, 0.0) for gpu in result.gpus) / 3600 for state in states]
-    table.add_row("[bold]all[/]", "", *(f"[bold]{hours:.2f}[/]" for hours in total))
+    total = [sum(gpu.states.get(state, 0.0) for gpu in result.gpus) / unit_s for state in states]
+    table.add_row("[bold]all[/]", "", *(f"[bold]{time:.2f}[/]" for time in total))
     return table
 
 

@@ -20,7 +20,10 @@ How it decides
     traffic of 0.1 GB/s or more: offloaded work moves data while no kernel runs. Samples far apart
     can all fall between two pieces of work: where the energy since the sample before is 35 % and 20 W more
     than the power at the sample would have drawn, something ran. Accounted after 2 min and 8 samples
-    without activity (interactive: 15 min), back to the first idle second. A job on which nothing
+    without activity (interactive: 15 min), back to the first idle second. Of a recording with fewer samples
+    all of them count, 3 at least, where power has kept within 2 % meanwhile (a loaded H100 that nobody
+    asks spreads 0.3 W around 120 W): one that works between samples
+    does not draw the same at each. A job on which nothing
     has run yet gets 10 min to start. A person is told after 30 min (no process: 15 min, interactive:
     60 min). GPUs that nobody owns are not idle but unallocated.
 
@@ -89,6 +92,8 @@ class Settings:
     least_samples: int = 8
     between_ratio: float = 1.35
     between_w: float = 20.0
+    few_samples: int = 3
+    steady_ratio: float = 0.02
 
 
 class Idle:
@@ -111,9 +116,20 @@ class Idle:
         self._a.make("held_s", np.float64, 0.0)
         self._a.make("ran_s", np.float64, 0.0)
         self._a.make("energy_ns", np.int64, NEVER)  # up to when the energy is known
+        self._a.make("least_w", np.float64, np.nan)
+        self._a.make("most_w", np.float64, np.nan)
+        self._period_s = period_s
+        self._steady_grace_s = np.inf
         self._blip_ns = int(max(settings.blip_s, 0.0) * SECOND_NS)
         self._coarse = period_s > settings.blip_s
         self._grace_s = grace_s(period_s, settings)
+
+    def in_all(self, steps: int) -> None:
+        """There will be this many steps and no more: where they are fewer than the grace takes, it is judged
+        by all of them."""
+        s = self._settings
+        if s.few_samples <= steps and s.grace_s <= steps * self._period_s < self._grace_s:
+            self._steady_grace_s = steps * self._period_s
 
     def look(self, view: View) -> Verdict:
         """See the module's docstring."""
@@ -122,10 +138,13 @@ class Idle:
         quiet = view.allocated & (view.activity < NOTHING_RAN) & ~view.moving & ~self._ran_between(view)
         blip = view.allocated & (view.activity >= NOTHING_RAN) & (view.activity < BLIP)
         known &= ~self._is_probe(blip & known, step.start_ns, step.end_ns)
+        least_s = min(self._grace_s, self._steady_grace_s)
         after = np.where(
             view.inventory.a["interactive"],
             settings.interactive_grace_s,
-            np.where(view.never_ran, START_GRACE_S, self._grace_s),
+            np.where(
+                view.never_ran, START_GRACE_S, np.where(self._steady(view, quiet), least_s, self._grace_s)
+            ),
         )
         self._hold.update(quiet, known, step.start_ns, step.end_ns, (after * SECOND_NS).astype(np.int64))
         self._a["cause"][:] = self._cause(view)
@@ -133,6 +152,14 @@ class Idle:
         self._a["held_s"][:] += np.where(known & view.allocated, seconds, 0.0)
         self._a["ran_s"][:] += np.where(known & view.allocated & (view.activity >= NOTHING_RAN), seconds, 0.0)
         return Verdict(self._hold.on, self._hold.since, self._a["cause"], np.ones(len(after)))
+
+    def _steady(self, view: View, quiet: Bools) -> Bools:
+        """Where power is known and has kept to itself since the GPU does nothing."""
+        power, least, most = view.step.get("power_w"), self._a["least_w"], self._a["most_w"]
+        least[:] = np.where(quiet, np.fmin(least, power), np.nan)
+        most[:] = np.where(quiet, np.fmax(most, power), np.nan)
+        out: Bools = most - least <= self._settings.steady_ratio * most
+        return out
 
     def _ran_between(self, view: View) -> Bools:
         """Where more energy was drawn since the sample before than at the sample's power: it worked then."""

@@ -1,4 +1,4 @@
-"""Recorded telemetry from files that people already have: Parquet, text tables, dcgm-exporter pages.
+"""Recorded telemetry from files that people already have: Parquet, text tables, JSON, logs, exporter pages.
 
     paths -> files -> (format by content) -> rows -> one grid -> Recording
 
@@ -8,25 +8,21 @@ Formats are told by what is in a file, not by its name. What was skipped, guesse
 
 from __future__ import annotations
 
-import gzip
-import io
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from unidle_collector.recorded import csvs, pages, parquet
+from unidle_collector.recorded import csvs, jsons, pages, parquet, terminals
 from unidle_collector.recorded.cannot_tell import cannot_tell
 from unidle_collector.recorded.grid import to_grid
-from unidle_collector.recorded.rows import RecordingError, Rows, joined
+from unidle_collector.recorded.packed import unpacked
+from unidle_collector.recorded.rows import RecordingError, Rows, joined, told_apart
 from unidle_collector.recording import Recording
 
 __all__ = ["RecordingError", "load"]
 
-GZIP_MAGIC = b"\x1f\x8b"
 HEAD_BYTES = 65_536
-MAX_TEXT_BYTES = 4 * 1024**3
-"""Most bytes that a text file may have, unpacked: it is held in memory."""
+EXPECTED = "Parquet, CSV, JSON, a log of nvidia-smi or dcgmi, or a dcgm-exporter page as text"
 
 
 def load(
@@ -43,7 +39,7 @@ def load(
     """
     if period_s is not None and not 0 < period_s < 86_400:
         raise RecordingError(f"expected a period above 0 and below 86400 s, came {period_s:g}")
-    tables: list[Rows] = []
+    tables: list[tuple[Path, Rows]] = []
     scrapes: list[pages.SavedPage] = []
     notes: list[str] = []
     for path, listed in _files(paths):
@@ -56,16 +52,20 @@ def load(
             notes.append(f"left out: {error}")
             continue
         if isinstance(found, Rows):
-            tables.append(found)
+            tables.append((path, found))
         else:
             scrapes += found[0]
             notes += found[1]
+    parts = told_apart(tables, "node") if not node else [rows for _, rows in tables]
     if scrapes:
-        tables.append(pages.rows_of_pages(scrapes, node, period_s, notes))
-    if not tables:
+        parts.append(pages.rows_of_pages(scrapes, node, period_s, notes))
+    if not parts:
         raise RecordingError("; ".join(notes))
-    rows = joined(tables)
-    recording = to_grid(replace(rows, notes=(*notes, *rows.notes)), period_s)
+    rows = joined(parts)
+    rows = replace(rows, notes=(*notes, *rows.notes))
+    tables.clear()
+    parts.clear()
+    recording = to_grid(rows, period_s)
     return replace(recording, cannot_tell=cannot_tell(recording, recording.period_s, recording.period_s))
 
 
@@ -99,30 +99,22 @@ def _read(path: Path, node: str, period_s: float | None) -> Rows | tuple[list[pa
         with path.open("rb") as file:
             if file.read(len(parquet.MAGIC)) == parquet.MAGIC:
                 return parquet.read(path, node)
-        text = _text(path)
+        text = unpacked(path)
         modified_ns = path.stat().st_mtime_ns
     except OSError as error:
         raise RecordingError(f"{path}: expected a readable file: {error.strerror or error}") from error
-    if pages.looks_like_page(text[:HEAD_BYTES]):
+    if not text.strip():
+        raise RecordingError(f"{path}: expected samples, came an empty file")
+    head = text[:HEAD_BYTES]
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):  # as PowerShell writes it
+        text = text.decode("utf-16", "replace").encode()
+        head = text[:HEAD_BYTES]
+    if b"\0" in head:
+        raise RecordingError(f"{path}: expected {EXPECTED}, came bytes of another format")
+    if jsons.looks_like_json(head):
+        return jsons.read(text, str(path), node)
+    if terminals.looks_like_dmon(head.decode("utf-8", "replace")):
+        return terminals.read(text.decode("utf-8", "replace"), str(path), node, modified_ns, period_s)
+    if pages.looks_like_page(head):
         return pages.read(text.decode("utf-8", "replace"), str(path), modified_ns, period_s)
     return csvs.read(text, str(path), node)
-
-
-def _text(path: Path) -> bytes:
-    """The bytes of a text file, unpacked where it is gzipped, whatever its name; raises RecordingError."""
-    data = path.read_bytes()
-    if data.startswith(GZIP_MAGIC):
-        try:
-            with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
-                data = packed.read(MAX_TEXT_BYTES + 1)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise RecordingError(f"{path}: expected a whole gzip file: {error}") from error
-    if len(data) > MAX_TEXT_BYTES:
-        raise RecordingError(f"{path}: expected at most {MAX_TEXT_BYTES:,} bytes: split it, or use Parquet")
-    if not data.strip():
-        raise RecordingError(f"{path}: expected samples, came an empty file")
-    if b"\0" in data[:HEAD_BYTES]:
-        raise RecordingError(
-            f"{path}: expected Parquet, CSV or a dcgm-exporter page as text, came bytes of another format"
-        )
-    return data

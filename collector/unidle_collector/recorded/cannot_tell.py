@@ -36,7 +36,7 @@ def cannot_tell(recording: Recording, interval_s: float, step_s: float) -> tuple
             + (
                 ""
                 if free
-                else "A GPU in use counts as somebody's, one that is not as free to an unknown degree. "
+                else "A GPU that runs something or holds memory counts as somebody's, any other as free. "
             )
             + "Turn on the exporter's Kubernetes or HPC job mapping, or run unidle agent."
         )
@@ -74,7 +74,7 @@ def cannot_tell(recording: Recording, interval_s: float, step_s: float) -> tuple
         out.append(
             "How near memory was to its end: DCGM_FI_DEV_FB_FREE is not there, so its size is not known."
         )
-    if "gpu_state" not in known:
+    if "gpu_state" not in known and not recording.sampled.all():
         out.append(
             "Whether a GPU without samples had failed: an exporter that is down and a GPU that is lost "
             "both end what is recorded."

@@ -11,171 +11,24 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
-from typing import Literal
 
 from unidle_agent.dcgm_values import METRICS, PREFIX
-from unidle_agent.fields import BY_NAME, FIELDS, MIB, Field
+from unidle_agent.fields import BY_NAME, FIELDS, Field
+from unidle_collector.recorded.names import (
+    ALIASES,
+    DMON,
+    FIELD_IDS,
+    MEMORY_SHARE,
+    ROLES,
+    SHARE_IDS,
+    SHARES,
+    UNITS,
+    Role,
+)
 
-Role = Literal[
-    "time", "node", "uuid", "gpu", "instance", "model", "job", "namespace", "metric", "value", "simulated"
-]
-
-# For each role the names that give it, best first.
-ROLES: dict[Role, tuple[str, ...]] = {
-    "time": (
-        *("time_ns", "timestamp_ns", "ts_ns", "time_us", "timestamp_us", "time_ms", "timestamp_ms", "ts_ms"),
-        *("time", "timestamp", "ts", "datetime", "time_s", "timestamp_s", "epoch", "epoch_s", "epoch_ms"),
-        *("unix_time", "sample_time", "sampled_at", "collected_at", "date_time", "elapsed_s", "t"),
-    ),
-    "node": (
-        *("node", "node_name", "nodename", "node_id", "hostname", "host", "host_name", "kubernetes_node"),
-        *("machine", "machine_id", "server", "instance"),
-    ),
-    "uuid": ("gpu_uuid", "uuid", "device_uuid"),
-    "gpu": (
-        *("gpu", "gpu_index", "gpu_id", "gpu_idx", "gpu_num", "index", "device", "device_index", "device_id"),
-        "local_rank",
-    ),
-    "instance": ("gpu_i_id", "gpu_instance_id", "gpu_instance"),
-    "model": ("gpu_model", "model_name", "modelname", "gpu_name", "model", "name", "product_name"),
-    "job": (
-        *("hpc_job", "slurm_job_id", "slurm_jobid", "job_id", "jobid", "job_name", "jobname", "exported_pod"),
-        *("pod", "pod_name", "workload", "job"),
-    ),
-    "namespace": ("exported_namespace", "namespace", "pod_namespace"),
-    "metric": ("metric", "metric_name", "__name__", "field", "measurement", "name"),
-    "value": ("value", "metric_value", "val"),
-    "simulated": ("simulated",),
-}  # fmt: skip
-
-# Names of nvidia-smi queries and of common tools, without unit, as `normal` writes them.
-ALIASES: dict[str, str] = {
-    "utilization_gpu": "gpu_util_ratio",
-    "gpu_utilization": "gpu_util_ratio",
-    "gpu_utilisation": "gpu_util_ratio",
-    "gpu_util": "gpu_util_ratio",
-    "utilization": "gpu_util_ratio",
-    "util": "gpu_util_ratio",
-    "utilization_memory": "memory_util_ratio",
-    "memory_utilization": "memory_util_ratio",
-    "mem_copy_util": "memory_util_ratio",
-    "mem_util": "memory_util_ratio",
-    "memory_util": "memory_util_ratio",
-    "utilization_encoder": "encoder_util_ratio",
-    "utilization_decoder": "decoder_util_ratio",
-    "gr_engine_active": "graphics_active_ratio",
-    "graphics_engine_active": "graphics_active_ratio",
-    "sm_active": "sm_active_ratio",
-    "sm_activity": "sm_active_ratio",
-    "sm_occupancy": "sm_occupancy_ratio",
-    "tensor_active": "tensor_active_ratio",
-    "pipe_tensor_active": "tensor_active_ratio",
-    "tensor_core_active": "tensor_active_ratio",
-    "dram_active": "dram_active_ratio",
-    "sm": "sm_active_ratio",
-    "tensor": "tensor_active_ratio",
-    "dram": "dram_active_ratio",
-    "pipe_fp64_active": "fp64_active_ratio",
-    "fp64_active": "fp64_active_ratio",
-    "pipe_fp32_active": "fp32_active_ratio",
-    "fp32_active": "fp32_active_ratio",
-    "pipe_fp16_active": "fp16_active_ratio",
-    "fp16_active": "fp16_active_ratio",
-    "memory_total": "memory_total_bytes",
-    "fb_total": "memory_total_bytes",
-    "memory_used": "memory_used_bytes",
-    "mem_used": "memory_used_bytes",
-    "gpu_memory_used": "memory_used_bytes",
-    "fb_used": "memory_used_bytes",
-    "memory_free": "memory_free_bytes",
-    "fb_free": "memory_free_bytes",
-    "memory_reserved": "memory_reserved_bytes",
-    "power_draw": "power_w",
-    "power_draw_average": "power_w",
-    "power_usage": "power_w",
-    "power": "power_w",
-    "gpu_power": "power_w",
-    "power_draw_instant": "power_instant_w",
-    "enforced_power_limit": "power_limit_w",
-    "power_limit": "power_limit_w",
-    "total_energy_consumption": "energy_j",
-    "energy": "energy_j",
-    "clocks_sm": "sm_clock_hz",
-    "clocks_current_sm": "sm_clock_hz",
-    "sm_clock": "sm_clock_hz",
-    "clocks_mem": "memory_clock_hz",
-    "clocks_current_memory": "memory_clock_hz",
-    "mem_clock": "memory_clock_hz",
-    "memory_clock": "memory_clock_hz",
-    "temperature_gpu": "temperature_c",
-    "gpu_temp": "temperature_c",
-    "gpu_temperature": "temperature_c",
-    "temperature": "temperature_c",
-    "temp": "temperature_c",
-    "temperature_memory": "memory_temperature_c",
-    "memory_temp": "memory_temperature_c",
-    "memory_temperature": "memory_temperature_c",
-    "temperature_gpu_tlimit": "thermal_margin_c",
-    "clocks_event_reasons_active": "clock_event_reasons",
-    "clocks_throttle_reasons_active": "clock_event_reasons",
-    "clocks_event_reasons": "clock_event_reasons",
-    "throttle_reasons": "clock_event_reasons",
-    "pcie_tx": "pcie_tx_bytes_per_s",
-    "pcie_rx": "pcie_rx_bytes_per_s",
-    "pcie_tx_bytes": "pcie_tx_bytes_per_s",
-    "pcie_rx_bytes": "pcie_rx_bytes_per_s",
-    "nvlink_tx": "nvlink_tx_bytes_per_s",
-    "nvlink_rx": "nvlink_rx_bytes_per_s",
-    "nvlink_tx_bytes": "nvlink_tx_bytes_per_s",
-    "nvlink_rx_bytes": "nvlink_rx_bytes_per_s",
-    "num_processes": "process_count",
-    "processes": "process_count",
-    "xid": "last_xid",
-    "xid_errors": "last_xid",
-    "remapped_rows_correctable": "rows_remapped_correctable",
-    "remapped_rows_uncorrectable": "rows_remapped_uncorrectable",
-    "remapped_rows_failure": "row_remap_failed",
-}
-
-# What dcgmi dmon calls its columns -> DCGM's name, whose unit they have.
-DMON: dict[str, str] = {
-    "SMCLK": "DEV_SM_CLOCK", "MMCLK": "DEV_MEM_CLOCK", "MMTMP": "DEV_MEMORY_TEMP", "TMPTR": "DEV_GPU_TEMP",
-    "POWER": "DEV_POWER_USAGE", "TOTEC": "DEV_TOTAL_ENERGY_CONSUMPTION", "GPUTL": "DEV_GPU_UTIL",
-    "MCUTL": "DEV_MEM_COPY_UTIL", "FBFRE": "DEV_FB_FREE", "FBUSD": "DEV_FB_USED",
-    "GRACT": "PROF_GR_ENGINE_ACTIVE", "SMACT": "PROF_SM_ACTIVE", "SMOCC": "PROF_SM_OCCUPANCY",
-    "TENSO": "PROF_PIPE_TENSOR_ACTIVE", "DRAMA": "PROF_DRAM_ACTIVE", "FP64A": "PROF_PIPE_FP64_ACTIVE",
-    "FP32A": "PROF_PIPE_FP32_ACTIVE", "FP16A": "PROF_PIPE_FP16_ACTIVE", "PCITX": "PROF_PCIE_TX_BYTES",
-    "PCIRX": "PROF_PCIE_RX_BYTES", "NVLTX": "PROF_NVLINK_TX_BYTES", "NVLRX": "PROF_NVLINK_RX_BYTES",
-}  # fmt: skip
-
-# Unit as written -> factor to the base unit, per base unit of a field. NVIDIA's tools print binary
-# multiples under "MB" too, so for memory MB and GB are read as MiB and GiB.
-UNITS: dict[str, dict[str, float]] = {
-    "1": (
-        dict.fromkeys(("%", "pct", "percent", "perc"), 0.01)
-        | dict.fromkeys(("ratio", "fraction", "frac"), 1.0)
-    ),
-    "By": (
-        dict.fromkeys(("b", "byte", "bytes"), 1.0)
-        | dict.fromkeys(("kib", "kb"), 1024.0)
-        | dict.fromkeys(("mib", "mb"), MIB)
-        | dict.fromkeys(("gib", "gb"), 1024 * MIB)
-    ),
-    "W": {"w": 1.0, "watt": 1.0, "watts": 1.0, "mw": 1e-3, "milliwatts": 1e-3, "kw": 1e3},
-    "J": {"j": 1.0, "joules": 1.0, "mj": 1e-3, "millijoules": 1e-3, "kj": 1e3, "wh": 3600.0, "kwh": 3.6e6},
-    "Hz": {"hz": 1.0, "hertz": 1.0, "khz": 1e3, "mhz": 1e6, "ghz": 1e9},
-    "Cel": {"c": 1.0, "celsius": 1.0, "degc": 1.0, "deg_c": 1.0, "°c": 1.0},
-    "s": {"s": 1.0, "seconds": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9},
-    "By/s": (
-        dict.fromkeys(("b/s", "bytes/s", "bytes_per_s", "bytes_per_sec"), 1.0)
-        | dict.fromkeys(("kb/s", "kb_s", "kbps"), 1e3)
-        | dict.fromkeys(("kib/s", "kib_s"), 1024.0)
-        | dict.fromkeys(("mb/s", "mb_s", "mbps", "mb_per_s"), 1e6)
-        | dict.fromkeys(("mib/s", "mib_s", "mib_per_s"), MIB)
-        | dict.fromkeys(("gb/s", "gb_s", "gbps", "gb_per_s"), 1e9)
-        | dict.fromkeys(("gib/s", "gib_s", "gib_per_s"), 1024 * MIB)
-    ),
-}  # fmt: skip
+_NUMBERED = re.compile(r"(?:dcgm|field|fid)?[_ -]?(\d{3,4})", re.IGNORECASE)
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+"""Where words meet in powerWatts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +47,12 @@ def normal(name: str) -> str:
     """`Utilization.GPU [%]` -> `utilization_gpu`: lower case, words joined by "_", no unit in brackets."""
     bare = re.sub(r"[\[(].*?[\])]", "", name)
     return re.sub(r"[^a-z0-9]+", "_", bare.lower()).strip("_") if bare.strip() != "__name__" else "__name__"
+
+
+def without_unit(name: str) -> str:
+    """`sm_util [%]`, `sm_util_pct` -> `sm_util`."""
+    words = normal(name).split("_")
+    return "_".join(words[:-1] if len(words) > 1 and words[-1] in UNITS["1"] else words)
 
 
 def unit_in_brackets(name: str) -> str:
@@ -216,13 +75,31 @@ def meaning(name: str) -> Meaning | None:
     upper = text.upper()
     if text in DMON:
         upper = text = PREFIX + DMON[text]
+    if (numbered := _NUMBERED.fullmatch(text)) and int(numbered[1]) in FIELD_IDS:
+        upper = text = PREFIX + FIELD_IDS[int(numbered[1])]
     spellings = [upper, text.lower(), PREFIX + upper]
     if text == upper:  # SM_ACTIVE is DCGM's, sm_active may be anybody's
         spellings += [f"{PREFIX}DEV_{upper}", f"{PREFIX}PROF_{upper}"]
     for spelling in spellings:
         if (metric := METRICS.get(spelling)) is not None:
-            return Meaning(metric.field, metric.factor, unit_told=not metric.by_evidence)
-    return _by_alias(normal(text), unit_in_brackets(text))
+            # An id is a field of its own: 1613 is the ratio, while its name was an alias of 203 before.
+            told = not metric.by_evidence or numbered is not None
+            return Meaning(metric.field, metric.factor, unit_told=told)
+    unit = unit_in_brackets(text)
+    if (share := _share(text, unit)) is not None:
+        return share
+    return _by_alias(normal(text), unit) or _by_alias(normal(_CAMEL.sub("_", text)), unit)
+
+
+def _share(text: str, unit: str) -> Meaning | None:
+    if text.lower() in SHARE_IDS:
+        return Meaning(MEMORY_SHARE, 1.0, unit_told=False)
+    words = normal(_CAMEL.sub("_", text)).split("_")
+    unit, base = (unit, words) if unit else (words[-1], words[:-1])
+    factor = UNITS["1"].get(unit)
+    if factor is None or "_".join(base) not in SHARES:
+        return None
+    return Meaning(MEMORY_SHARE, factor, unit_told=True)
 
 
 def _by_alias(base: str, unit: str) -> Meaning | None:
@@ -230,6 +107,8 @@ def _by_alias(base: str, unit: str) -> Meaning | None:
     if spec is not None:
         factor = factor_of(spec, unit) if unit else None
         dimensionless = spec.unit not in UNITS
+        if factor is None and any(unit in known for known in UNITS.values()):
+            return None  # memory.used [%] is no number of bytes
         return Meaning(spec, 1.0 if factor is None else factor, factor is not None or dimensionless)
     # The unit as last word or words of the name: power_mw, memory_used_mib, pcie_tx_bytes_per_s.
     words = base.split("_")
@@ -265,5 +144,5 @@ def role_columns(names: list[str]) -> dict[Role, list[str]]:
 def nearest(name: str) -> str:
     """The known name closest to `name`, for a hint; empty when nothing is close."""
     known = [*BY_NAME, *ALIASES]
-    found = difflib.get_close_matches(normal(name), known, 1, 0.6)
+    found = difflib.get_close_matches(normal(name), known, 1, 0.75)
     return ALIASES.get(found[0], found[0]) if found else ""

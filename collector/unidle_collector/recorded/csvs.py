@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
+from unidle_collector.recorded.columns import meaning, role_columns
 from unidle_collector.recorded.rows import RecordingError, Rows
 from unidle_collector.recorded.tables import rows_of_table
 
@@ -24,7 +26,16 @@ def read(data: bytes, where: str, node: str) -> Rows:
     """Rows of one text table. A line with another number of cells loses itself only and is counted."""
     data = _without_preamble(data)
     header = data.split(b"\n", 1)[0].decode("utf-8", "replace")
+    if not separator(header) and len(header.split()) > 1:
+        data = re.sub(rb"(?m)^[ ]+|[ ]+$", b"", data)
+        data = re.sub(rb"[ ]+", b",", data)
+        header = data.split(b"\n", 1)[0].decode("utf-8", "replace")
     between = separator(header)
+    if between and _all_values(header, between):
+        raise RecordingError(
+            f"{where}: expected a header line with the names of the columns, came values: "
+            f"{header[:80]!r}; put the names before it (nvidia-smi: without noheader)"
+        )
     if not between:
         raise RecordingError(
             f"{where}: expected a header line with column names separated by commas, came {header[:80]!r}"
@@ -38,14 +49,26 @@ def read(data: bytes, where: str, node: str) -> Rows:
 
 
 def _without_preamble(data: bytes) -> bytes:
-    """From the header line on: blank lines before it go, and so do comments that do not look like it."""
+    """From the header line on: blank lines before it go, and so do comments. A header may begin with "#":
+    the line below it is none of these and has as many cells."""
     while data:
         line, _, rest = data.partition(b"\n")
         bare = line.strip()
-        if bare and not (bare.startswith(b"#") and not separator(bare.decode("utf-8", "replace"))):
+        if bare and not bare.startswith(b"#"):
+            return data
+        text, below = bare.decode("utf-8", "replace"), rest.partition(b"\n")[0].decode("utf-8", "replace")
+        between = separator(text)
+        if between and not below.startswith("#") and below.count(between) == text.count(between):
             return data
         data = rest
     return data
+
+
+def _all_values(header: str, between: str) -> bool:
+    """Is the first line one of values: no cell is a name, some are numbers or times."""
+    cells = [cell.strip().strip('"') for cell in header.split(between)]
+    named = [cell for cell in cells if meaning(cell) is not None or any(role_columns([cell]).values())]
+    return not named and sum(cell[:1].isdigit() for cell in cells) >= 2
 
 
 def _table(data: bytes, between: str, skipped: list[str], where: str) -> pa.Table:

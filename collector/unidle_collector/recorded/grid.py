@@ -7,7 +7,8 @@ phase: its samples land in the slots that they are nearest to. What was not samp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,14 +32,16 @@ Ints = NDArray[np.int64]
 
 def to_grid(rows: Rows, period_s: float | None = None) -> Recording:
     """`rows` on a grid of `period_s`, or of the period found. Raises RecordingError when it would be
-    absurdly large, or when there is nothing."""
+    absurdly large, or when there is nothing. The values of `rows` are given up one by one, as they are put on
+    the grid: a day of 64 GPUs is a gigabyte of them."""
     notes = list(rows.notes)
     rows = _ordered(_without_unknown(rows))
     if not len(rows.time_ns):
         raise RecordingError("expected samples with at least one known value, came none")
-    rows, repeated = _one_per_instant(rows)
+    rows, repeated, mean = _one_per_instant(rows)
     if repeated:
-        notes.append(f"{repeated} rows repeat a GPU and an instant: the last value counts")
+        counts = "their means count" if mean else "the last value counts"
+        notes.append(f"{repeated} rows repeat a GPU and an instant: {counts}")
     spacing_s, uneven = _spacing(rows)
     notes += [uneven] if uneven else []
     if period_s is None:
@@ -53,7 +56,7 @@ def to_grid(rows: Rows, period_s: float | None = None) -> Recording:
     _check_size(rows, grid, period_s)
     if grid.merged and not finer:
         notes.append(f"{grid.merged} samples share a slot of {period_s:g} s with another: averaged")
-    columns = {name: _column(rows, name, grid, notes) for name in rows.values}
+    columns = {name: _column(rows, name, grid, notes) for name in list(rows.values)}
     _derive_memory(columns, notes)
     sampled = np.zeros(grid.shape, dtype=np.bool_)
     sampled[grid.slot, rows.gpu] = True
@@ -64,13 +67,17 @@ def to_grid(rows: Rows, period_s: float | None = None) -> Recording:
         start_ns=grid.start_ns,
         period_s=period_s,
         gpus=tuple(rows.gpus[at] for at in order),
-        columns={name: column[:, order] for name, column in columns.items()},
-        sampled=sampled[:, order],
+        columns={name: _in_order(columns.pop(name), order) for name in list(columns)},
+        sampled=_in_order(sampled, order),
         jobs=rows.jobs,
-        job=job[:, order],
+        job=_in_order(job, order),
         notes=tuple(dict.fromkeys(notes)),
         simulated=rows.simulated,
     )
+
+
+def _in_order(column: NDArray[Any], order: list[int]) -> NDArray[Any]:
+    return column if order == sorted(order) else column[:, order]
 
 
 def _rank(ref: GpuRef) -> tuple[str, int, str]:
@@ -85,7 +92,7 @@ def _pick(rows: Rows, chosen: NDArray[np.bool_] | Ints) -> Rows:
         time_ns=rows.time_ns[chosen],
         gpu=rows.gpu[chosen],
         gpus=rows.gpus,
-        values={name: column[chosen] for name, column in rows.values.items()},
+        values={name: rows.values.pop(name)[chosen] for name in list(rows.values)},
         job=rows.job[chosen],
         jobs=rows.jobs,
         notes=rows.notes,
@@ -107,24 +114,37 @@ def _ordered(rows: Rows) -> Rows:
     return rows if (order == np.arange(len(order))).all() else _pick(rows, order)
 
 
-def _one_per_instant(rows: Rows) -> tuple[Rows, int]:
-    """One row per GPU and time: per field the last known value; and how many rows repeated a value."""
+def _one_per_instant(rows: Rows) -> tuple[Rows, int, bool]:
+    """One row per GPU and time, how many rows repeated a value, and whether means were taken: per field the
+    last known value; or the mean of a gauge where most rows repeat, three times or more, as samples within a
+    second do whose times are written in whole seconds."""
     same = (np.diff(rows.time_ns) == 0) & (np.diff(rows.gpu) == 0)
     if not same.any():
-        return rows, 0
+        return rows, 0, False
     group = np.concatenate([[0], np.cumsum(~same)])
     last = np.flatnonzero(np.append(~same, True))
-    merged = _pick(rows, last)
     repeated = np.zeros(len(same), dtype=np.bool_)
-    for name, column in rows.values.items():
+    for column in rows.values.values():
+        known = ~np.isnan(column)
+        repeated |= same & known[1:] & known[:-1]
+    count = int(np.count_nonzero(repeated))
+    mean = count > 0.66 * len(rows.time_ns)
+    merged = {}
+    for name in list(rows.values):
+        column = rows.values.pop(name)
         known = ~np.isnan(column)
         out = np.full(len(last), np.nan)
-        out[group[known]] = column[known]  # ascending order: the last write stays
-        merged.values[name] = out
-        repeated |= same & known[1:] & known[:-1]
+        if mean and BY_NAME[name].kind == "gauge":
+            number = np.bincount(group[known], minlength=len(last))
+            total = np.bincount(group[known], column[known], len(last))
+            np.divide(total, number, out=out, where=number > 0)
+        else:
+            out[group[known]] = column[known]  # ascending order: the last write stays
+        merged[name] = out
     said = rows.job != NOT_SAID
-    merged.job[group[said]] = rows.job[said]
-    return merged, int(np.count_nonzero(repeated))
+    job = rows.job[last]
+    job[group[said]] = rows.job[said]
+    return replace(rows, time_ns=rows.time_ns[last], gpu=rows.gpu[last], values=merged, job=job), count, mean
 
 
 # Time
@@ -260,7 +280,7 @@ def _ends(rows: Rows) -> tuple[int, int]:
 def _column(rows: Rows, name: str, grid: _Grid, notes: list[str]) -> Floats:
     """One field on the grid: mean of a gauge, last of a state, all bits of a mask, sum of increases."""
     spec = BY_NAME[name]
-    values = rows.values[name]
+    values = rows.values.pop(name)
     if spec.kind == "counter":
         values = _increases(rows, name, values, notes)
     known = ~np.isnan(values)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +14,8 @@ from numpy.typing import NDArray
 from unidle_agent.errors import UnidleError
 from unidle_collector.model import GpuRef
 
+LONG_ID = 12
+"""Names of GPUs from this length on are UUIDs: no two GPUs have the same."""
 NOT_SAID, NOBODY = -1, 0
 """Job indices with a meaning of their own, as in `Recording.job`."""
 
@@ -36,6 +41,52 @@ class Rows:
     """`jobs[0]` is empty."""
     notes: tuple[str, ...]
     simulated: bool = False
+
+
+def told_apart(parts: Sequence[tuple[Path, Rows]], unnamed: str) -> list[Rows]:
+    """The rows of each file. Where files that name no node say the same fields of GPUs with the same index at
+    the same time, they are of several nodes: each is then named after its file."""
+    silent = [at for at, (_, rows) in enumerate(parts) if all(ref.node == unnamed for ref in rows.gpus)]
+    clash = any(_clash(parts[one][1], parts[other][1]) for one, other in pairwise_of(silent))
+    out = [rows for _, rows in parts]
+    if not clash:
+        return out
+    names = _names([parts[at][0] for at in silent])
+    for at, name in zip(silent, names, strict=True):
+        rows = out[at]
+        gpus = tuple(replace(ref, node=name) for ref in rows.gpus)
+        note = f"{parts[at][0]}: names no node, and others have the same GPUs: taken as node {name}"
+        out[at] = replace(rows, gpus=gpus, notes=(*rows.notes, note))
+    return out
+
+
+def pairwise_of(places: list[int]) -> Iterator[tuple[int, int]]:
+    """Neighbours, and the first with all others: enough to see files of a kind, few where they are many."""
+    yield from pairwise(places)
+    yield from ((places[0], other) for other in places[2:])
+
+
+def _clash(one: Rows, other: Rows) -> bool:
+    short = {ref.gpu for ref in one.gpus if len(ref.gpu) < LONG_ID}
+    return (
+        not short.isdisjoint(ref.gpu for ref in other.gpus)
+        and not one.values.keys().isdisjoint(other.values)
+        and bool(one.time_ns.size and other.time_ns.size)
+        and int(max(one.time_ns.min(), other.time_ns.min()))
+        < int(min(one.time_ns.max(), other.time_ns.max()))
+    )
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The names of the files, or where these are not enough those of their folders, too."""
+    names = [path.name.split(".")[0] for path in paths]
+    bare = [
+        re.sub(r"[_.-]?(?:gpu|cuda|device|rank)[_.-]?\d{1,3}$", "", name, flags=re.IGNORECASE)
+        for name in names
+    ]
+    if len(set(bare)) > 1 and all(bare):
+        return bare
+    return names if len(set(names)) == len(names) else ["/".join(path.parts[-2:]) for path in paths]
 
 
 def joined(parts: Sequence[Rows]) -> Rows:

@@ -6,24 +6,35 @@ the columns `metric` and `value`.
 
 from __future__ import annotations
 
-import re
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from unidle_collector.model import GpuRef
+from unidle_agent.fields import BY_NAME
 from unidle_collector.recorded.cells import numbers, texts
-from unidle_collector.recorded.columns import Role, meaning, nearest, role_columns
+from unidle_collector.recorded.columns import (
+    Meaning,
+    meaning,
+    nearest,
+    normal,
+    role_columns,
+    without_unit,
+)
+from unidle_collector.recorded.identity import Roles, Texts, gpus_of, nodes_of, text_column
+from unidle_collector.recorded.names import MEMORY_SHARE, SM_OR_UTIL
 from unidle_collector.recorded.rows import NOBODY, NOT_SAID, RecordingError, Rows
-from unidle_collector.recorded.times import NOT_A_TIME, times
+from unidle_collector.recorded.times import NOT_A_TIME, of_day, times
+from unidle_collector.recorded.unpivot import by_gpu
 
-Roles = dict[Role, list[str]]
-Texts = tuple[NDArray[np.int64], list[str]]
-"""Per row an index into the distinct texts, -1 for none; and the texts."""
-
-MAX_INDICES = 1_024
-"""No node has as many GPUs."""
+ASSUMED_MEMORY_BYTES = 80.0 * 2**30
+"""Of a GPU of which only the share in use is known: it decides whether memory is held at all."""
+UNNAMED = ("", "Unnamed: 0", "__index_level_0__", "index")
+"""What the index of a frame is called in a file."""
+MAX_NAMED = 40
+"""Columns that are named in a message."""
 
 
 def rows_of_table(table: pa.Table, where: str, node: str) -> Rows:
@@ -34,29 +45,27 @@ def rows_of_table(table: pa.Table, where: str, node: str) -> Rows:
     """
     table = _unique_names(table)
     try:
-        return _rows(table, node)
+        return _rows(by_gpu(table), where, node)
     except RecordingError as error:
-        found = ", ".join(table.column_names) or "none"
+        found = ", ".join(table.column_names[:MAX_NAMED]) or "none"
+        found += (
+            f" and {len(table.column_names) - MAX_NAMED} more" if len(table.column_names) > MAX_NAMED else ""
+        )
         raise RecordingError(f"{where}: {error}. Columns found: {found}") from error
 
 
-def _rows(table: pa.Table, node: str) -> Rows:
+def _rows(table: pa.Table, where: str, node: str) -> Rows:
     if table.num_rows == 0:
         raise RecordingError("expected samples, came a table without rows")
     notes: list[str] = []
     roles = role_columns(table.column_names)
-    if not roles["time"]:
-        raise RecordingError(
-            "expected a column with the time (time, timestamp, ts, time_ns, ...), came none: name it time"
-        )
-    time_column = roles["time"][0]
-    time_ns = times(table[time_column], time_column, notes)
+    time_column, time_ns = _times(table, roles, notes)
     keep = time_ns != NOT_A_TIME
     if not keep.all():
         notes.append(f"{np.count_nonzero(~keep)} rows without a time in {time_column!r} were left out")
-    nodes, node_names = _nodes(table, roles, node)
+    nodes, node_names = nodes_of(table, roles, node)
     keep &= nodes >= 0
-    gpu, gpus, known = _gpus(table, roles, nodes, node_names, time_ns, notes)
+    gpu, gpus, known = gpus_of(table, roles, where, nodes, node_names, time_ns, notes)
     if not (keep & known).all():
         lost = np.count_nonzero(keep & ~known)
         notes += [f"{lost} rows that name no GPU were left out"] if lost else []
@@ -65,8 +74,9 @@ def _rows(table: pa.Table, node: str) -> Rows:
     if roles["metric"] and roles["value"]:
         values, keep = _long_values(table, roles, keep, gpu, time_ns, notes)
     else:
-        wide = _wide_values(table, roles, notes)
-        values = {name: column[keep] for name, column in wide.items()}
+        wide = _wide_values(table.drop_columns([time_column]), roles, notes)
+        values = wide if keep.all() else {name: wide.pop(name)[keep] for name in list(wide)}
+    _bytes_of_share(values, notes)
     if not values:
         raise RecordingError(
             "expected at least one column with a known field (gpu_util_ratio, power_w, DCGM_FI_DEV_GPU_UTIL, "
@@ -84,6 +94,32 @@ def _rows(table: pa.Table, node: str) -> Rows:
     )
 
 
+def _times(table: pa.Table, roles: Roles, notes: list[str]) -> tuple[str, NDArray[np.int64]]:
+    """The column with the time, the first that holds times, and nanoseconds per row."""
+    wrong = None
+    by_name = {normal(name): name for name in reversed(table.column_names)}
+    if {"date", "time"} <= by_name.keys() and of_day(table[by_name["time"]]):
+        day, clock = (table[by_name[name]].cast(pa.string()) for name in ("date", "time"))
+        return by_name["time"], times(pc.binary_join_element_wise(day, clock, " "), by_name["time"], notes)
+    for name in roles["time"]:
+        try:
+            return name, times(table[name], name, notes)
+        except RecordingError as error:
+            wrong = wrong or error
+    for name in table.column_names:  # an index that a frame was written with
+        kind = table.schema.field(name).type
+        if pa.types.is_timestamp(kind) or (name in UNNAMED and not pa.types.is_integer(kind)):
+            try:
+                found = times(table[name], name, notes)
+            except RecordingError:
+                continue
+            notes.append(f"column {name!r} was taken as the time: no other is named so")
+            return name, found
+    raise wrong or RecordingError(
+        "expected a column with the time (time, timestamp, ts, time_ns, ...), came none: name it time"
+    )
+
+
 def _unique_names(table: pa.Table) -> pa.Table:
     """Names stripped of the blanks that `, ` leaves, and made unique: the second `x` is `x (2)`."""
     seen: dict[str, int] = {}
@@ -95,107 +131,6 @@ def _unique_names(table: pa.Table) -> pa.Table:
     return table.rename_columns(names)
 
 
-def _nodes(table: pa.Table, roles: Roles, node: str) -> tuple[NDArray[np.int64], list[str]]:
-    """Per row an index into the names of nodes."""
-    for name in roles["node"]:
-        if meaning(name) is None:
-            codes, names = texts(table[name])
-            if names:
-                return np.where(codes < 0, len(names), codes), [*names, node or "node"]
-    return np.zeros(table.num_rows, dtype=np.int64), [node or "node"]
-
-
-def _gpus(
-    table: pa.Table,
-    roles: Roles,
-    nodes: NDArray[np.int64],
-    node_names: list[str],
-    time_ns: NDArray[np.int64],
-    notes: list[str],
-) -> tuple[NDArray[np.int32], tuple[GpuRef, ...], NDArray[np.bool_]]:
-    """Per row an index into the GPUs, the GPUs, and whether the row names one."""
-    uuid = _text_column(table, roles["uuid"])
-    index = _text_column(table, roles["gpu"])
-    if uuid is not None and index is not None and len(index[1]) > MAX_INDICES:
-        index = None  # a counter of rows, not of GPUs
-    if uuid is None and index is None:
-        return _only_gpu(roles, nodes, node_names, time_ns, notes)
-    instance = _text_column(table, roles["instance"])
-    metric = roles["metric"][:1] if roles["value"] else []
-    model = _text_column(table, [name for name in roles["model"] if name not in metric])
-    parts = [nodes, *(codes for codes, _ in (part for part in (uuid, index, instance, model) if part))]
-    # Identity by whole combinations: far fewer than rows.
-    combos, inverse = np.unique(np.stack(parts, axis=1), axis=0, return_inverse=True)
-    place: dict[tuple[str, str], int] = {}
-    refs: list[GpuRef] = []
-    table_of_places = []
-    for combo in combos:
-        codes = list(combo[1:])
-        named = [_named(part, codes) for part in (uuid, index, instance, model)]
-        ref = _ref(node_names[combo[0]], *named)
-        if ref is None:
-            table_of_places.append(-1)
-            continue
-        at = place.setdefault((ref.node, ref.gpu), len(refs))
-        if at == len(refs):
-            refs.append(ref)
-        table_of_places.append(at)
-    gpu = np.asarray(table_of_places, dtype=np.int32)[inverse.reshape(-1)]
-    return gpu, tuple(refs), gpu >= 0
-
-
-def _text_column(table: pa.Table, names: list[str]) -> Texts | None:
-    """The first of `names` that is a column with text in it and carries no field."""
-    for name in names:
-        if meaning(name) is None:
-            found = texts(table[name])
-            if found[1]:
-                return found
-    return None
-
-
-def _named(part: Texts | None, codes: list[int]) -> str:
-    """Take the next code for `part` and give its text; empty where there is none."""
-    if part is None:
-        return ""
-    code = codes.pop(0)
-    return part[1][code] if code >= 0 else ""
-
-
-def _ref(node: str, uuid: str, index: str, instance: str, model: str) -> GpuRef | None:
-    gpu = uuid or index
-    if not gpu:
-        return None
-    if instance:
-        gpu += f"/GI{instance}"
-    digits = re.search(r"(\d+)$", index)
-    short = digits and (len(index) < 12 and not index.startswith(("GPU-", "MIG-")))
-    return GpuRef(node, gpu, int(digits.group(1)) if digits and short else None, model)
-
-
-def _only_gpu(
-    roles: Roles,
-    nodes: NDArray[np.int64],
-    node_names: list[str],
-    time_ns: NDArray[np.int64],
-    notes: list[str],
-) -> tuple[NDArray[np.int32], tuple[GpuRef, ...], NDArray[np.bool_]]:
-    """No column names a GPU: right only if each node has one."""
-    keys = np.stack([nodes, time_ns], axis=1)
-    distinct = len(np.unique(keys, axis=0))
-    if distinct < 0.9 * len(keys) and not roles["value"]:
-        raise RecordingError(
-            "expected a column that names the GPU (gpu_uuid, uuid, gpu, gpu_index), came none, and "
-            f"{len(keys)} rows have only {distinct} different times per node: several GPUs?"
-        )
-    notes.append("no column names the GPU: taken as one GPU per node")
-    present = np.unique(nodes)
-    place = np.zeros(len(node_names), dtype=np.int32)
-    place[present] = np.arange(len(present))
-    refs = tuple(GpuRef(node_names[at], "0", 0) for at in present)
-    return place[nodes], refs, np.ones(len(nodes), dtype=np.bool_)
-
-
 def _jobs(table: pa.Table, roles: Roles, notes: list[str]) -> tuple[NDArray[np.int32], tuple[str, ...]]:
     """Per row an index into the jobs; the first column that names jobs counts."""
     for name in roles["job"]:
@@ -204,7 +139,7 @@ def _jobs(table: pa.Table, roles: Roles, notes: list[str]) -> tuple[NDArray[np.i
             # In what Prometheus exports, `job` is the scrape, not the workload.
             notes.append(f"column {name!r} names the scrape ({names[0]}), not a job: not used")
             continue
-        space = _text_column(table, roles["namespace"]) if "pod" in name.lower() else None
+        space = text_column(table, roles["namespace"]) if "pod" in name.lower() else None
         if space is not None:
             return _pods(codes, names, space)
         none = {"0"} if name.lower() in ("hpc_job", "slurm_job_id", "slurm_jobid") else {"-1"}
@@ -233,10 +168,14 @@ def _wide_values(table: pa.Table, roles: Roles, notes: list[str]) -> dict[str, N
     used = {names[0] for role, names in roles.items() if names and role not in ("metric", "value")}
     named = {name for names in roles.values() for name in names}
     found: dict[str, list[tuple[int, str, NDArray[np.float64]]]] = {}
-    for name in table.column_names:
-        means = meaning(name)
+    meant = meanings(table.column_names, notes)
+    for name, means in meant.items():
         if means is None:
-            if name not in named and name not in used:
+            if (
+                name not in named
+                and name not in used
+                and not pa.types.is_nested(table.schema.field(name).type)
+            ):
                 notes.append(f"column {name!r} is no known field: not used{_hint(name)}")
             continue
         column = numbers(table[name], name, means, notes)
@@ -253,6 +192,39 @@ def _wide_values(table: pa.Table, roles: Roles, notes: list[str]) -> dict[str, N
                 best = np.where(np.isnan(best), other, best)
         out[field] = best
     return out
+
+
+def meanings(names: list[str], notes: list[str]) -> dict[str, Meaning | None]:
+    """What each column carries. "SM" that stands alone is GPU utilization (see SM_OR_UTIL)."""
+    out = {name: meaning(name) for name in names}
+    given = {means.field.name for means in out.values() if means is not None}
+    if given.isdisjoint(
+        ("gpu_util_ratio", "graphics_active_ratio", "tensor_active_ratio", "dram_active_ratio")
+    ):
+        for name in names:
+            means = out[name]
+            if means is not None and without_unit(name) in SM_OR_UTIL:
+                out[name] = replace(means, field=BY_NAME["gpu_util_ratio"])
+                notes.append(
+                    f"column {name!r} is read as GPU utilization, as nvidia-smi calls it, for want of other "
+                    "counters beside it; if it is SM activity, name it sm_active_ratio"
+                )
+    return out
+
+
+def _bytes_of_share(values: dict[str, NDArray[np.float64]], notes: list[str]) -> None:
+    """The share of memory in use as bytes, where these were not recorded."""
+    share = values.pop(MEMORY_SHARE.name, None)
+    if share is None or "memory_used_bytes" in values:
+        return
+    total = values.get("memory_total_bytes")
+    if total is None:
+        total = np.full(share.shape, ASSUMED_MEMORY_BYTES)
+        notes.append(
+            "memory in use was recorded as a share of a size that nothing says: bytes are as of "
+            f"{ASSUMED_MEMORY_BYTES / 2**30:.0f} GiB; a column memory_total_bytes makes them right"
+        )
+    values["memory_used_bytes"] = share * total
 
 
 def _hint(name: str) -> str:
@@ -272,8 +244,7 @@ def _long_values(
     metric, value = roles["metric"][0], roles["value"][0]
     codes, names = texts(table[metric])
     pieces: list[tuple[str, NDArray[np.bool_], NDArray[np.float64]]] = []
-    for at, name in enumerate(names):
-        means = meaning(name)
+    for at, (name, means) in enumerate(meanings(names, notes).items()):
         if means is None:
             notes.append(f"metric {name!r} is no known field: not used{_hint(name)}")
             continue

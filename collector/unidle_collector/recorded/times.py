@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -13,7 +14,17 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from unidle_collector.recorded.cells import distinct_texts
+from unidle_collector.recorded.columns import unit_in_brackets
 from unidle_collector.recorded.rows import RecordingError
+
+A_YEAR_NS = 366 * 86_400 * 10**9
+SCALES = {
+    **dict.fromkeys(("ns", "nanoseconds"), 1),
+    **dict.fromkeys(("us", "microseconds"), 1_000),
+    **dict.fromkeys(("ms", "msec", "millis", "milliseconds"), 1_000_000),
+    **dict.fromkeys(("min", "minutes"), 60_000_000_000),
+}
+"""Unit at the end of a column's name -> nanoseconds; seconds and nothing are told by their size."""
 
 NOT_A_TIME = np.iinfo(np.int64).min
 """What `times` gives for a cell that holds no time."""
@@ -37,8 +48,27 @@ def times(column: pa.ChunkedArray, name: str, notes: list[str]) -> NDArray[np.in
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return _text_times(column, name, notes)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        return _epoch(column, name)
+        return _from_begin(_epoch(column, name), name, notes)
     raise RecordingError(f"column {name!r}: expected times (epoch, ISO 8601 text or timestamps), came {kind}")
+
+
+def of_day(column: pa.ChunkedArray) -> bool:
+    """Does the column hold times of the day, without a date."""
+    if pa.types.is_time(column.type):
+        return True
+    texts = distinct_texts(column)[0][:3] if pa.types.is_string(column.type) else []
+    return bool(texts) and all(re.fullmatch(r"\d{1,2}:\d\d(:\d\d(\.\d+)?)?", text) for text in texts)
+
+
+def _from_begin(found: NDArray[np.int64], name: str, notes: list[str]) -> NDArray[np.int64]:
+    known = found[found != NOT_A_TIME]
+    if known.size and int(known.max()) < A_YEAR_NS:
+        lasts_s = (int(known.max()) - int(known.min())) / 1e9
+        notes.append(
+            f"column {name!r} counts from the begin of the recording, not from 1970: {lasts_s:,.10g} s in "
+            "all, as it was read (name it elapsed_ms, _us or _ns if it holds those)"
+        )
+    return found
 
 
 def _as_ns(column: pa.ChunkedArray) -> NDArray[np.int64]:
@@ -65,9 +95,9 @@ def _epoch(column: pa.ChunkedArray, name: str) -> NDArray[np.int64]:
 
 def _epoch_scale(name: str, typical: float) -> int:
     """Nanoseconds per unit of an epoch column."""
-    for suffix, scale in (("_ns", 1), ("_us", 1_000), ("_ms", 1_000_000)):
-        if name.strip().lower().endswith(suffix):
-            return scale
+    told = unit_in_brackets(name) or re.split(r"[_ ]", name.strip().lower())[-1]
+    if told in SCALES:
+        return SCALES[told]
     for limit, scale in ((1e11, 1_000_000_000), (1e14, 1_000_000), (1e17, 1_000)):
         if typical < limit:
             return scale
@@ -77,7 +107,11 @@ def _epoch_scale(name: str, typical: float) -> int:
 def _text_times(column: pa.ChunkedArray, name: str, notes: list[str]) -> NDArray[np.int64]:
     texts, codes = distinct_texts(column)
     try:
+        # "20261009" is a day and "1760000000" an epoch.
+        if texts and all(re.fullmatch(r"20\d{6}([ T].*)?", text) for text in texts[:10]):
+            raise ValueError("a date")
         parsed = _epoch(pa.chunked_array([pa.array([float(text) for text in texts])]), name)
+        parsed = _from_begin(parsed, name, notes)
     except ValueError:
         parsed, without_zone = _written_times(texts)
         if without_zone:

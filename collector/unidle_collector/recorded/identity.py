@@ -1,0 +1,152 @@
+"""Which GPU of which node each row of a table is of."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from unidle_collector.model import GpuRef
+from unidle_collector.recorded.cells import texts
+from unidle_collector.recorded.columns import meaning
+from unidle_collector.recorded.names import Role
+from unidle_collector.recorded.rows import RecordingError
+
+Roles = dict[Role, list[str]]
+Texts = tuple[NDArray[np.int64], list[str]]
+"""Per row an index into the distinct texts, -1 for none; and the texts."""
+
+MAX_INDICES = 1_024
+"""No node has as many GPUs."""
+_OF_HOST = re.compile(r"(?!(?:gpu|cuda|device|card|rank)[:/])[a-z][^\s:/]*[:/]\d{1,3}", re.IGNORECASE)
+_GPU_IN_NAME = re.compile(r"(?:^|[^a-zA-Z])(?:gpu|cuda|device|rank)[_.-]?(\d{1,3})(?!\d)", re.IGNORECASE)
+
+
+def nodes_of(table: pa.Table, roles: Roles, node: str) -> tuple[NDArray[np.int64], list[str]]:
+    """Per row an index into the names of nodes."""
+    for name in roles["node"]:
+        if meaning(name) is None:
+            codes, names = texts(table[name])
+            if names:
+                return np.where(codes < 0, len(names), codes), [*names, node or "node"]
+    return np.zeros(table.num_rows, dtype=np.int64), [node or "node"]
+
+
+def gpus_of(
+    table: pa.Table,
+    roles: Roles,
+    where: str,
+    nodes: NDArray[np.int64],
+    node_names: list[str],
+    time_ns: NDArray[np.int64],
+    notes: list[str],
+) -> tuple[NDArray[np.int32], tuple[GpuRef, ...], NDArray[np.bool_]]:
+    """Per row an index into the GPUs, the GPUs, and whether the row names one."""
+    uuid = text_column(table, roles["uuid"])
+    index = text_column(table, roles["gpu"])
+    if index is not None and len(node_names) == 1 and all(_OF_HOST.fullmatch(text) for text in index[1]):
+        nodes, node_names, index = _hosts(index)
+    if uuid is not None and index is not None and len(index[1]) > MAX_INDICES:
+        index = None  # a counter of rows, not of GPUs
+    if uuid is None and index is None:
+        return _only_gpu(roles, where, nodes, node_names, time_ns, notes)
+    instance = text_column(table, roles["instance"])
+    metric = roles["metric"][:1] if roles["value"] else []
+    model = text_column(table, [name for name in roles["model"] if name not in metric])
+    parts = [nodes, *(codes for codes, _ in (part for part in (uuid, index, instance, model) if part))]
+    # Identity by whole combinations: far fewer than rows.
+    combos, inverse = np.unique(np.stack(parts, axis=1), axis=0, return_inverse=True)
+    place: dict[tuple[str, str], int] = {}
+    refs: list[GpuRef] = []
+    table_of_places = []
+    for combo in combos:
+        codes = list(combo[1:])
+        named = [_named(part, codes) for part in (uuid, index, instance, model)]
+        ref = _ref(node_names[combo[0]], *named)
+        if ref is None:
+            table_of_places.append(-1)
+            continue
+        at = place.setdefault((ref.node, ref.gpu), len(refs))
+        if at == len(refs):
+            refs.append(ref)
+        table_of_places.append(at)
+    gpu = np.asarray(table_of_places, dtype=np.int32)[inverse.reshape(-1)]
+    return gpu, tuple(refs), gpu >= 0
+
+
+def text_column(table: pa.Table, names: list[str]) -> Texts | None:
+    """The first of `names` that is a column with text in it and carries no field."""
+    for name in names:
+        if meaning(name) is None:
+            found = texts(table[name])
+            if found[1]:
+                return found
+    return None
+
+
+def _named(part: Texts | None, codes: list[int]) -> str:
+    """Take the next code for `part` and give its text; empty where there is none."""
+    if part is None:
+        return ""
+    code = codes.pop(0)
+    return part[1][code] if code >= 0 else ""
+
+
+def _ref(node: str, uuid: str, index: str, instance: str, model: str) -> GpuRef | None:
+    gpu = uuid or index
+    if not gpu:
+        return None
+    if instance:
+        gpu += f"/GI{instance}"
+    digits = re.search(r"(\d+)$", index)
+    short = digits and (len(index) < 12 and not index.startswith(("GPU-", "MIG-")))
+    return GpuRef(node, gpu, int(digits.group(1)) if digits and short else None, model)
+
+
+def _hosts(index: Texts) -> tuple[NDArray[np.int64], list[str], Texts]:
+    """`n1:3` -> node n1, GPU 3."""
+    parts = [text.replace("/", ":").rpartition(":") for text in index[1]]
+    hosts = list(dict.fromkeys(host for host, _, _ in parts))
+    gpus = list(dict.fromkeys(gpu for _, _, gpu in parts))
+    host = np.array([hosts.index(part[0]) for part in parts] + [-1], dtype=np.int64)
+    gpu = np.array([gpus.index(part[2]) for part in parts] + [-1], dtype=np.int64)
+    return host[index[0]], hosts, (gpu[index[0]], gpus)
+
+
+def gpu_in_name(where: str) -> str:
+    """The index of the GPU that a file is of, by its name; empty where it says none."""
+    found = _GPU_IN_NAME.search(Path(where).name)
+    return found.group(1) if found else ""
+
+
+def _only_gpu(
+    roles: Roles,
+    where: str,
+    nodes: NDArray[np.int64],
+    node_names: list[str],
+    time_ns: NDArray[np.int64],
+    notes: list[str],
+) -> tuple[NDArray[np.int32], tuple[GpuRef, ...], NDArray[np.bool_]]:
+    """No column names a GPU: right only if each node has one."""
+    keys = np.stack([nodes, time_ns], axis=1)
+    distinct = len(np.unique(keys, axis=0))
+    if distinct < 0.9 * len(keys) and not roles["value"]:
+        raise RecordingError(
+            "expected a column that names the GPU (gpu_uuid, uuid, gpu, gpu_index), came none, and "
+            f"{len(keys)} rows have only {distinct} different times per node: several GPUs?"
+        )
+    gpu = gpu_in_name(where)
+    notes.append(
+        f"{where}: no column names the GPU: taken as GPU {gpu}, as the file is called"
+        if gpu
+        else "no column names the GPU: taken as one GPU per node"
+    )
+    gpu = gpu or "0"
+    present = np.unique(nodes)
+    place = np.zeros(len(node_names), dtype=np.int32)
+    place[present] = np.arange(len(present))
+    refs = tuple(GpuRef(node_names[at], gpu, int(gpu)) for at in present)
+    return place[nodes], refs, np.ones(len(nodes), dtype=np.bool_)

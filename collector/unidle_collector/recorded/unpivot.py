@@ -1,0 +1,123 @@
+"""Tables with a row per instant and a column per GPU and quantity, turned into a row per GPU and instant.
+
+A column says its GPU before or after the quantity (`gpu0_util`, `power_w.gpu3`, `system.gpu.0.powerWatts`,
+`sm_active[5]`), or by labels as Prometheus writes them (`DCGM_FI_DEV_GPU_UTIL{gpu="0"}`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from unidle_collector.recorded.columns import meaning, role_columns
+
+_LABELLED = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)?\{(.*)\}")
+_LABEL = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*=~?\s*"?((?:[^"\\,}]|\\.)*)"?\s*(?:,|$)')
+_WORD = r"(?:gpu|cuda|device|card|rank)"
+_BEFORE = re.compile(rf"(.*[^a-z0-9])?{_WORD}[ _.:/#\[(-]*(\d{{1,3}})[\])]?[ _.:/-]+(\S.*)", re.IGNORECASE)
+_AFTER = re.compile(
+    rf"(\S.*?)[ _.:/\[(@-]+{_WORD}[ _.:/#-]*(\d{{1,3}})[\])]?(\s*[\[(][^\])]*[\])])?", re.IGNORECASE
+)
+_NUMBER_AFTER = re.compile(r"(\S.*?[^\d])(?:[ _.:/-]+(\d{1,3})|\[(\d{1,3})\])")
+_NUMBER_BEFORE = re.compile(r"(\d{1,3})[ _.:/-]+([a-zA-Z].*)")
+_FRAME_COLUMN = re.compile(r"""\(\s*['"]?([^'",]+)['"]?\s*,\s*['"]?([^'",]+)['"]?\s*\)""")
+_TRACKERS = {"gpu": "gpu_util_pct", "memory": "memory_util_pct", "memoryAllocated": "memory_used_pct"}
+"""What experiment trackers (Weights & Biases) call what names elsewhere say in full."""
+_PREFERRED = ("gpu", "uuid", "hostname", "node", "instance", "modelname", "gpu_i_id")
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """What the name of a column says: of which GPU, and which quantity."""
+
+    column: str
+    quantity: str
+    labels: tuple[tuple[str, str], ...]
+    """Role columns to be, with their values: `gpu`, and where it is labelled, UUID, node ..."""
+
+
+def by_gpu(table: pa.Table) -> pa.Table:
+    """`table` itself where no column names a GPU, else a row per GPU and instant with the columns that
+    are no GPU's repeated."""
+    cells = _cells(table.column_names)
+    if not cells:
+        return table
+    mine = {cell.column for cell in cells}
+    roles = role_columns([name for name in table.column_names if name not in mine])
+    of_gpu = {*mine, *roles["gpu"], *roles["uuid"]}
+    shared = [name for name in table.column_names if name not in of_gpu]
+    gpus: dict[tuple[tuple[str, str], ...], list[_Cell]] = {}
+    for cell in cells:
+        gpus.setdefault(cell.labels, []).append(cell)
+    parts = []
+    for labels, columns in gpus.items():
+        part = {name: table[name] for name in shared}
+        for key, text in labels:
+            part[key] = pa.chunked_array([pa.array([text]).dictionary_encode().take(_zeros(table.num_rows))])
+        for cell in columns:
+            part.setdefault(cell.quantity, table[cell.column])
+        parts.append(pa.table(part))
+    return pa.concat_tables(parts, promote_options="permissive").unify_dictionaries()
+
+
+def _zeros(count: int) -> pa.Array:
+    return pa.repeat(pa.scalar(0, pa.int32()), count)
+
+
+def _cells(names: list[str]) -> list[_Cell]:
+    """The columns that say a GPU and a known quantity; none where the table has one row per GPU anyway."""
+    labelled = [cell for name in names if (cell := _labelled(name)) is not None]
+    if labelled:
+        return labelled
+    if any(role_columns(names)[role] for role in ("gpu", "uuid")):
+        return []
+    worded = [cell for name in names if (cell := _worded(name)) is not None]
+    if worded:
+        return worded
+    numbered = [cell for name in names if (cell := _numbered(name)) is not None]
+    several = {cell.quantity for cell in numbered if cell.labels != numbered[0].labels}
+    return [cell for cell in numbered if cell.quantity in several]
+
+
+def _labelled(name: str) -> _Cell | None:
+    found = _LABELLED.fullmatch(name.strip())
+    if found is None:
+        return None
+    labels = dict(_LABEL.findall(found.group(2)))
+    quantity = found.group(1) or labels.get("__name__", "")
+    kept = tuple((key, text) for key, text in sorted(labels.items()) if key.lower() in _PREFERRED and text)
+    return _Cell(name, quantity, kept) if meaning(quantity) and kept else None
+
+
+def _worded(name: str) -> _Cell | None:
+    text = _plain(name)
+    if found := _BEFORE.fullmatch(text):
+        quantity, gpu = found.group(3), found.group(2)
+        if (found.group(1) or "").lower().startswith("system"):
+            quantity = _TRACKERS.get(quantity, quantity)
+    elif found := _AFTER.fullmatch(text):
+        quantity, gpu = found.group(1) + (found.group(3) or ""), found.group(2)
+    else:
+        return None
+    return _Cell(name, quantity, (("gpu", gpu),)) if meaning(quantity) and meaning(text) is None else None
+
+
+def _numbered(name: str) -> _Cell | None:
+    text = _plain(name)
+    if meaning(text) is not None and not re.search(r"\[\d+\]$", text):
+        return None
+    if found := _NUMBER_AFTER.fullmatch(text):
+        quantity, gpu = found.group(1), found.group(2) or found.group(3)
+    elif found := _NUMBER_BEFORE.fullmatch(text):
+        gpu, quantity = found.groups()
+    else:
+        return None
+    return _Cell(name, quantity, (("gpu", gpu),)) if meaning(quantity) else None
+
+
+def _plain(name: str) -> str:
+    """`('power_w', 'gpu0')`, as frames with two rows of names are written, -> `power_w_gpu0`."""
+    found = _FRAME_COLUMN.fullmatch(name.strip())
+    return "_".join(found.groups()) if found else name.strip()
