@@ -326,7 +326,7 @@ class Ledger:
     def durations(self) -> list[tuple[dict[str, float], dict[str, float]]]:
         """Each GPU over all that was booked: (state -> seconds, `state.cause` -> seconds), never weighted."""
         tenures = self._inventory.tenures
-        booked = self._buckets.total(0, 2**63 - 1, len(tenures)).seconds
+        booked = self._buckets.total(-(2**62), 2**62, len(tenures)).seconds
         by_gpu = np.zeros((len(self._inventory), len(self.codes)))
         np.add.at(by_gpu, self._inventory.tenure_gpus, booked.T)
         return [self._durations(row) for row in by_gpu]

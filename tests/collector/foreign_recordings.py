@@ -95,7 +95,7 @@ class Run:
 
     @property
     def gpus(self) -> int:
-        return int(self.columns["util"].shape[1])
+        return int(next(iter(self.columns.values())).shape[1])
 
 
 def run(workload: str, seconds: float = 288.0, seed: int = 1) -> Run:

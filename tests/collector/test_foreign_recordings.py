@@ -120,6 +120,14 @@ def test_sm_alone_is_gpu_utilization_and_beside_other_counters_sm_activity(tmp_p
     assert only(tmp_path, rows)["sm_active_ratio"] == [0.47, 0.48]
 
 
+def test_what_nvidia_smi_dmon_calls_sm_is_gpu_utilization(tmp_path: Path) -> None:
+    run = foreign.seen(foreign.run("tensor_parallel", 20), 1.0)
+    columns = load(foreign.smi_dmon(run, tmp_path)).columns
+    assert np.nanmean(columns["gpu_util_ratio"]) == pytest.approx(0.97, abs=0.01)
+    assert "sm_active_ratio" not in columns
+    assert np.nanmean(columns["pcie_rx_bytes_per_s"]) == pytest.approx(1.8e9, rel=0.05)
+
+
 def test_samples_within_a_second_whose_times_are_whole_seconds_are_averaged_not_dropped(
     tmp_path: Path,
 ) -> None:
@@ -190,6 +198,37 @@ def test_a_gpu_named_after_its_host_is_of_that_node_and_cuda_is_no_host(tmp_path
     assert [(ref.node, ref.index) for ref in load([tmp_path / "a.csv"]).gpus] == [("n1", 3), ("n2", 3)]
     (tmp_path / "b.csv").write_text("time,gpu,gpu_util_pct\n1760000000,cuda:0,50\n1760000000,cuda:1,60\n")
     assert [(ref.node, ref.index) for ref in load([tmp_path / "b.csv"]).gpus] == [("node", 0), ("node", 1)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "time,gpu,gpu_util_pct\n1760000000,0,50\ntime,gpu,gpu_util_pct\n1760000001,0,51\n",
+        "time;gpu;gpu_util_pct\r\n1760000000;0;50,0\r\n1760000001;0;51,0\r\n",
+        "time,gpu,gpu_util_pct\n08:53:20,0,50\n08:53:21,0,51\n",
+        "time gpu gpu_util_pct\n1760000000 0 50\n1760000001 0 51\n",
+        (
+            "#datatype,string,long,dateTime:RFC3339,double,string,string\n#default,_result,,,,,\n"
+            ",result,table,_time,_value,_field,index\n"
+            ",,0,2026-10-09T08:53:20Z,50,utilization_gpu,0\n,,0,2026-10-09T08:53:21Z,51,utilization_gpu,0\n"
+        ),
+    ],
+    ids=["header again", "decimal comma", "times of the day", "blanks", "InfluxDB's annotated CSV"],
+)
+def test_other_habits_of_tables_in_text_are_read(tmp_path: Path, text: str) -> None:
+    assert only(tmp_path, text)["gpu_util_ratio"] == [0.50, 0.51]
+
+
+def test_times_that_count_from_0_lose_no_time_and_no_year_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{at * 100},0,0,120,16000" for at in range(2400)]
+    text = "elapsed_ms,gpu,gpu_util_pct,power_w,memory_used_mib\n" + "\n".join(rows) + "\n"
+    (tmp_path / "run.csv").write_text(text)
+    (gpu,) = document(capsys, [tmp_path / "run.csv"])["gpus"]
+    assert gpu["states"]["idle"] == 240
+    assert main(["diagnose", str(tmp_path / "run.csv")]) == 0
+    assert "1 GPU on 1 node over 4 min, sampled every" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("pack", [bz2.compress, lzma.compress])

@@ -41,11 +41,12 @@ from rich.table import Table
 
 from unidle_agent.errors import UnidleError
 from unidle_collector import timeline
+from unidle_collector.detectors import duration
 from unidle_collector.model import STATES, Account, Finding
 from unidle_collector.prometheus import history
 from unidle_collector.prometheus.api import Api, token_of
 from unidle_collector.recorded import RecordingError, load
-from unidle_collector.recorded.times import to_ns, written_time
+from unidle_collector.recorded.times import A_YEAR_NS, to_ns, written_time
 from unidle_collector.recording import Recording
 from unidle_collector.replay import Result, replay
 from unidle_collector.story import cost, story
@@ -298,10 +299,12 @@ def verdict(recording: Recording, result: Result) -> str:
     """Two or three sentences: how much time, how much of it was lost, to what."""
     facts = sampling(recording)
     nodes = len({gpu.node for gpu in recording.gpus})
+    when = f"from {facts['start'][:19]} to {facts['end'][:19]} UTC"
+    if recording.start_ns < A_YEAR_NS:  # it counts from its own begin
+        when = f"over {duration(recording.instants * recording.period_s)}"
     head = (
-        f"{_count(len(recording.gpus), 'GPU')} on {_count(nodes, 'node')} from {facts['start'][:19]} to "
-        f"{facts['end'][:19]} UTC, sampled every {recording.period_s:g} s "
-        f"({facts['coverage_ratio']:.1%} of instants have a sample)."
+        f"{_count(len(recording.gpus), 'GPU')} on {_count(nodes, 'node')} {when}, "
+        f"sampled every {recording.period_s:g} s ({facts['coverage_ratio']:.1%} of instants have a sample)."
     )
     account = result.account
     if account is None or recording.instants < 2:

@@ -13,6 +13,8 @@ from unidle_collector.recorded.columns import meaning, role_columns
 from unidle_collector.recorded.rows import RecordingError, Rows
 from unidle_collector.recorded.tables import rows_of_table
 
+HEAD_BYTES = 65_536
+_COMMA, _POINT = re.compile(rb"[;\t|]\s*\d+,\d+\s*[;\t|\r\n]"), re.compile(rb"[;\t|]\s*\d+\.\d+\s*[;\t|\r\n]")
 SEPARATORS = ",;\t|"
 
 
@@ -24,7 +26,7 @@ def separator(header: str) -> str:
 
 def read(data: bytes, where: str, node: str) -> Rows:
     """Rows of one text table. A line with another number of cells loses itself only and is counted."""
-    data = _without_preamble(data)
+    data = _once(_without_preamble(data))
     header = data.split(b"\n", 1)[0].decode("utf-8", "replace")
     if not separator(header) and len(header.split()) > 1:
         data = re.sub(rb"(?m)^[ ]+|[ ]+$", b"", data)
@@ -58,7 +60,8 @@ def _without_preamble(data: bytes) -> bytes:
             return data
         text, below = bare.decode("utf-8", "replace"), rest.partition(b"\n")[0].decode("utf-8", "replace")
         between = separator(text)
-        if between and not below.startswith("#") and below.count(between) == text.count(between):
+        alike = between and not below.startswith("#") and below.count(between) == text.count(between)
+        if alike and _named(text, between) >= max(1, _named(below, between)):
             return data
         data = rest
     return data
@@ -66,9 +69,27 @@ def _without_preamble(data: bytes) -> bytes:
 
 def _all_values(header: str, between: str) -> bool:
     """Is the first line one of values: no cell is a name, some are numbers or times."""
-    cells = [cell.strip().strip('"') for cell in header.split(between)]
-    named = [cell for cell in cells if meaning(cell) is not None or any(role_columns([cell]).values())]
-    return not named and sum(cell[:1].isdigit() for cell in cells) >= 2
+    cells = header.split(between)
+    return not _named(header, between) and sum(cell.strip(' "')[:1].isdigit() for cell in cells) >= 2
+
+
+def _named(line: str, between: str) -> int:
+    """How many cells are names that mean something."""
+    cells = [cell.strip().lstrip("#").strip(' "') for cell in line.split(between)]
+    return sum(meaning(cell) is not None or any(role_columns([cell]).values()) for cell in cells)
+
+
+def _once(data: bytes) -> bytes:
+    """Without the header lines that come again where files were put one after the other."""
+    header, end, rest = data.partition(b"\n")
+    if rest.count(b"\n" + header + b"\n"):
+        rest = (b"\n" + rest).replace(b"\n" + header + b"\n", b"\n").removeprefix(b"\n")
+    return header + end + rest
+
+
+def _comma_is_decimal(head: bytes, between: str) -> bool:
+    """`120,5` between semicolons, as tables are written in much of Europe."""
+    return between != "," and bool(_COMMA.search(head)) and not _POINT.search(head)
 
 
 def _table(data: bytes, between: str, skipped: list[str], where: str) -> pa.Table:
@@ -77,9 +98,12 @@ def _table(data: bytes, between: str, skipped: list[str], where: str) -> pa.Tabl
         return "skip"
 
     parse = arrow_csv.ParseOptions(delimiter=between, invalid_row_handler=skip)
+    guess = arrow_csv.ConvertOptions(
+        decimal_point="," if _comma_is_decimal(data[:HEAD_BYTES], between) else "."
+    )
     try:
         try:
-            return arrow_csv.read_csv(io.BytesIO(data), parse_options=parse)
+            return arrow_csv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=guess)
         except pa.ArrowInvalid:
             # Types are guessed from the first lines; a later cell said otherwise. Read all as text.
             skipped.clear()

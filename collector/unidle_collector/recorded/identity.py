@@ -136,7 +136,8 @@ def _only_gpu(
     if distinct < 0.9 * len(keys) and not roles["value"]:
         raise RecordingError(
             "expected a column that names the GPU (gpu_uuid, uuid, gpu, gpu_index), came none, and "
-            f"{len(keys)} rows have only {distinct} different times per node: several GPUs?"
+            f"{len(keys)} rows have only {distinct} different times per node: several GPUs? "
+            "nvidia-smi: add index or uuid to --query-gpu"
         )
     gpu = gpu_in_name(where)
     notes.append(

@@ -39,6 +39,10 @@ def times(column: pa.ChunkedArray, name: str, notes: list[str]) -> NDArray[np.in
     if pa.types.is_dictionary(kind):
         column = column.cast(kind.value_type)
         kind = column.type
+    if of_day(column):
+        notes.append(f"column {name!r} says no day: all its times are of one")
+        column = pc.binary_join_element_wise("1970-01-02", column.cast(pa.string()), " ")
+        kind = column.type
     if pa.types.is_timestamp(kind):
         if kind.tz is None:
             notes.append(f"column {name!r} has no time zone: taken as UTC")
@@ -110,7 +114,7 @@ def _text_times(column: pa.ChunkedArray, name: str, notes: list[str]) -> NDArray
         # "20261009" is a day and "1760000000" an epoch.
         if texts and all(re.fullmatch(r"20\d{6}([ T].*)?", text) for text in texts[:10]):
             raise ValueError("a date")
-        parsed = _epoch(pa.chunked_array([pa.array([float(text) for text in texts])]), name)
+        parsed = _epoch(pa.chunked_array([pa.array(_numbers(texts))]), name)
         parsed = _from_begin(parsed, name, notes)
     except ValueError:
         parsed, without_zone = _written_times(texts)
@@ -122,6 +126,19 @@ def _text_times(column: pa.ChunkedArray, name: str, notes: list[str]) -> NDArray
         )
     table = np.append(parsed, NOT_A_TIME)
     return np.asarray(table[codes])
+
+
+def _numbers(texts: list[str]) -> list[float]:
+    """Each text as a number, NaN where it is none; raises ValueError where most are none."""
+    out = []
+    for text in texts:
+        try:
+            out.append(float(text))
+        except ValueError:
+            out.append(float("nan"))
+    if sum(number == number for number in out) <= len(out) / 2:
+        raise ValueError("no numbers")
+    return out
 
 
 def _written_times(texts: list[str]) -> tuple[NDArray[np.int64], bool]:
