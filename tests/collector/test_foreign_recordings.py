@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from tests.collector import foreign_recordings as foreign
 
@@ -231,6 +232,23 @@ def test_times_that_count_from_0_lose_no_time_and_no_year_is_told(
     assert "1 GPU on 1 node over 4 min, sampled every" in " ".join(capsys.readouterr().out.split())
 
 
+def test_an_arrow_file_is_read(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"time": [START_S, START_S + 1], "gpu": [0, 0], "gpu_util_pct": [50.0, None]})
+    frame.to_feather(tmp_path / "run.feather")
+    column = load([tmp_path / "run.feather"]).columns["gpu_util_ratio"][:, 0]
+    assert column[0] == 0.5
+
+
+def test_utilization_scaled_to_0_to_1_is_not_taken_for_an_idle_fleet(tmp_path: Path) -> None:
+    text = "time,gpu,DCGM_FI_DEV_GPU_UTIL\n1760000000,0,0.98\n1760000001,0,0\n"
+    assert only(tmp_path, text)["gpu_util_ratio"] == [0.98, 0.0]
+    assert "holds ratios 0-1" in load([tmp_path / "run.csv"]).notes[0]
+    text = "time,gpu,DCGM_FI_DEV_GPU_UTIL\n1760000000,0,0.08\n1760000001,0,0\n"
+    assert only(tmp_path, text)["gpu_util_ratio"] == [0.0008, 0.0]
+    text = "time,gpu,DCGM_FI_DEV_GPU_UTIL\n1760000000,0,1\n1760000001,0,0\n"
+    assert only(tmp_path, text)["gpu_util_ratio"] == [0.01, 0.0]
+
+
 @pytest.mark.parametrize("pack", [bz2.compress, lzma.compress])
 def test_other_packings_than_gzip_are_unpacked_whatever_the_name(tmp_path: Path, pack: Any) -> None:
     (tmp_path / "run.bin").write_bytes(pack(b"time,gpu,gpu_util_pct\n1760000000,0,50\n"))
@@ -296,7 +314,7 @@ def test_a_series_without_a_name_has_that_of_its_file(tmp_path: Path) -> None:
         ("a.json", '[1, 2, "x"]', "expected JSON with records"),
         ("a.json", '{"gpus": [', "expected whole JSON"),
         ("a.txt", "#Entity GPUTL SMACT\nID\n", "expected lines of samples"),
-        ("a.bin", "PK\x03\x04\x00\x00", "expected Parquet, CSV, JSON"),
+        ("a.bin", "PK\x03\x04\x00\x00", "expected Parquet, Arrow, CSV, JSON"),
     ],
 )
 def test_what_is_not_understood_says_what_was_expected_and_exits_2(

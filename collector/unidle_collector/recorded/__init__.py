@@ -22,7 +22,7 @@ from unidle_collector.recording import Recording
 __all__ = ["RecordingError", "load"]
 
 HEAD_BYTES = 65_536
-EXPECTED = "Parquet, CSV, JSON, a log of nvidia-smi or dcgmi, or a dcgm-exporter page as text"
+EXPECTED = "Parquet, Arrow, CSV, JSON, a log of nvidia-smi or dcgmi, or a dcgm-exporter page as text"
 
 
 def load(
@@ -97,8 +97,11 @@ def _read(path: Path, node: str, period_s: float | None) -> Rows | tuple[list[pa
     """What one file holds, by its content."""
     try:
         with path.open("rb") as file:
-            if file.read(len(parquet.MAGIC)) == parquet.MAGIC:
-                return parquet.read(path, node)
+            magic = file.read(8)
+        if magic.startswith(parquet.MAGIC):
+            return parquet.read(path, node)
+        if magic.startswith(parquet.ARROW_MAGIC):
+            return parquet.read_arrow(path, node)
         text = unpacked(path)
         modified_ns = path.stat().st_mtime_ns
     except OSError as error:

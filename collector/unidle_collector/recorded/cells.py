@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from unidle_agent.dcgm_values import DOUBLE_BLANK, INT32_BLANK, INT64_BLANK
 from unidle_agent.fields import MIB, Field
-from unidle_collector.recorded.columns import Meaning, factor_of
+from unidle_collector.recorded.columns import Meaning, factor_of, normal, without_unit
 from unidle_collector.recorded.rows import RecordingError
 
 ABSENT = frozenset(
@@ -25,6 +25,9 @@ ABSENT = frozenset(
 
 MOST_LINK_KB_PER_S = {"pcie": 2.6e8, "nvli": 1.8e9}
 """By the beginning of the field's name: more than the fastest link moves, in KB per second."""
+
+SCALED = 0.2
+"""Utilization that reaches this and never exceeds 1 is a ratio: as percent nothing would ever have run."""
 
 _NUMBER = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(.*?)\s*", re.DOTALL)
 
@@ -51,6 +54,12 @@ def numbers(
     if means.field.unit == "1" and means.factor == 1.0:
         return _checked_ratio(raw, name, means, notes)
     if means.field.unit == "1" and np.isfinite(raw).any() and 0 < np.nanmax(raw) <= 1:
+        if np.nanmax(raw) > SCALED and without_unit(name) == normal(name) and (raw % 1 > 0).any():
+            notes.append(
+                f"column {name!r} holds ratios 0-1, not the percent that its name stands for: read so; "
+                f"if nothing ran and it is percent, name it {means.field.name.removesuffix('_ratio')}_pct"
+            )
+            return raw
         notes.append(
             f"column {name!r} never exceeds 1 and was read as percent, as its name says; "
             f"if it holds ratios, name it {means.field.name}"
