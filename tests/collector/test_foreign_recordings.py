@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.collector import foreign_recordings as foreign
 
 from unidle_agent.cli import main
-from unidle_collector.recorded import RecordingError, load
+from unidle_collector.recorded import RecordingError, jsons, load, terminals
 from unidle_collector.recorded.columns import meaning
 from unidle_collector.recorded.names import FIELD_IDS
 from unidle_collector.replay import GpuResult, Result, replay
@@ -326,6 +328,55 @@ def test_what_is_not_understood_says_what_was_expected_and_exits_2(
     assert printed.out == ""
     assert expected in printed.err
     assert str(tmp_path / name) in printed.err
+
+
+TEXTS = st.sampled_from(
+    [
+        "time",
+        "gpu",
+        "gpus",
+        "DCGM_FI_DEV_GPU_UTIL",
+        "metric",
+        "values",
+        "data",
+        "result",
+        "processes",
+        "columns",
+    ]
+)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS | st.text(max_size=5)
+JSONS = st.recursive(
+    SCALARS,
+    lambda inside: st.lists(inside, max_size=4) | st.dictionaries(TEXTS, inside, max_size=5),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(JSONS, min_size=1, max_size=3))
+def test_any_json_is_a_recording_or_an_error_that_names_the_file(documents: list[Any]) -> None:
+    text = "\n".join(json.dumps(each) for each in documents)
+    try:
+        rows = jsons.read(text.encode(), "odd.json", "")
+    except RecordingError as error:
+        said = str(error)
+    else:
+        assert rows.values
+        return
+    assert "odd.json" in said
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet="#gpu Entity sm GPUTL Date Time 0123:-./N\n", max_size=120))
+def test_any_lines_below_a_header_of_dmon_are_samples_or_an_error_that_names_the_file(below: str) -> None:
+    try:
+        rows = terminals.read("# gpu sm\n# Idx %\n" + below, "odd.log", "", 10**18, None)
+    except RecordingError as error:
+        said = str(error)
+    else:
+        assert len(rows.time_ns) <= below.count("\n") + 1
+        return
+    assert "odd.log" in said
 
 
 # What a script finds in the document

@@ -27,6 +27,11 @@ LABELS = (
 )
 """Of a series, those that say which GPU it is of and whose that is."""
 PROCESSES = ("processes", "compute_processes")
+WRONG = (
+    *(pa.ArrowException, TypeError, ValueError, AttributeError, LookupError, ArithmeticError),
+    RecursionError,
+)
+"""What taking a document apart raises where it is another than it looks like."""
 DEPTH = 4
 """Objects within objects that are looked into."""
 
@@ -38,7 +43,12 @@ def looks_like_json(head: bytes) -> bool:
 
 def read(data: bytes, where: str, node: str) -> Rows:
     """Rows of one file; raises RecordingError where it is another JSON than those above."""
-    table = _table(data, where)
+    try:
+        table = _table(data, where)
+    except WRONG as error:
+        raise RecordingError(
+            f"{where}: expected records, columns or series in JSON, each key with values of one kind: {error}"
+        ) from error
     return rows_of_table(table, where, node)
 
 
