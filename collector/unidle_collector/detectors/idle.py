@@ -51,7 +51,7 @@ import numpy as np
 from unidle_collector.detectors import About, Verdict, duration, mean_of, percent, plural
 from unidle_collector.lasting import where
 from unidle_collector.model import Evidence, State
-from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Hold, PerGpu
+from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu
 from unidle_collector.signals import BLIP, NOTHING_RAN, START_GRACE_S, View
 from unidle_collector.smaller import slice_for
 
@@ -138,20 +138,20 @@ class Idle:
         quiet = view.allocated & (view.activity < NOTHING_RAN) & ~view.moving & ~self._ran_between(view)
         blip = view.allocated & (view.activity >= NOTHING_RAN) & (view.activity < BLIP)
         known &= ~self._is_probe(blip & known, step.start_ns, step.end_ns)
-        least_s = min(self._grace_s, self._steady_grace_s)
-        after = np.where(
-            view.inventory.a["interactive"],
-            settings.interactive_grace_s,
-            np.where(
-                view.never_ran, START_GRACE_S, np.where(self._steady(view, quiet), least_s, self._grace_s)
-            ),
-        )
+        ran_s = np.where(view.never_ran, START_GRACE_S, self._grace_of(view, quiet))
+        after = np.where(view.inventory.a["interactive"], settings.interactive_grace_s, ran_s)
         self._hold.update(quiet, known, step.start_ns, step.end_ns, (after * SECOND_NS).astype(np.int64))
         self._a["cause"][:] = self._cause(view)
         seconds = step.period_ns / SECOND_NS
         self._a["held_s"][:] += np.where(known & view.allocated, seconds, 0.0)
         self._a["ran_s"][:] += np.where(known & view.allocated & (view.activity >= NOTHING_RAN), seconds, 0.0)
         return Verdict(self._hold.on, self._hold.since, self._a["cause"], np.ones(len(after)))
+
+    def _grace_of(self, view: View, quiet: Bools) -> Floats | float:
+        """Seconds that a GPU may do nothing which has worked."""
+        if self._steady_grace_s >= self._grace_s:
+            return self._grace_s
+        return np.where(self._steady(view, quiet), self._steady_grace_s, self._grace_s)
 
     def _steady(self, view: View, quiet: Bools) -> Bools:
         """Where power is known and has kept to itself since the GPU does nothing."""
