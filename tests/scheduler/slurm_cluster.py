@@ -1,7 +1,8 @@
 """A real Slurm on loopback: slurmctld and one slurmd per node, GPUs that are copies of /dev/null.
 
 Debian's slurmctld, slurmd, slurm-client and slurm-wlm-basic-plugins; root, because of the device files. No
-munge, no systemd, no database. Everything lies in one folder and is ended by its own pid files.
+munge, no systemd; a database only where books are kept. Everything lies in one folder and is ended by its own
+pid files.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.scheduler import slurm_books
 
 PROGRAMS = ("slurmctld", "slurmd", "squeue", "sinfo", "sbatch", "scancel", "scontrol")
 GPUS = 8
@@ -54,10 +57,10 @@ class Cluster:
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
 
-    def submit(self, *options: str) -> str:
-        """A batch job that sleeps; returns its id."""
+    def submit(self, *options: str, runs: str = "sleep 600") -> str:
+        """A batch job, one that sleeps where nothing else is asked; returns its id."""
         script = self.folder / "job.sh"
-        script.write_text("#!/bin/sh\nsleep 600\n")
+        script.write_text(f"#!/bin/sh\n{runs}\n")
         return self.call("sbatch", "--parsable", "--output=/dev/null", *options, str(script)).strip()
 
     def wait_for(self, *jobs: str, state: str = "RUNNING") -> None:
@@ -81,15 +84,31 @@ class Cluster:
         """Kill slurmctld."""
         _end(self.folder / "run" / "slurmctld.pid")
 
+    def forget_jobs(self) -> None:
+        """A new slurmctld without the state of the old one: jobs are in the books only."""
+        self.stop_controller()
+        subprocess.run(["slurmctld", "-c"], env={**os.environ, **self.environ}, check=True, timeout=20)
+        assert self.call("squeue", "-h") == ""
+
+    def stop_books(self) -> None:
+        """Kill slurmdbd."""
+        _end(self.folder / "run" / "slurmdbd.pid")
+
 
 @contextmanager
-def cluster(folder: Path, nodes: int = 2) -> Iterator[Cluster]:
-    """A cluster of `nodes` nodes gpu1, gpu2, ... and gpushard with shards; idle when given, ended after."""
+def cluster(folder: Path, nodes: int = 2, *, books: bool = False) -> Iterator[Cluster]:
+    """A cluster of `nodes` nodes gpu1, gpu2, ... and gpushard with shards; idle when given, ended after.
+
+    With `books` a slurmdbd keeps what has ended.
+    """
     names = [*(f"gpu{number}" for number in range(1, nodes + 1)), "gpushard"]
-    _prepare(folder, names)
+    books_port, database_port = _free_ports(2)
+    _prepare(folder, names, slurm_books.slurm_settings(books_port) if books else {})
     here = Cluster(folder)
     environ = {**os.environ, **here.environ}
     try:
+        if books:
+            slurm_books.start(folder, books_port, database_port, here.environ)
         subprocess.run(["slurmctld", "-c"], env=environ, check=True, timeout=20)
         for name in names:
             subprocess.run(["slurmd", "-N", name], env=environ, check=True, timeout=20)
@@ -102,8 +121,14 @@ def cluster(folder: Path, nodes: int = 2) -> Iterator[Cluster]:
         if (folder / "run" / "slurmctld.pid").is_file():  # else scancel would try for its whole deadline
             with suppress(AssertionError, subprocess.TimeoutExpired):
                 here.cancel_all()
-        for file in sorted((folder / "run").glob("*.pid"), reverse=True):  # slurmd before slurmctld
+        for file in sorted((folder / "run").glob("*.pid"), key=_last):
             _end(file)
+
+
+def _last(file: Path) -> int:
+    """Daemons end before what they write to: slurmd, slurmctld, slurmdbd, the database."""
+    order = ("slurmd-", "slurmctld", "slurmdbd", "mariadb")
+    return next(place for place, name in enumerate(order) if file.name.startswith(name))
 
 
 def _end(file: Path) -> None:
@@ -114,6 +139,8 @@ def _end(file: Path) -> None:
         os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + 10
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        with suppress(ChildProcessError):  # the database is our own child, and goes when it is waited for
+            os.waitpid(pid, os.WNOHANG)
         time.sleep(0.05)
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
@@ -131,12 +158,12 @@ def _free_ports(count: int) -> list[int]:
             one.close()
 
 
-def _prepare(folder: Path, names: list[str]) -> None:
+def _prepare(folder: Path, names: list[str], more: dict[str, object]) -> None:
     for name in ("state", "log", "run", "dev", *(f"spool/{name}" for name in names)):
         (folder / name).mkdir(parents=True)
     host = socket.gethostname().split(".")[0]
     controller, *ports = _free_ports(1 + len(names))
-    lines = [f"{key}={value}" for key, value in _settings(folder, host, controller).items()]
+    lines = [f"{key}={value}" for key, value in (_settings(folder, host, controller) | more).items()]
     gres = ["AutoDetect=off"]
     for name, port in zip(names, ports, strict=True):
         for number in range(GPUS):

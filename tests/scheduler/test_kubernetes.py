@@ -204,19 +204,32 @@ def test_a_server_that_is_away_is_told() -> None:
         Kubernetes(dead_url(), HIDE, deadline_s=5).read()
 
 
-def test_a_pod_that_cannot_be_read_costs_itself_only() -> None:
+def test_a_pod_or_node_that_cannot_be_read_costs_itself_only() -> None:
     odd = pod(spec={"containers": [{"resources": {"limits": {"cpu": "many"}}}]})
-    with FakeKubernetes([odd, pod()], []) as server:
+    full = node("gpu-1")
+    unlike = {**full, "status": {"allocatable": {"nvidia.com/gpu": "several"}}}
+    with FakeKubernetes([odd, pod()], [unlike, full]) as server:
         snapshot = asked(server).read()
     assert len(snapshot.jobs) == 1
+    assert [one.name for one in snapshot.nodes] == ["gpu-1"]
     assert snapshot.problems == (
-        "1 pods cannot be read, first: expected a quantity such as 500m or 8Gi, came 'many'",
+        "1 of 2 pods cannot be read, first: expected a quantity such as 500m or 8Gi, came 'many'",
+        "1 of 2 nodes cannot be read, first: expected a quantity such as 500m or 8Gi, came 'several'",
     )
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("4", 4), ("500m", Decimal("0.5")), ("8Gi", 8 * 1024**3), ("1e3", 1000), ("2k", 2000), (3, 3)],
+    [
+        ("4", 4),
+        ("500m", Decimal("0.5")),
+        ("250u", Decimal("0.00025")),
+        ("8Gi", 8 * 1024**3),
+        ("1Ei", 1024**6),
+        ("1e3", 1000),
+        ("2k", 2000),
+        (3, 3),
+    ],
 )
 def test_quantities(text: object, expected: object) -> None:
     assert quantity(text) == expected

@@ -128,6 +128,25 @@ def test_the_books_give_the_jobs_that_are_over(shape: str) -> None:
     assert (job.id, job.team, job.partition, job.requested_gpus) == ("70", "climate", "batch", 4)
 
 
+def test_books_without_a_job_in_that_time_are_empty_not_broken() -> None:
+    document = {
+        "meta": {"Slurm": {"release": "22.05.8"}},
+        "errors": [
+            {
+                "description": "Nothing found",
+                "error_number": 9003,
+                "error": "Nothing found with query",
+                "source": "slurmdb_jobs_get",
+            }
+        ],
+        "jobs": [],
+    }
+    assert ended(load("sacct", json.dumps(document).encode()), HIDE) == ([], [])
+    document["errors"] = [{"error_number": 9000, "error": "no such thing"}, *document["errors"]]
+    with pytest.raises(SchedulerError, match="no such thing"):
+        load("sacct", json.dumps(document).encode())
+
+
 def test_the_version_and_the_cluster_are_kept() -> None:
     assert said("slurm_22_05", "squeue").version == "22.05.8"
     newer = said("slurm_24_05", "squeue")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from unidle_agent.errors import SettingError
@@ -37,11 +37,13 @@ MOST_PAGES = 1000
 MOST_TEXT = 200
 CONTAINER_ID_SHOWN = 12
 """What agents keep of a container's id."""
-UNITS = {"": Decimal(1), "m": Decimal("0.001")}
-UNITS |= {letter: Decimal(1000) ** power for power, letter in enumerate("kMGTP", 1)}
-UNITS |= {f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTP", 1)}
+UNITS = {"": Decimal(1), "m": Decimal("1e-3"), "u": Decimal("1e-6"), "n": Decimal("1e-9")}
+UNITS |= {letter: Decimal(1000) ** power for power, letter in enumerate("kMGTPE", 1)}
+UNITS |= {f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTPE", 1)}
 NOTEBOOKS = ("singleuser-server", "notebook")
 """Values of component labels that JupyterHub and Kubeflow give to what a person sits at."""
+
+T = TypeVar("T")
 
 
 class Kubernetes:
@@ -78,20 +80,16 @@ class Kubernetes:
         wanted = {"fieldSelector": "status.phase!=Succeeded,status.phase!=Failed"}
         if self._selector:
             wanted["labelSelector"] = self._selector
-        jobs, wrong = [], []
-        for pod in self._list("/api/v1/pods", wanted):
-            try:
-                jobs.append(self._job(pod))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                wrong.append(str(error) or type(error).__name__)
+        jobs, problems = _each("pods", self._list("/api/v1/pods", wanted), self._job)
         used: dict[str, int] = {}
         for job in jobs:
             for grant in job.grants:
                 used[grant.node] = used.get(grant.node, 0) + (grant.gpus or 0)
         # With a selector we see some pods only: what is not ours may still be in use.
-        nodes = [_node(raw, None if self._selector else used) for raw in self._list("/api/v1/nodes", {})]
-        problems = (f"{len(wrong)} pods cannot be read, first: {wrong[0]}"[:MOST_TEXT],) if wrong else ()
-        return Snapshot(self.name, "", "", taken_ns, tuple(jobs), tuple(nodes), problems=problems)
+        counted = None if self._selector else used
+        listed = self._list("/api/v1/nodes", {})
+        nodes, unread = _each("nodes", listed, lambda raw: _node(raw, counted))
+        return Snapshot(self.name, "", "", taken_ns, tuple(jobs), tuple(nodes), problems=(*problems, *unread))
 
     def _list(self, path: str, query: Mapping[str, str]) -> list[Mapping[str, Any]]:
         """Every item of a list, page by page; one that expired half-way is begun anew, once."""
@@ -183,6 +181,20 @@ class Kubernetes:
         )
 
 
+def _each(
+    what: str, items: list[Mapping[str, Any]], read: Callable[[Mapping[str, Any]], T]
+) -> tuple[list[T], list[str]]:
+    """One record per item; those that cannot be read are told, with the first one's reason, and left out."""
+    out, wrong = [], []
+    for item in items:
+        try:
+            out.append(read(item))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            wrong.append(str(error) or type(error).__name__)
+    text = f"{len(wrong)} of {len(items)} {what} cannot be read, first: {wrong[0]}" if wrong else ""
+    return out, [text[:MOST_TEXT]] if text else []
+
+
 class _ExpiredError(Exception):
     """410: the list that a page was asked of is not kept any more."""
 
@@ -195,14 +207,17 @@ def _page(path: str, answer: Answer) -> Mapping[str, Any]:
         raise SchedulerError(f"{path}: the API server refuses the token (401): set kubernetes_token_file")
     if answer.status == 403:
         raise SchedulerError(
-            f"{path}: the token may not list this (403): give its account list on pods, nodes"
+            f"{path}: the token may not list this (403): bind its account to a ClusterRole with the verb "
+            "list on pods and nodes (docs/scheduler.md)"
         )
     if answer.status in (429, 503):
         after = answer.headers.get("retry-after", "")
         wait_s = float(after) if after.isdecimal() else 0.0
         raise SchedulerError(f"{path}: the API server asks to come again ({answer.status})", wait_s)
-    if answer.status != 200 or not answer.whole:
-        raise SchedulerError(f"{path}: expected a list, came HTTP {answer.status}")
+    if answer.status != 200:
+        raise SchedulerError(f"{path}: expected a list, came HTTP {answer.status}: look at the API server")
+    if not answer.whole:
+        raise SchedulerError(f"{path}: the answer was cut off before its end")
     try:
         page = json.loads(answer.body)
     except (ValueError, RecursionError) as error:
@@ -250,7 +265,7 @@ def _resources(container: Mapping[str, Any]) -> dict[str, Decimal]:
 def quantity(text: Any) -> Decimal:
     """A quantity such as `500m`, `4`, `8Gi` or `1e3` in base units; raises ValueError."""
     written = str(text)
-    digits = written.rstrip("mkKMGTPi")
+    digits = written.rstrip("numkKMGTPEi")
     unit = UNITS.get(written[len(digits) :])
     try:
         if unit is None:

@@ -57,6 +57,8 @@ class Slurm:
         """This Slurm's sinfo groups nodes, so scontrol is asked."""
         self._books_due_s = float("-inf")
         self._booked_ns: int | None = None
+        self._unread: list[str] = []
+        """What could not be read of the books the last time; it holds until they are asked again."""
 
     def read(self) -> Snapshot:
         """Jobs, nodes and, now and then, what is over; raises SchedulerError when jobs or nodes fail."""
@@ -95,20 +97,21 @@ class Slurm:
     def _books(self, now_ns: int) -> tuple[list[Job], list[str]]:
         """Jobs that ended since the last look; a site without slurmdbd has no books, which is no problem."""
         if self._monotonic() < self._books_due_s:
-            return [], []
+            return [], self._unread
         self._books_due_s = self._monotonic() + BOOKS_EACH_S
         back_s = OVERLAP_S if self._booked_ns is not None else LOOK_BACK_S
         since = datetime.fromtimestamp((self._booked_ns or now_ns) / 1e9 - back_s, UTC).astimezone()
         try:
             said = self._ask("sacct", "--allusers", "--allocations", f"--starttime={since:%Y-%m-%dT%H:%M:%S}")
-            found, problems = slurm_json.ended(said, self._hide)
+            found, self._unread = slurm_json.ended(said, self._hide)
         except SchedulerError as error:
-            if NO_BOOKS in str(error):
+            kept = NO_BOOKS not in str(error)
+            self._unread = [str(error)] if kept else []
+            if not kept:
                 self._books_due_s = self._monotonic() + NO_BOOKS_EACH_S
-                return [], []
-            return [], [str(error)]
+            return [], self._unread
         self._booked_ns = now_ns
-        return found, problems
+        return found, self._unread
 
 
 def _clusters(said: slurm_json.Said) -> list[str]:

@@ -22,6 +22,8 @@ MIB = 1024**2
 YEAR_MIN = 365 * 24 * 60
 """What 22.05 shows as the time limit of a running job that has none."""
 MOST_TEXT = 200
+NOTHING_FOUND = 9003
+"""Number of the "error" by which 22.05's sacct says that no job is in the time asked for."""
 STATES: Mapping[str, JobState] = {
     "RUNNING": "running",
     "CONFIGURING": "running",
@@ -63,13 +65,18 @@ def load(name: str, data: bytes) -> Said:
     if not isinstance(document, dict):
         raise SchedulerError(f"{name} --json: expected an object, came {type(document).__name__}")
     errors = document.get("errors") or []
-    if errors:
-        first = errors[0] if isinstance(errors, list) else errors
+    wrong = [one for one in errors if not _is_empty(one)] if isinstance(errors, list) else [errors]
+    if wrong:
+        first = wrong[0]
         text = first.get("description") or first.get("error") if isinstance(first, dict) else first
         raise SchedulerError(f"{name} --json reports: {str(text)[:MOST_TEXT]}")
     meta = _object(document.get("meta"))
     slurm = _object(meta.get("Slurm") or meta.get("slurm"))
     return Said(document, str(slurm.get("cluster") or ""), str(slurm.get("release") or ""))
+
+
+def _is_empty(error: Any) -> bool:
+    return isinstance(error, dict) and error.get("error_number") == NOTHING_FOUND
 
 
 def jobs(said: Said, hide: Pseudonymiser) -> tuple[list[Job], list[str]]:
