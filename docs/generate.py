@@ -18,7 +18,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import get_type_hints
 
-from unidle_agent.cli import GROUP, summary
+from unidle_agent.cli import EXIT_CODES, GROUP, command_parser, summary
 from unidle_agent.fields import FIELDS
 from unidle_agent.settings import Secret
 from unidle_collector import detectors, recommend
@@ -174,18 +174,25 @@ def api() -> str:
     return API_HEAD + describe.page(served.openapi())
 
 
+CLI_HEAD = """# Commands
+
+`unidle COMMAND --help` shows the same pages. What a command answers goes to stdout, what it says meanwhile and every
+complaint to stderr. `--json` is for scripts: one document, base units, unknown is null, times in ns since the epoch.
+Colours are left out where NO_COLOR is set or the output is no terminal; COLUMNS sets the width. Completion of words:
+`unidle completion --help`.
+
+| exit code | means |
+|---|---|"""
+
+
 def cli() -> str:
     """The help page of every command."""
-    parts = ["# Commands\n"]
+    parts = [CLI_HEAD, *(f"| {code} | {meaning} |" for code, meaning in EXIT_CODES), ""]
     for point in sorted(entry_points(group=GROUP), key=lambda item: item.name):
         module = import_module(point.value)
         parts += [f"## unidle {point.name}\n", f"{summary(point)}\n", "```text"]
-        parser = argparse.ArgumentParser(
-            prog=f"unidle {point.name}",
-            description=(module.__doc__ or "").strip(),
-            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=100),
-        )
-        module.arguments(parser)
+        parser = command_parser(point.name, module)
+        parser.formatter_class = lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=100)
         text = io.StringIO()
         with contextlib.redirect_stdout(text):
             parser.print_help()

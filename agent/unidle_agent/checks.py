@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from urllib.parse import urlsplit
 from unidle_agent import fetch
 from unidle_agent.config import AgentSettings
 from unidle_agent.dcgm import parse_page
-from unidle_agent.errors import SourceError
+from unidle_agent.errors import SourceError, reason
 from unidle_agent.push import PATH, calls_batch_bad
 from unidle_agent.sample import Reading
 from unidle_agent.settings import load
@@ -34,6 +35,8 @@ DEADLINE_S = 5.0
 """Of one look at one thing: a check as a whole may take twice that."""
 HOST_ENGINE = ("127.0.0.1", 5555)
 EXPORTER_URL = "http://127.0.0.1:9400/metrics"
+NO_SLURM_CONF = ("DNS SRV lookup failed", "Could not establish a configuration source")
+"""What Slurm's commands say without a slurm.conf."""
 GPM_PAIR_S = 0.2
 """Time between two GPM samples: nvml.h asks for more than 100 ms."""
 
@@ -49,11 +52,25 @@ class CheckResult:
     """What to do about it; empty where there is nothing to do."""
 
 
+def python() -> CheckResult:
+    """May this user start the Python that runs here: the agent reads the driver in a child process."""
+    if os.access(sys.executable, os.X_OK):
+        return CheckResult("python", "ok", f"{sys.executable}, {sys.version.split()[0]}")
+    found = f"expected a Python that this user may execute, came {sys.executable}: other checks fail by that"
+    todo = "install unidle where this user can read and execute it, such as /opt/unidle, not in a home"
+    return CheckResult("python", "fail", found, todo)
+
+
 def nvidia_driver() -> CheckResult:
     """Does the driver answer by NVML, and which GPUs does it name."""
     name = "nvidia-driver"
+    from unidle_agent.poller import NotStartedError
+
     try:
         reading = _nvml(gpm="off")
+    except NotStartedError as error:
+        todo = "see the check of python; let this user start processes"
+        return CheckResult(name, "fail" if _device_files(Path("/dev")) else "warn", str(error), todo)
     except (SourceError, ImportError) as error:
         if not _device_files(Path("/dev")):
             return CheckResult(name, "absent", str(error), "nothing, where this node has no NVIDIA GPU")
@@ -166,6 +183,11 @@ def slurm() -> CheckResult:
     said = " ".join((ping.stdout or ping.stderr).split())[:200]
     if ping.returncode == 0 and " UP" in ping.stdout:
         return CheckResult(name, "ok", said)
+    if any(words in said for words in NO_SLURM_CONF):
+        todo = (
+            "nothing, where this node is in no cluster; else set SLURM_CONF, or see that slurm.conf is there"
+        )
+        return CheckResult(name, "warn", "Slurm's commands are here and find no slurm.conf", todo)
     return CheckResult(name, "fail", said or "scontrol ping fails", "check slurmctld, munge and slurm.conf")
 
 
@@ -182,7 +204,7 @@ def kubernetes(kubelet: Path = Path("/var/lib/kubelet/pod-resources/kubelet.sock
             todo = "run the agent as root; in a pod, mount the folder of the socket"
             return CheckResult(name, "warn", f"{kubelet}: this user may not ask", todo)
         except OSError as error:
-            return CheckResult(name, "fail", f"{kubelet}: {error}", "is the kubelet running?")
+            return CheckResult(name, "fail", f"{kubelet}: {reason(error)}", "is the kubelet running?")
     return CheckResult(name, "ok", f"the kubelet answers at {kubelet}")
 
 
@@ -251,6 +273,7 @@ def collector() -> CheckResult:
 
 
 CHECKS: tuple[Callable[[], CheckResult], ...] = (
+    python,
     nvidia_driver,
     permissions,
     gpm,

@@ -5,12 +5,19 @@ A message says what was expected, what came, and what to do. Secrets never appea
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class UnidleError(Exception):
     """Root of every error that unidle raises for a person to read."""
 
 
-class SettingError(UnidleError):
+class UsageError(UnidleError):
+    """What was asked for cannot be: words, flags or settings that are wrong or do not go together."""
+
+
+class SettingError(UsageError):
     """A setting has a value that it cannot have."""
 
     def __init__(self, key: str, expected: str, came: object, where: str) -> None:
@@ -24,3 +31,16 @@ class WireError(UnidleError):
 
 class SourceError(UnidleError):
     """A source of samples cannot be read now."""
+
+
+def nearest(came: str, known: Iterable[str]) -> str:
+    """`, did you mean 'x'?` for a misspelt or shortened word of `known`; empty where none is near."""
+    words = list(known)
+    begin = [word for word in words if len(came) > 2 and word.startswith(came)]
+    near = difflib.get_close_matches(came, words, 1) or begin
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+def reason(error: Exception) -> str:
+    """`Permission denied`: an error of the system without the number and the file name that Python adds."""
+    return getattr(error, "strerror", None) or str(error)

@@ -59,16 +59,17 @@ class Target:
 
 def target(url: str, key: str) -> Target:
     """Read `url`; raises SettingError naming the setting `key`. Never shows a password in it."""
-    expected = "a URL such as http://127.0.0.1:9400/metrics"
+    expected = "an address that begins with http:// or https:// and names a host"
+    where = "the command line" if key.startswith("--") else "settings"
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise SettingError(key, expected, url.rpartition("@")[2], "settings") from error
+        raise SettingError(key, expected, url.rpartition("@")[2], where) from error
     if parts.username is not None or parts.password is not None:
-        raise SettingError(key, "a URL without user and password in it", parts.hostname, "settings")
+        raise SettingError(key, "a URL without user and password in it", parts.hostname, where)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise SettingError(key, expected, url, "settings")
+        raise SettingError(key, expected, url, where)
     secure = parts.scheme == "https"
     path = parts.path.rstrip("/") + (f"?{parts.query}" if parts.query else "")
     return Target(secure, parts.hostname, port or (443 if secure else 80), path)

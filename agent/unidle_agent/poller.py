@@ -30,7 +30,7 @@ from typing import Any
 
 import msgpack
 
-from unidle_agent.errors import SourceError
+from unidle_agent.errors import SourceError, reason
 from unidle_agent.flight.ring import Ring
 from unidle_agent.pipes import Inbox
 from unidle_agent.poller_child import facts_of
@@ -90,6 +90,10 @@ class _Child:
         assert self.process.stdin is not None
         self.process.stdin.write(msgpack.packb(message))
         self.process.stdin.flush()
+
+
+class NotStartedError(SourceError):
+    """The child process cannot be started: that says nothing of the driver."""
 
 
 class PolledNvml:
@@ -220,16 +224,21 @@ class PolledNvml:
 
     def _spawn(self, ring_bell_fd: int) -> subprocess.Popen[bytes]:
         fds = (ring_bell_fd, self._where.fd, *((self._ring.fd,) if self._ring else ()))
-        return subprocess.Popen(
-            # -P: a file msgpack.py in the folder where the agent was started must not become part of it.
-            [
-                *(sys.executable, "-P", "-m", "unidle_agent.poller_child"),
-                *(str(os.getpid()), self._replay, *map(str, fds)),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            pass_fds=fds,
-        )
+        try:
+            return subprocess.Popen(
+                # -P: a file msgpack.py in the folder where the agent was started must not become part of it.
+                [
+                    *(sys.executable, "-P", "-m", "unidle_agent.poller_child"),
+                    *(str(os.getpid()), self._replay, *map(str, fds)),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=fds,
+            )
+        except OSError as error:
+            raise NotStartedError(
+                f"the process that asks the driver cannot be started: {sys.executable}: {reason(error)}"
+            ) from error
 
     def _give_up(self, child: _Child, why: str, *, died: bool = False) -> None:
         """Replace `child`, and hold the GPU that it was at responsible."""

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from unidle_agent.errors import UnidleError
+from unidle_agent.errors import UnidleError, reason
 from unidle_agent.sample import GpuReading, Reading, Source
 from unidle_agent.sources import LateSource
 
@@ -170,7 +170,8 @@ def ask(folder: Path, for_s: float) -> str:
             ) from error
         except (OSError, ValueError) as error:
             raise UnidleError(
-                f"no agent answers on {folder / SOCKET} ({error}): is it running, and with this state_dir?"
+                f"no agent answers on {folder / SOCKET} ({reason(error)}): is it running, and with this "
+                "state_dir?"
             ) from error
     if not answer["ok"]:
         raise UnidleError(str(answer["text"]))
@@ -204,7 +205,7 @@ def _at(folder: Path) -> Iterator[str]:
     try:
         number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise UnidleError(f"{folder}: expected the agent's state_dir: {error}") from error
+        raise UnidleError(f"{folder}: expected the agent's state_dir ({reason(error)})") from error
     try:
         yield f"/proc/self/fd/{number}/{SOCKET}"
     finally:

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from unidle_agent.errors import SettingError, UnidleError
+from unidle_agent.errors import SettingError, UsageError, nearest, reason
 
 DEFAULT_FILES = ("unidle.toml", "/etc/unidle/unidle.toml")
 METAVARS: dict[Any, str] = {str: "TEXT", int: "N", float: "NUMBER", Path: "PATH"}
@@ -107,8 +106,7 @@ def load(
     known |= {f"{name}_file" for name in known if kinds[name] is Secret}
     for key in table:
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
+            hint = nearest(key, known)
             raise SettingError(f"{section}.{key}", f"a known setting{hint}", table[key], str(path))
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         found = _lookup(field.name, section, kinds[field.name], flags, environ, table, path)
@@ -155,9 +153,9 @@ def _table(path: Path, section: str) -> dict[str, Any]:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UnidleError(f"{path}: expected a readable UTF-8 file: {error}") from error
+        raise UsageError(f"{path}: expected a readable UTF-8 file ({reason(error)})") from error
     except tomllib.TOMLDecodeError as error:
-        raise UnidleError(f"{path}: expected TOML: {error}") from error
+        raise UsageError(f"{path}: expected TOML: {error}") from error
     table = document.get(section, {})
     if not isinstance(table, dict):
         raise SettingError(section, "a table", table, str(path))
@@ -178,12 +176,14 @@ def _lookup(
     flag = getattr(flags, f"{name}_file" if kind is Secret else name, None)
     if kind is Secret:
         if flag is not None:
-            return _read_secret(f"{section}.{name}", flag), f"file {flag}"
+            where = f"--{name.replace('_', '-')}-file"
+            return _read_secret(f"{section}.{name}", flag, where), f"file {flag}"
         if variable in environ:
             return environ[variable], f"environment {variable}"
-        file = environ.get(f"{variable}_FILE") or table.get(f"{name}_file")
-        if file:
-            return _read_secret(f"{section}.{name}", file), f"file {file}"
+        if file := environ.get(f"{variable}_FILE"):
+            return _read_secret(f"{section}.{name}", file, f"environment {variable}_FILE"), f"file {file}"
+        if file := table.get(f"{name}_file"):
+            return _read_secret(f"{section}.{name}", file, str(path)), f"file {file}"
     elif flag is not None:
         return flag, "--" + name.replace("_", "-")
     elif variable in environ:
@@ -191,11 +191,11 @@ def _lookup(
     return (table[name], str(path)) if name in table else None
 
 
-def _read_secret(key: str, file: str) -> str:
+def _read_secret(key: str, file: str, where: str) -> str:
     try:
         return Path(file).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingError(key, f"a readable file ({error})", file, "the _file form") from error
+        raise SettingError(key, f"a readable file ({reason(error)})", file, where) from error
 
 
 def _convert(key: str, kind: Any, raw: Any, where: str, meta: Mapping[str, Any]) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from unidle_agent.errors import reason
 from unidle_alerts import status
 from unidle_alerts.errors import StoreError
 from unidle_alerts.intake import EventLog, Intake
@@ -137,7 +138,9 @@ def _hold(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         file = (folder / "lock").open("w")
     except OSError as error:
-        raise StoreError(f"{folder}: expected a writable folder ({error}); set alerts.state_dir") from error
+        raise StoreError(
+            f"{folder}: expected a writable folder ({reason(error)}); set alerts.state_dir"
+        ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

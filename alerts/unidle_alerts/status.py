@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from typing import Any
 
+from unidle_agent.errors import reason
 from unidle_alerts.errors import AlertsError
 from unidle_alerts.outbox import NO_DESTINATION, ChannelState
 from unidle_alerts.words import SECOND_NS, plural
@@ -142,7 +143,8 @@ class StatusServer:
             self._server = ThreadingHTTPServer((bind, port), Handler)
         except (OSError, OverflowError) as error:
             raise AlertsError(
-                f"cannot listen on {bind}:{port} ({error}); set alerts.bind or alerts.port"
+                f"cannot listen on {bind}:{port} ({reason(error)}): stop what listens there, or "
+                "choose another with --port and --bind"
             ) from error
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True)

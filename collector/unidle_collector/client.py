@@ -6,8 +6,10 @@ about it.
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
+import ssl
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -18,7 +20,8 @@ from typing import Any, Protocol, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from unidle_agent.errors import UnidleError
+from unidle_agent import fetch
+from unidle_agent.errors import UnidleError, reason
 from unidle_collector.federation.report import Crossing, SiteNow
 from unidle_collector.gpu_table import gpus_of
 from unidle_collector.model import (
@@ -51,6 +54,11 @@ MOST_INCIDENTS = 500
 class ApiError(UnidleError):
     """The collector could not be asked, or answered something unexpected."""
 
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        """Of HTTP, where it answered."""
+
 
 class CollectorApi(Protocol):
     """What can be asked of a collector."""
@@ -73,6 +81,7 @@ class Client:
     """A collector at `url`, e.g. http://127.0.0.1:9470; `token` is its read token where it has one."""
 
     def __init__(self, url: str, token: str = "", timeout_s: float = 10.0) -> None:
+        fetch.target(url, "collector_url")  # raises SettingError
         self._url = url.rstrip("/")
         self._token = token
         self._timeout_s = timeout_s
@@ -198,14 +207,20 @@ class Client:
                 behind = following(reply.headers.get("Link", ""))
                 return _Reply(reply.headers.get_content_type(), reply.read(), behind)
         except urllib.error.HTTPError as error:
-            raise ApiError(f"{url}: expected an answer, came HTTP {error.code}: {_detail(error)}") from error
-        except (OSError, ValueError) as error:
-            why = getattr(error, "reason", error)  # urllib's own words name the error's class
-            said = getattr(why, "strerror", None) or why
+            if error.code == 401:
+                raise ApiError(f"{self._url} {self._refused()}", error.code) from error
             raise ApiError(
-                f"no collector answers at {self._url} ({said}); start one with: unidle collector, or name "
-                "another with --collector-url"
+                f"{url}: expected an answer, came HTTP {error.code}: {_detail(error)}", error.code
             ) from error
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise ApiError(
+                f"no collector answers at {self._url} ({_why(error)}); start one with: unidle collector, or "
+                "name another with --collector-url"
+            ) from error
+
+    def _refused(self) -> str:
+        how = "give one with --collector-token-file FILE (unidle tokens create --read NAME makes one)"
+        return f"does not take this read token: {how}" if self._token else f"wants a read token: {how}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +259,16 @@ def _table(url: str, body: bytes) -> Any:
 @cache
 def _adapter(kind: Hashable) -> TypeAdapter[Any]:
     return TypeAdapter(cast(Any, kind))
+
+
+def _why(error: Exception) -> str:
+    """Without urllib's own words, which name the error's class."""
+    why = getattr(error, "reason", error)
+    if isinstance(why, ssl.SSLError) and why.reason == "WRONG_VERSION_NUMBER":
+        return "it does not speak TLS: try http://"
+    if isinstance(error, http.client.BadStatusLine):
+        return "what listens there does not speak HTTP, or only TLS: try https://"
+    return reason(why) if isinstance(why, Exception) else str(why)
 
 
 def _detail(error: urllib.error.HTTPError) -> str:

@@ -248,7 +248,7 @@ def test_a_second_agent_on_the_same_folder_is_refused_with_what_to_do(tmp_path: 
 
 def test_a_bad_setting_ends_it_with_one_line_that_names_the_key(tmp_path: Path) -> None:
     with agent(tmp_path / "s", period_s="often") as running:
-        assert running.process.wait(PATIENCE_S) == 1
+        assert running.process.wait(PATIENCE_S) == 2
         assert running.said("agent.period_s: expected a number from 0.1 to 60, came 'often'")
     assert not [line for line in running.lines if "Traceback" in line]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import os
+import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -75,6 +78,99 @@ def run(args):
     assert capsys.readouterr().out == "record node.txt 60s\n"
 
 
+def test_a_wrong_setting_is_the_command_line_s_fault_and_exits_2(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["agent", "--port", "many"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        said
+        == "unidle agent: agent.port: expected a whole number from 0 to 65535, came 'many' (from --port)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("PermissionError(13, 'Permission denied', '/x')", "/x: Permission denied; run it as a user who may"),
+        ("OSError(28, 'No space left on device')", "No space left on device; free some space there"),
+        ("OSError(30, 'Read-only file system', '/x')", "/x: Read-only file system; name a file or folder"),
+    ],
+)
+def test_an_error_of_the_system_is_one_line_with_what_to_do(
+    error: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    point(tmp_path, monkeypatch, f'"""Do."""\ndef arguments(p): ...\ndef run(a):\n    raise {error}\n')
+    assert cli.main(["probe"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"unidle probe: {said}")
+    assert len(err.splitlines()) == 1
+
+
+def test_an_error_that_may_be_our_own_keeps_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point(
+        tmp_path,
+        monkeypatch,
+        '"""Do."""\ndef arguments(p): ...\ndef run(a):\n    raise OSError(9, "bad fd")\n',
+    )
+    with pytest.raises(OSError, match="bad fd"):
+        cli.main(["probe"])
+
+
+def started(*arguments: str, **given: object) -> subprocess.CompletedProcess[bytes]:
+    """`unidle` in a process of its own, as a shell starts it."""
+    command = [sys.executable, "-m", "unidle_agent.cli", *arguments]
+    return subprocess.run(command, stderr=subprocess.PIPE, timeout=60, check=False, **given)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.mark.parametrize("words", [(), ("agent", "--help"), ("explain",)], ids=" ".join)
+def test_a_reader_that_has_enough_is_no_error(words: tuple[str, ...]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = started(*words, stdout=write)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_behind_the_output_is_said_and_fails() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = started("explain", stdout=full)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"unidle explain: No space left on device; free some space")
+
+
+def test_an_output_that_has_no_sign_for_a_letter_gets_a_question_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point(
+        tmp_path,
+        monkeypatch,
+        '"""Do."""\ndef arguments(p): ...\ndef run(a):\n    print("90 °C █")\n    return 0\n',
+    )
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    assert cli.main(["probe"]) == 0
+    assert shown.getvalue() == b"90 ?C ?\n"
+
+
+def test_help_is_a_command_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["help"]) == 0
+    assert "usage: unidle COMMAND" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as left:
+        cli.main(["help", "doctor"])
+    assert left.value.code == 0
+    assert "usage: unidle doctor" in capsys.readouterr().out
+
+
 def test_a_role_that_is_not_installed_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,8 +192,7 @@ def test_a_role_that_is_not_installed_says_how_to_install_it(
 def test_no_command_of_that_name_lists_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["agnet"]) == 2
     said = capsys.readouterr().err
-    assert "'agnet'" in said
-    assert "agent, " in said
+    assert "no command 'agnet', did you mean 'agent'? There are: agent, alerts, " in said
 
 
 def test_overview_names_every_command_with_its_summary_without_importing_any(

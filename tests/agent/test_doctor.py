@@ -47,6 +47,58 @@ def test_the_table_has_every_result_what_to_do_and_a_plain_verdict() -> None:
     assert doctor.render([OK, ABSENT]).endswith("all that is here works")
 
 
+def test_a_check_that_may_not_or_cannot_says_why_and_not_that_it_broke() -> None:
+    def closed_folder() -> CheckResult:
+        raise PermissionError(13, "Permission denied", "/root/x")
+
+    def half_a_python() -> CheckResult:
+        raise LookupError("unknown encoding: idna")
+
+    def bug() -> CheckResult:
+        raise KeyError("x")
+
+    found = {result.name: result for result in doctor.examine([closed_folder, half_a_python, bug], 5)}
+    assert found["closed-folder"].found == "/root/x: Permission denied"
+    assert "as the user that the role runs as" in found["closed-folder"].todo
+    assert found["half-a-python"].found == "this user cannot read all of Python (unknown encoding: idna)"
+    assert found["bug"].found == "the check itself broke: KeyError: 'x'"
+
+
+def test_a_python_that_this_user_may_not_execute_is_the_cause_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert checks.python().status == "ok"
+    closed = tmp_path / "python3"
+    closed.write_text("")
+    monkeypatch.setattr("sys.executable", str(closed))
+    assert (checks.python().status, str(closed) in checks.python().found) == ("fail", True)
+    driver = checks.nvidia_driver()
+    assert driver.status == ("fail" if Path("/dev/nvidiactl").exists() else "warn")
+    assert driver.found == f"the process that asks the driver cannot be started: {closed}: Permission denied"
+
+
+def test_slurm_without_a_slurm_conf_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("squeue", "scontrol"):
+        said = "scontrol: error: fetch_config: DNS SRV lookup failed"
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {said} >&2\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert checks.slurm() == CheckResult(
+        "slurm",
+        "warn",
+        "Slurm's commands are here and find no slurm.conf",
+        "nothing, where this node is in no cluster; else set SLURM_CONF, or see that slurm.conf is there",
+    )
+
+
+@pytest.mark.parametrize("deadline", ["0", "-1"])
+def test_a_deadline_that_no_check_can_meet_is_refused(
+    deadline: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["doctor", "--deadline-s", deadline]) == 2
+    assert "--deadline-s: expected more than 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("results", "code"), [([OK, WARN, ABSENT], 0), ([OK, FAIL], 1)])
 def test_exit_code_and_json_say_whether_anything_fails(
     results: list[CheckResult],

@@ -101,7 +101,7 @@ def test_a_wrong_address_stops_the_start_and_is_not_shown(
     environment: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     environment(slack_webhook_url="https://evil.example/services/T0/B0/sEcReT")
-    assert main(["alerts"]) == 1
+    assert main(["alerts"]) == 2
     err = capsys.readouterr().err
     assert "alerts.slack_webhook_url: expected a host of hooks.slack.com" in err
     assert "sEcReT" not in err

@@ -166,6 +166,6 @@ def test_a_collector_that_listens_beyond_this_machine_without_a_read_token_does_
         "data",
     ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "collector.read_token: expected a token" in done.stderr
     assert not (tmp_path / "data").exists()

@@ -122,6 +122,6 @@ def test_the_command_fills_the_store_once_however_often_it_is_run(
 
 
 def test_the_command_wants_either_a_file_or_a_server(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["store", "backfill"]) == 1
-    assert main(["store", "backfill", "a.parquet", "--prometheus", "http://127.0.0.1:1"]) == 1
+    assert main(["store", "backfill"]) == 2
+    assert main(["store", "backfill", "a.parquet", "--prometheus", "http://127.0.0.1:1"]) == 2
     assert capsys.readouterr().err.count("expected either a file or --prometheus URL") == 2

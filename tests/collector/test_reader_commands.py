@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.collector.api_server import listening
+from tests.collector.pushing import site
 from tests.dashboard.fake_api import FakeApi, serving
 
 from unidle_agent.cli import main
@@ -133,3 +137,69 @@ def test_a_collector_that_is_not_there_is_said_in_one_line(
     assert "no collector answers at http://127.0.0.1:9" in error
     assert "unidle collector" in error
     assert len(error.splitlines()) == 1
+
+
+def test_for_scripts_top_and_explain_give_what_they_show_as_json(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["top", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["fleet"]["gpus"], len(shown["gpus"]), shown["fleet"]["simulated"]) == (512, 512, True)
+    assert [item["id"] for item in shown["incidents"]] == [item.id for item in FakeApi().incidents("open")]
+    assert main(["explain", "--json"]) == 0
+    kinds = {row["kind"]: row["summary"] for row in json.loads(capsys.readouterr().out)}
+    assert kinds["starvation"]
+    incident = FakeApi().incidents("open")[0]
+    assert main(["explain", incident.id, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["kind"], told["incident"]["id"]) == (incident.finding.kind, incident.id)
+    assert "How it decides" in told["page"]
+
+
+def test_a_misspelt_kind_is_told_the_nearest_one(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "straggeler"]) == 1
+    assert "'straggeler' is no kind of finding, did you mean 'straggler'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("address", ["10.0.0.5:9470", "ftp://10.0.0.5", "nonsense"])
+def test_an_address_that_is_none_is_said_before_anything_is_asked(
+    address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["recommend", "--collector-url", address]) == 2
+    assert "expected an address that begins with http:// or https://" in capsys.readouterr().err
+
+
+def test_a_collector_that_does_not_speak_tls_is_told_so(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recommend", "--collector-url", url.replace("http:", "https:")]) == 1
+    assert "(it does not speak TLS: try http://)" in capsys.readouterr().err
+
+
+def test_what_speaks_no_http_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet() -> None:
+            other, _ = server.accept()
+            other.recv(65536)
+            other.sendall(b"INFO {}\r\n")
+            other.close()
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        assert main(["recommend", "--collector-url", f"http://127.0.0.1:{server.getsockname()[1]}"]) == 1
+        thread.join()
+    assert "does not speak HTTP" in capsys.readouterr().err
+
+
+def test_a_token_that_is_missing_or_wrong_is_said_in_the_flags_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.write_text("s3cret")
+    with site(tmp_path / "data", read_token="right") as here, listening(here) as address:
+        asked = ["recommend", "--collector-url", address]
+        assert main(asked) == 1
+        assert "wants a read token: give one with --collector-token-file FILE" in capsys.readouterr().err
+        assert main([*asked, "--collector-token-file", str(wrong)]) == 1
+        said = capsys.readouterr().err
+    assert "does not take this read token" in said
+    assert "s3cret" not in said

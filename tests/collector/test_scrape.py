@@ -189,8 +189,8 @@ def test_what_discovery_calls_the_node_counts_before_the_page_unless_the_page_is
         pytest.param({"targets": []}, "came dict", id="no list"),
         pytest.param([{"targets": "a:1"}], "expected a list of", id="targets are no list"),
         pytest.param([["a:1"]], "expected a list of", id="a group is no map"),
-        pytest.param([{"targets": ["ftp://a"]}], "a URL such as", id="another scheme"),
-        pytest.param([{"targets": ["a:99999999"]}], "a URL such as", id="no port"),
+        pytest.param([{"targets": ["ftp://a"]}], "begins with http:// or https://", id="another scheme"),
+        pytest.param([{"targets": ["a:99999999"]}], "begins with http:// or https://", id="no port"),
         pytest.param([{"targets": ["user:s3cret@a:1"]}], "without user and password", id="a password"),
     ],
 )

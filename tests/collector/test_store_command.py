@@ -14,9 +14,10 @@ from tests.collector.store_fleet import NOON, SECOND, batch
 from tests.collector.test_store import instants, take
 from tests.collector.test_store_rollups import fill
 
+from unidle_agent.errors import UnidleError
 from unidle_agent.wire import Owner
 from unidle_collector.commands import store as command
-from unidle_collector.store import Store, StoreError
+from unidle_collector.store import Store
 from unidle_collector.store.backfill import backfill, batches_of_export
 from unidle_collector.store.compaction import HOUR_NS
 
@@ -29,7 +30,7 @@ def called(capsys: pytest.CaptureFixture[str], directory: Path, *args: str | Pat
     capsys.readouterr()
     try:
         code = command.run(parser.parse_args([*map(str, args), "--data-dir", str(directory)]))
-    except StoreError as error:
+    except UnidleError as error:
         return 2, "", str(error)
     return code, *capsys.readouterr()
 

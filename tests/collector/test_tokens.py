@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
@@ -173,20 +174,34 @@ def test_tokens_of_many_nodes_are_written_to_files_that_only_their_owner_reads(
 
 
 @pytest.mark.parametrize(
-    ("asked", "words"),
+    ("asked", "code", "words"),
     [
-        (("create", "--node", "../../etc/cron.d/x", "--write-to", "given"), "expected a name"),
-        (("create", "--read", "x", "--expires-days", "-3"), "--expires-days: expected 0 or more, came -3"),
-        (("rotate", "nope", "--keep-old-h", "-1"), "--keep-old-h: expected 0 or more"),
-        (("rotate", "nope"), "expected the id of a token that holds, came 'nope'"),
+        (("create", "--node", "../../etc/cron.d/x", "--write-to", "given"), 1, "expected a name"),
+        (("create", "--read", "x", "--expires-days", "-3"), 2, "--expires-days: expected 0 or more, came -3"),
+        (("rotate", "nope", "--keep-old-h", "-1"), 2, "--keep-old-h: expected 0 or more"),
+        (("rotate", "nope"), 1, "expected the id of a token that holds, came 'nope'"),
     ],
 )
 def test_what_cannot_be_made_is_refused_in_words(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: tuple[str, ...], words: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: tuple[str, ...], code: int, words: str
 ) -> None:
-    unidle(tmp_path, *asked, code=1)
+    unidle(tmp_path, *asked, code=code)
     assert words in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir() if "token" in path.name or path.name == "given"] == []
+
+
+def test_the_list_for_machines_says_whose_and_until_when_and_has_no_hash(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unidle(tmp_path, "create", "--node", "gpu-001")
+    secret = capsys.readouterr().out.split()[-1]
+    unidle(tmp_path, "list", "--json")
+    said = capsys.readouterr().out
+    (row,) = json.loads(said)
+    assert (row["kind"], row["name"], row["holds"]) == ("write", "gpu-001", True)
+    assert (row["expires_ns"], row["used_ns"]) == (None, None)
+    assert secret not in said
+    assert set(row) == {"id", "kind", "name", "created_ns", "expires_ns", "revoked_ns", "used_ns", "holds"}
 
 
 def test_the_folder_of_the_store_may_stand_before_the_action_and_behind_it(

@@ -62,7 +62,7 @@ def test_the_theme_is_readable_in_light_and_dark() -> None:
 
 
 def test_a_wrong_setting_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["dashboard", "--port", "none"]) == 1
+    assert main(["dashboard", "--port", "none"]) == 2
     assert "dashboard.port: expected a whole number from 1 to 65535" in capsys.readouterr().err
 
 

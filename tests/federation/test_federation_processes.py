@@ -64,7 +64,7 @@ class Fabric:
 def fabric(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fabric]:
     folder = tmp_path_factory.mktemp("fabric")
     with ExitStack() as stack:
-        found = Fabric(Client(""), {}, {}, {}, {})
+        found = Fabric(Client("http://127.0.0.1"), {}, {}, {}, {})
         entries = []
         for place in PLACES:
             home = folder / place.name

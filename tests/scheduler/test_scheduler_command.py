@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import pytest
 
-from unidle_agent.errors import UnidleError
+from unidle_agent.errors import UnidleError, UsageError
 from unidle_collector import checks
 from unidle_collector.commands import scheduler
 
@@ -46,9 +47,21 @@ def test_it_prints_what_one_look_brings(
     assert not data.exists(), "who looks leaves no key behind"
 
 
-def test_without_a_scheduler_it_says_what_to_set(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call() == 1
-    assert "set scheduler" in capsys.readouterr().out
+def test_without_a_scheduler_it_says_what_to_set() -> None:
+    with pytest.raises(UsageError, match="set scheduler"):
+        call()
+
+
+def test_as_json_everything_that_was_taken_over_comes_and_nothing_else(
+    commands: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = str(tmp_path / "data")
+    assert call("--scheduler", "slurm", "--slurm-bin-dir", str(commands), "--data-dir", data, "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["version"], said["cluster"], len(said["nodes"])) == ("22.05.8", "ci", 4)
+    assert len(said["jobs"]) == 8
+    assert said["problems"][0].startswith("1 of 10 jobs cannot be read")
+    assert "ada" not in json.dumps(said)
 
 
 def test_a_scheduler_that_cannot_be_asked_is_an_error(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pynvml
 
 from unidle_agent.answers.calls import CALLS, INSTANCE_OWN, VALUE_TYPES, XID, Call
 from unidle_agent.answers.file import Answers
-from unidle_agent.errors import SourceError
+from unidle_agent.errors import SourceError, reason
 
 OK: int = pynvml.NVML_SUCCESS
 INVALID_ARGUMENT: int = pynvml.NVML_ERROR_INVALID_ARGUMENT
@@ -42,7 +42,7 @@ def install(path: Path) -> None:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{path}: expected a file of `unidle agent record`: {error}") from error
+        raise SourceError(f"{path}: expected a file of `unidle agent record` ({reason(error)})") from error
     pynvml.nvmlLib = Library(Answers(text, str(path)))
     pynvml._nvmlGetFunctionPointer_cache.clear()
 

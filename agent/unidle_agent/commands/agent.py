@@ -40,7 +40,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from unidle_agent.config import AgentSettings
-from unidle_agent.errors import UnidleError
+from unidle_agent.errors import UnidleError, UsageError
 from unidle_agent.exporter import in_base_units
 from unidle_agent.fields import COLUMNS
 from unidle_agent.owners.watch import watch
@@ -116,13 +116,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raises UnidleError where the words do not go together."""
+    """Raises UsageError where the words do not go together."""
     if args.action == "record" and not args.file:
-        raise UnidleError("record: expected the file to write to, as in: unidle agent record node.txt")
+        raise UsageError("record: expected the file to write to, as in: unidle agent record node.txt")
     if args.action != "record" and args.file:
-        raise UnidleError(f"{args.action} takes no file, came {args.file!r}")
+        raise UsageError(f"{args.action} takes no file, came {args.file!r}")
     if args.action is None and (args.for_s or args.now):
-        raise UnidleError("--for and --now belong to `unidle agent record` and `unidle agent release`")
+        raise UsageError("--for and --now belong to `unidle agent record` and `unidle agent release`")
 
 
 def _record(path: Path, for_s: float, every_s: float) -> int:

@@ -27,7 +27,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TypeAlias
 
 from unidle_agent.checks import DEADLINE_S, CheckResult
-from unidle_agent.errors import UnidleError
+from unidle_agent.errors import UnidleError, UsageError, reason
 
 GROUP = "unidle.checks"
 
@@ -49,6 +49,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run every check that is installed; 1 when any fails."""
+    if args.deadline_s <= 0:
+        raise UsageError(f"--deadline-s: expected more than 0, came {args.deadline_s:g}")
     logging.basicConfig(level=logging.CRITICAL)  # what a check has to say is in its result
     if args.config:
         os.environ["UNIDLE_CONFIG"] = args.config  # where each role's own checks look for its settings
@@ -88,9 +90,16 @@ def examine(checks: Sequence[Check], deadline_s: float) -> list[CheckResult]:
             results[number] = check()
         except UnidleError as error:
             results[number] = CheckResult(_name(check), "fail", str(error), "correct the setting")
+        except OSError as error:
+            found = f"{error.filename}: {reason(error)}" if error.filename else reason(error)
+            todo = "let this user reach it, or run unidle doctor as the user that the role runs as"
+            results[number] = CheckResult(_name(check), "fail", found, todo)
         except Exception as error:
-            found = f"the check itself broke: {type(error).__name__}: {error}"
-            results[number] = CheckResult(_name(check), "fail", found, "please report this")
+            if isinstance(error, ImportError) or "unknown encoding" in str(error):
+                found, todo = f"this user cannot read all of Python ({error})", "see the check of python"
+            else:
+                found, todo = f"the check itself broke: {type(error).__name__}: {error}", "please report this"
+            results[number] = CheckResult(_name(check), "fail", found, todo)
 
     threads = [
         threading.Thread(target=answer, args=item, name=_name(item[1]), daemon=True)

@@ -48,6 +48,7 @@ from typing import Any, cast
 import uvicorn
 
 from unidle_agent.errors import SettingError
+from unidle_agent.listening import check_free
 from unidle_agent.settings import add_flags, load
 from unidle_collector.api import create_app
 from unidle_collector.ingest.asgi import PushApp
@@ -80,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
             settings.bind,
         )
     tls = _tls(settings)
+    check_free(settings.bind, settings.port)
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
     if settings.nats_url:
         return _run_shards(settings, tls, loopback)

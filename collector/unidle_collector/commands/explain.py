@@ -7,15 +7,19 @@ Examples:
   unidle explain
   unidle explain starvation
   unidle explain idle-mgvfzt2p
+  unidle explain idle-mgvfzt2p --json | jq .incident.finding.evidence
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import textwrap
 
-from unidle_agent.errors import UnidleError
+from pydantic import TypeAdapter
+
+from unidle_agent.errors import UnidleError, nearest
 from unidle_agent.settings import load
 from unidle_collector.client import Client
 from unidle_collector.detectors import pages
@@ -27,30 +31,44 @@ from unidle_collector.story import story
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("id", nargs="?", metavar="ID", help="an incident's id, or a kind of finding")
+    parser.add_argument("--json", action="store_true", help="for machines: {kind, page, incident}")
     add_reader_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the page."""
     known = pages()
+    if args.id is None and args.json:
+        print(
+            json.dumps([{"kind": kind, "summary": _summary(page)} for kind, page in known.items()], indent=2)
+        )
+        return 0
     if args.id is None:
         for kind, page in known.items():
-            print(f"{kind:<20} {page.partition(chr(10))[0].partition(': ')[2]}")
+            print(f"{kind:<20} {_summary(page)}")
         return 0
     if args.id in known:
-        print(known[args.id].strip())
+        page = known[args.id].strip()
+        print(json.dumps({"kind": args.id, "page": page}, indent=2) if args.json else page)
         return 0
     settings = load(ReaderSettings, "reader", args)
     client = Client(settings.collector_url, settings.collector_token.reveal())
     try:
         incident = client.incident(args.id)
     except UnidleError as error:
-        kinds = ", ".join(known)
-        raise UnidleError(f"{args.id!r} is no kind of finding ({kinds}); as an incident: {error}") from error
-    print(_story(incident))
-    print()
-    print(known.get(incident.finding.kind, "").strip())
+        near = nearest(args.id, known) or " (unidle explain lists them)."
+        raise UnidleError(f"{args.id!r} is no kind of finding{near} As an incident: {error}") from error
+    page = known.get(incident.finding.kind, "").strip()
+    if args.json:
+        told = TypeAdapter(Incident).dump_python(incident, mode="json")
+        print(json.dumps({"kind": incident.finding.kind, "page": page, "incident": told}, indent=2))
+        return 0
+    print(f"{_story(incident)}\n\n{page}")
     return 0
+
+
+def _summary(page: str) -> str:
+    return page.partition("\n")[0].partition(": ")[2]
 
 
 def _story(incident: Incident) -> str:

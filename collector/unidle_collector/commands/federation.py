@@ -27,6 +27,7 @@ from pathlib import Path
 import uvicorn
 
 from unidle_agent.errors import SettingError
+from unidle_agent.listening import check_free
 from unidle_agent.settings import add_flags, load
 from unidle_collector.federation.app import create_app
 from unidle_collector.federation.following import Following, load_sources
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
             "federation.read_token", "a token, because the address is not loopback", "", settings.bind
         )
     sources = load_sources(Path(settings.sites_file))
+    check_free(settings.bind, settings.port)
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     following = Following(sources, settings.data_dir, settings.poll_s, settings.deadline_s)

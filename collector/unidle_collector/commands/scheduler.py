@@ -6,6 +6,7 @@ exit code is 1 when the scheduler cannot be asked. Names of people and pods are 
 
 Examples:
   unidle scheduler --scheduler slurm
+  unidle scheduler --scheduler slurm --json | jq '.jobs[] | select(.state == "pending")'
   unidle scheduler --scheduler slurm --slurm-bin-dir /opt/slurm/bin
   unidle scheduler --scheduler kubernetes --kubernetes-url https://10.0.0.1:6443 --kubernetes-token-file token
 """
@@ -13,10 +14,14 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections import Counter
 from collections.abc import Iterable
 
+from pydantic import TypeAdapter
+
+from unidle_agent.errors import UsageError
 from unidle_agent.settings import add_flags, load
 from unidle_collector import scheduler
 from unidle_collector.scheduler import Snapshot
@@ -27,6 +32,7 @@ MOST_SHOWN = 10
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Flags are those settings of the collector that it needs."""
+    parser.add_argument("--json", action="store_true", help="everything that was taken over, for machines")
     add_flags(parser, CollectorSettings, ("scheduler", "slurm", "kubernetes", "privacy", "data_dir"))
 
 
@@ -35,13 +41,17 @@ def run(args: argparse.Namespace) -> int:
     settings = load(CollectorSettings, "collector", args)
     source = scheduler.source(settings)
     if source is None:
-        print(
+        raise UsageError(
             'no scheduler: give --scheduler slurm, or set scheduler = "slurm" or "kubernetes" in [collector]'
         )
-        return 1
     begin = time.monotonic()
     snapshot = source.read()
-    print(describe(snapshot, time.monotonic() - begin))
+    read_s = time.monotonic() - begin
+    if args.json:
+        document = TypeAdapter(Snapshot).dump_python(snapshot, mode="json")
+        print(json.dumps({**document, "read_s": read_s}, indent=2))
+        return 0
+    print(describe(snapshot, read_s))
     if not settings.privacy_key and settings.privacy != "internal":
         print("note: no privacy_key is set: give [agent] and [collector] the same one, or pods do not match")
     return 0

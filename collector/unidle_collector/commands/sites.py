@@ -20,13 +20,14 @@ from rich.table import Table
 from rich.text import Text
 
 from unidle_agent.settings import load
-from unidle_collector.client import Client
+from unidle_collector.client import ApiError, Client
 from unidle_collector.detectors import duration
 from unidle_collector.federation.report import WINDOWS_S, Crossing, SiteNow
 from unidle_collector.reader_settings import ReaderSettings, add_reader_flags
 
 UNKNOWN = "unknown"
 WITHHELD = "withheld"
+NOT_FOUND = 404
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +49,16 @@ def run(args: argparse.Namespace) -> int:
         else:
             console.print(crossings_table(crossings))
         return 0
-    sites = client.sites()
+    try:
+        sites = client.sites()
+    except ApiError as error:
+        if error.status != NOT_FOUND:
+            raise
+        raise ApiError(
+            f"{settings.collector_url} is a collector, not a federation: give the address of one "
+            "(unidle federation), or ask for --crossings",
+            NOT_FOUND,
+        ) from error
     if args.json:
         print(TypeAdapter(list[SiteNow]).dump_json(sites, indent=2).decode())
         return 0

@@ -35,6 +35,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from unidle_agent.errors import UsageError
 from unidle_agent.settings import load
 from unidle_agent.wire import Batch
 from unidle_collector.backfilled import Booked, PastAccounts
@@ -47,12 +48,13 @@ from unidle_collector.store.opening import open_store
 from unidle_collector.store.reader import Reader
 
 _AGO = re.compile(r"(\d+(?:\.\d+)?)(m|h|d)")
+ACTIONS = ("sizes", "verify", "export", "backfill")
 _SECONDS = {"m": 60, "h": 3600, "d": 86_400}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    parser.add_argument("what", choices=["sizes", "verify", "export", "backfill"])
+    parser.add_argument("what", choices=ACTIONS, metavar="|".join(ACTIONS), help="what to do; see above")
     parser.add_argument("file", nargs="?", type=Path, help="of export and backfill: a .parquet or .csv file")
     parser.add_argument("--config", metavar="FILE", help="TOML file with the settings of the collector")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the store (default: the collector's)")
@@ -83,11 +85,11 @@ def run(args: argparse.Namespace) -> int:
     """Do what was asked; 1 when `verify` finds something wrong."""
     settings = load(CollectorSettings, "collector", args)
     if args.what == "backfill" and bool(args.file) == bool(args.prometheus):
-        raise StoreError("expected either a file or --prometheus URL: unidle store backfill FILE.parquet")
+        raise UsageError("expected either a file or --prometheus URL: unidle store backfill FILE.parquet")
     if args.what == "export" and args.file is None:
-        raise StoreError("expected a file: unidle store export FILE.parquet")
+        raise UsageError("expected a file: unidle store export FILE.parquet")
     if args.what in ("sizes", "verify") and args.file is not None:
-        raise StoreError(f"{args.what} takes no file, came {str(args.file)!r}: --data-dir names the store")
+        raise UsageError(f"{args.what} takes no file, came {str(args.file)!r}: --data-dir names the store")
     if args.what == "sizes":
         return _sizes(levels_of(settings.data_dir), as_json=args.json)
     if args.what == "verify":
@@ -164,7 +166,7 @@ def _export(directory: Path, args: argparse.Namespace) -> int:
     now_ns = time.time_ns()
     start_ns, end_ns = _instant(args.start, now_ns), _instant(args.end, now_ns)
     if start_ns >= end_ns:
-        raise StoreError(f"expected --from before --to, came {_time(start_ns)} and {_time(end_ns)} UTC")
+        raise UsageError(f"expected --from before --to, came {_time(start_ns)} and {_time(end_ns)} UTC")
     if not args.file.absolute().parent.is_dir():
         raise StoreError(f"{args.file}: expected a folder to write the file into, there is none")
     reader = Reader(segments_of(directory))
@@ -198,7 +200,7 @@ def _instant(text: str, now_ns: int) -> int:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
-        raise StoreError(f"expected a time such as 2026-03-01T08:00 or 24h, came {text!r}") from error
+        raise UsageError(f"expected a time such as 2026-03-01T08:00 or 24h, came {text!r}") from error
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()) * 1_000_000_000
 
 

@@ -11,7 +11,7 @@ Examples:
   unidle tokens create --node gpu-001
   unidle tokens create --node gpu-001 --node gpu-002 --write-to /root/tokens   # gpu-001.token, ...
   unidle tokens create --read grafana --expires-days 90
-  unidle tokens list
+  unidle tokens list --json | jq '.[] | select(.used_ns == null)'       # never used
   unidle tokens rotate 5f0c21aa --keep-old-h 24
   unidle tokens revoke 5f0c21aa
 """
@@ -19,6 +19,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from unidle_agent.errors import UnidleError
+from unidle_agent.errors import UnidleError, UsageError
 from unidle_agent.settings import load
 from unidle_collector.ingest.tokens import Kind, Token, make
 from unidle_collector.settings import CollectorSettings
@@ -48,7 +49,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     for each in (parser, where):  # before the action or behind it
         each.add_argument("--config", metavar="FILE", help="TOML file with the settings of the collector")
         each.add_argument("--data-dir", metavar="DIR", help="folder of the store (default: the collector's)")
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="create|list|rotate|revoke")
     create = actions.add_parser("create", parents=[where], help="make tokens, each shown once")
     whose = create.add_mutually_exclusive_group(required=True)
     whose.add_argument("--node", action="append", metavar="NODE", help="a token that writes this node's rows")
@@ -61,7 +62,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     create.add_argument(
         "--write-to", type=Path, metavar="DIR", help="folder for NAME.token files (mode 600); shows nothing"
     )
-    actions.add_parser("list", parents=[where], help="every token: whose, since when, until when, last used")
+    listed = actions.add_parser(
+        "list", parents=[where], help="every token: whose, since when, until when, last used"
+    )
+    listed.add_argument("--json", action="store_true", help="one JSON list, for machines; without hashes")
     rotate = actions.add_parser(
         "rotate", parents=[where], help="make a new token in place of one; the old goes on for a while"
     )
@@ -83,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     for flag in ("expires_days", "keep_old_h"):
         if (getattr(args, flag, None) or 0.0) < 0:
             name = flag.replace("_", "-")
-            raise TokenError(f"--{name}: expected 0 or more, came {getattr(args, flag):g}")
+            raise UsageError(f"--{name}: expected 0 or more, came {getattr(args, flag):g}")
     with _state(settings) as state:
         if args.action == "create":
             kind: Kind = "write" if args.node else "read"
@@ -94,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
                 args.write_to,
             )
         elif args.action == "list":
-            _show(state.tokens(), now_ns)
+            _show_json(state.tokens(), now_ns) if args.json else _show(state.tokens(), now_ns)
         elif args.action == "rotate":
             (old,) = _holding(state, [args.id], now_ns)
             fresh = make(old.kind, old.name, now_ns, old.expires_ns)
@@ -159,6 +163,12 @@ def _show(tokens: Sequence[Token], now_ns: int) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _show_json(tokens: Sequence[Token], now_ns: int) -> None:
+    names = ("id", "kind", "name", "created_ns", "expires_ns", "revoked_ns", "used_ns")
+    rows = [{**{n: getattr(token, n) for n in names}, "holds": token.holds(now_ns)} for token in tokens]
+    print(json.dumps(rows, indent=2))
 
 
 def _day(time_ns: int) -> str:

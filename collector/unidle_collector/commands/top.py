@@ -7,16 +7,21 @@ serves in scripts.
 Examples:
   unidle top
   unidle top --once --nodes 20
+  unidle top --json | jq '.gpus[] | select(.state == "idle") | .node'
   unidle top --collector-url http://10.0.0.5:9470 --collector-token-file read.token
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import sys
 import time
 from datetime import UTC, datetime
+from typing import Any
 
+from pydantic import TypeAdapter
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -44,6 +49,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("--once", action="store_true", help="print one picture and end")
     parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print what the picture is made of, once: {fleet, gpus, incidents}",
+    )
+    parser.add_argument(
         "--refresh-s", type=float, default=2.0, metavar="NUMBER", help="time between pictures, s"
     )
     parser.add_argument(
@@ -59,11 +69,17 @@ def run(args: argparse.Namespace) -> int:
     """Draw until Ctrl-C."""
     settings = load(ReaderSettings, "reader", args)
     client = Client(settings.collector_url, settings.collector_token.reveal())
+    if args.json:
+        print(json.dumps(document(client, args.window_s), indent=2))
+        return 0
     console = Console(highlight=False)
     if args.once or not sys.stdout.isatty():
         console.print(picture(client, args.window_s, args.nodes or 1000, 1000))
         return 0
-    with Live(console=console, screen=True, auto_refresh=False) as live:
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        Live(console=console, screen=True, auto_refresh=False) as live,
+    ):
         while True:
             rows = max(8, console.size.height - 12)
             try:
@@ -71,6 +87,17 @@ def run(args: argparse.Namespace) -> int:
             except ApiError as error:
                 live.update(Text(f"{error}\ntrying again each {args.refresh_s:.0f} s", "red"), refresh=True)
             time.sleep(max(0.2, args.refresh_s))
+    return 0
+
+
+def document(api: CollectorApi, window_s: float) -> dict[str, Any]:
+    """What a picture is made of, as the API has it; unknown is null."""
+    kinds: tuple[tuple[str, Any, Any], ...] = (
+        ("fleet", Fleet, api.fleet(window_s)),
+        ("gpus", list[GpuNow], api.gpus()),
+        ("incidents", list[Incident], api.incidents("open")),
+    )
+    return {name: TypeAdapter(kind).dump_python(value, mode="json") for name, kind, value in kinds}
 
 
 def picture(api: CollectorApi, window_s: float, most_nodes: int, most_incidents: int) -> RenderableType:

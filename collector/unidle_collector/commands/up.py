@@ -35,7 +35,7 @@ from pathlib import Path
 from types import FrameType
 
 from unidle_agent.config import AgentSettings
-from unidle_agent.errors import UnidleError
+from unidle_agent.errors import UnidleError, UsageError
 from unidle_agent.settings import load
 from unidle_collector.client import Client
 from unidle_collector.up.gpus import count_gpus, dcgm_exporter_here
@@ -84,7 +84,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run until told to stop, or for --for."""
     if args.summary is not None and args.duration_s is None:
-        raise UnidleError("--summary needs --for: expected a run that ends by itself, came one that does not")
+        raise UsageError("--summary needs --for: expected a run that ends by itself, came one that does not")
     stop = threading.Event()
     dcgm_url, demo = "", args.demo
     if not demo:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unidle_agent.errors import SettingError, UnidleError
+from unidle_agent.errors import SettingError, UsageError, reason
 from unidle_agent.settings import Secret
 from unidle_collector.federation.report import PERSONAL, SHARES
 
@@ -125,7 +125,7 @@ def read_toml(path: Path, keys: set[str]) -> dict[str, Any]:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UnidleError(f"{path}: expected a readable TOML file: {error}") from error
+        raise UsageError(f"{path}: expected a readable TOML file: {reason(error)}") from error
     check_keys("the file", document, keys, path)
     return document
 
@@ -153,7 +153,7 @@ def read_token(key: str, file: object, path: Path) -> Secret:
     try:
         text = Path(file).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingError(key, f"a readable file ({error})", file, str(path)) from error
+        raise SettingError(key, f"a readable file ({reason(error)})", file, str(path)) from error
     if len(text) < LEAST_TOKEN:
         raise SettingError(key, f"a file with a token of at least {LEAST_TOKEN} characters", file, str(path))
     return Secret(text)

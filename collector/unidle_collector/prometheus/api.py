@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unidle_agent import fetch
-from unidle_agent.errors import UnidleError
+from unidle_agent.errors import UnidleError, reason
 from unidle_agent.settings import Secret
 
 DEADLINE_S = 60.0
@@ -40,7 +40,9 @@ def token_of(path: Path | None) -> Secret:
     try:
         return Secret(path.read_text(encoding="utf-8").strip() if path else "")
     except (OSError, UnicodeDecodeError) as error:
-        raise PrometheusError(f"{path}: expected a readable file that holds a token: {error}") from error
+        raise PrometheusError(
+            f"{path}: expected a readable file that holds a token ({reason(error)})"
+        ) from error
 
 
 class TooMuchError(PrometheusError):

@@ -60,7 +60,10 @@ def connect(where: Path | str, schema: str = "") -> sa.Engine:
         ) from error
     except sa.exc.DBAPIError as error:
         engine.dispose()
-        raise StoreError(f"{name}: expected a state database, came {error.orig}") from error
+        raise StoreError(
+            f"{name}: expected a state database, came {error.orig}: see that it is there, that this user may "
+            "write it and that its disk has room"
+        ) from error
     return engine
 
 

@@ -19,7 +19,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from unidle_agent.errors import UnidleError
+from unidle_agent.errors import UnidleError, reason
 
 COMPUTE = frozenset({"forward-compute", "backward-compute", "optimizer", "first-op"})
 """What a rank does by itself, and whose length is its own doing."""
@@ -89,7 +89,7 @@ def read(path: Path) -> Operations:
         table = pa_csv.read_csv(path) if is_csv else pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise TimelineError(
-            f"{path}: expected a Parquet or CSV file with a timeline, came {error}"
+            f"{path}: expected a Parquet or CSV file with a timeline, came: {reason(error)}"
         ) from error
     try:
         return operations(table)

@@ -21,6 +21,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from unidle_agent.fetch import target
+from unidle_agent.listening import check_free
 from unidle_agent.settings import add_flags, as_environment, load
 from unidle_dashboard.settings import SECTION, DashboardSettings
 
@@ -35,6 +37,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Become the Streamlit server; returns only where that fails."""
     settings = load(DashboardSettings, SECTION, args)
+    target(settings.collector_url, "dashboard.collector_url")  # or every page would say it
+    check_free(settings.bind, settings.port)
     if not _is_loopback(settings.bind):
         print(
             f"unidle dashboard: listens on {settings.bind} and has no login of its own; "
