@@ -203,3 +203,28 @@ def test_a_token_that_is_missing_or_wrong_is_said_in_the_flags_words(
         said = capsys.readouterr().err
     assert "does not take this read token" in said
     assert "s3cret" not in said
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "160"])
+def test_a_narrow_terminal_still_says_what_every_incident_is(
+    columns: str, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    for words in (["top", "--once"], ["recommend"]):
+        assert main(words) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert max(len(line) for line in lines if "$ " not in line) <= int(columns)
+        if words[0] == "top":
+            shown = "".join("".join(lines).split())
+            for word in ("whisper-finetune", "notebook-eval", "slower"):
+                assert word in shown
+
+
+def test_what_a_recommendation_says_folds_behind_its_label(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["recommend"]) == 0
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    at = next(number for number, line in enumerate(lines) if line.startswith("   assumes     "))
+    assert lines[at + 1].startswith(" " * 15 + "least 24 GPUs")

@@ -1,4 +1,4 @@
-"""say where the GPU hours of recorded telemetry went, why, and what to do
+"""Say where the GPU hours of recorded telemetry went, why, and what to do
 
 Runs the detectors and accounts of the live collector over what you already have: a Prometheus that
 scrapes dcgm-exporter (nothing is installed anywhere, nothing is written), or files: Parquet, CSV,

@@ -36,7 +36,10 @@ BARS = "▁▂▃▄▅▆▇█"
 FLAT = 0.1
 """Less than this share of the highest value is drawn as that little, not as the whole height."""
 PICTURE = 60
-"""Characters of a picture: two seconds each over two minutes."""
+"""Most characters of a picture: two seconds each over two minutes."""
+LEAST_PICTURE = 8
+BESIDE_PICTURE = 58
+"""Characters of the other columns."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +80,7 @@ def _show(incident: str, flights: Sequence[FlightRecording]) -> None:
             console.print("  the recorder held nothing of this GPU\n")
             continue
         console.print(f"  {span(flight)}")
-        console.print(_table(flight))
+        console.print(_table(flight, max(LEAST_PICTURE, min(PICTURE, console.width - BESIDE_PICTURE))))
 
 
 def span(flight: FlightRecording) -> str:
@@ -89,10 +92,12 @@ def span(flight: FlightRecording) -> str:
     )
 
 
-def _table(flight: FlightRecording) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2))
+def _table(flight: FlightRecording, width: int) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("field", "unit", "first to last", "least", "most", "last"):
-        table.add_column(name, justify="right" if name in ("least", "most", "last") else "left")
+        table.add_column(
+            name, justify="right" if name in ("least", "most", "last") else "left", no_wrap=name != "unit"
+        )
     for name, values in flight.columns.items():
         known = [value for value in values if value is not None]
         if not known or name not in BY_NAME:
@@ -102,22 +107,22 @@ def _table(flight: FlightRecording) -> Table:
             for value in known:
                 bits |= int(value)
             ends = ("", f"{bits:#x}", f"{int(known[-1]):#x}")  # "most" is all that were ever set
-            table.add_row(name, "bits", _picture(flight.times_ns, values), *ends)
+            table.add_row(name, "bits", _picture(flight.times_ns, values, width), *ends)
             continue
         unit, factor = SHOWN.get(BY_NAME[name].unit, (BY_NAME[name].unit, 1.0))
         numbers = (f"{value * factor:.1f}" for value in (min(known), max(known), known[-1]))
-        table.add_row(name, unit, _picture(flight.times_ns, values), *numbers)
+        table.add_row(name, unit, _picture(flight.times_ns, values, width), *numbers)
     return table
 
 
-def _picture(times_ns: Sequence[int], values: Sequence[float | None]) -> str:
-    """The mean of each slice of time as a bar between the least and the most; a blank where none is known."""
+def _picture(times_ns: Sequence[int], values: Sequence[float | None], width: int) -> str:
+    """The mean of each of `width` slices of time as a bar between least and most; blank where unknown."""
     first_ns, last_ns = min(times_ns), max(times_ns)
-    width_ns = max(1, (last_ns - first_ns) // PICTURE + 1)
-    slices: list[list[float]] = [[] for _ in range(PICTURE)]
+    slice_ns = max(1, (last_ns - first_ns) // width + 1)
+    slices: list[list[float]] = [[] for _ in range(width)]
     for time_ns, value in zip(times_ns, values, strict=True):
         if value is not None:
-            slices[(time_ns - first_ns) // width_ns].append(value)
+            slices[(time_ns - first_ns) // slice_ns].append(value)
     means = [sum(slice_) / len(slice_) if slice_ else None for slice_ in slices]
     low = min(mean for mean in means if mean is not None)
     high = max(mean for mean in means if mean is not None)

@@ -14,11 +14,15 @@ import argparse
 from pydantic import TypeAdapter
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from unidle_agent.settings import load
 from unidle_collector.client import Client
 from unidle_collector.model import Cost, Recommendation
 from unidle_collector.reader_settings import ReaderSettings, add_reader_flags
+
+LABEL = 14
+"""Characters before the text of a line."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,18 +50,33 @@ def _show(console: Console, number: int, item: Recommendation) -> None:
     gain = item.gain
     mark = "[reverse] SIMULATED [/reverse] " if item.simulated else ""
     console.print(f"{number}. {mark}[bold]{escape(item.title)}[/bold]  ({item.lever}, {item.id})")
-    console.print(
-        f"   would win   {_cost(gain.expected)} within {gain.horizon_h:.0f} h "
+    won = (
+        f"{_cost(gain.expected)} within {gain.horizon_h:.0f} h "
         f"(between {_cost(gain.low)} and {_cost(gain.high)})"
     )
-    console.print(f"   bound by    {escape(item.binding_constraint)}")
-    console.print(f"   risk        {escape(item.risk)}")
-    console.print(f"   assumes     {escape('; '.join(item.assumptions))}")
-    console.print(f"   owner       {escape(item.notice)}")
-    for line in item.command.splitlines():
+    console.print(
+        _labelled(
+            ("would win", won),
+            ("bound by", item.binding_constraint),
+            ("risk", item.risk),
+            ("assumes", "; ".join(item.assumptions)),
+            ("owner", item.notice),
+        )
+    )
+    for line in item.command.splitlines():  # in one piece, however long: it is there to be copied
         console.print(f"   [cyan]$ {escape(line)}[/cyan]", soft_wrap=True)
-    console.print(f"   undo        {escape(item.undo)}")
-    console.print(f"   measured    {escape(item.measure)}\n")
+    console.print(_labelled(("undo", item.undo), ("measured", item.measure)))
+    console.print()
+
+
+def _labelled(*rows: tuple[str, str]) -> Table:
+    """Labels at the left, texts that fold behind them."""
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column(width=LABEL)
+    table.add_column(overflow="fold")
+    for label, text in rows:
+        table.add_row(f"   {label}", escape(text))
+    return table
 
 
 def _cost(cost: Cost) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 import time
 from datetime import UTC, datetime
@@ -45,6 +46,12 @@ LETTERS = {
 }
 
 
+NARROW = 110
+"""Characters of a line below which an incident's subject is left to its title."""
+PIPED = 160
+"""Characters of a line that nobody looks at."""
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("--once", action="store_true", help="print one picture and end")
@@ -72,9 +79,11 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(document(client, args.window_s), indent=2))
         return 0
-    console = Console(highlight=False)
+    seen = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console(highlight=False, width=None if seen else PIPED)
+    narrow = console.width < NARROW
     if args.once or not sys.stdout.isatty():
-        console.print(picture(client, args.window_s, args.nodes or 1000, 1000))
+        console.print(picture(client, args.window_s, args.nodes or 1000, 1000, narrow=narrow))
         return 0
     with (
         contextlib.suppress(KeyboardInterrupt),
@@ -83,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
         while True:
             rows = max(8, console.size.height - 12)
             try:
-                live.update(picture(client, args.window_s, args.nodes or rows // 2, rows // 2), refresh=True)
+                shown = picture(client, args.window_s, args.nodes or rows // 2, rows // 2, narrow=narrow)
+                live.update(shown, refresh=True)
             except ApiError as error:
                 live.update(Text(f"{error}\ntrying again each {args.refresh_s:.0f} s", "red"), refresh=True)
             time.sleep(max(0.2, args.refresh_s))
@@ -100,7 +110,9 @@ def document(api: CollectorApi, window_s: float) -> dict[str, Any]:
     return {name: TypeAdapter(kind).dump_python(value, mode="json") for name, kind, value in kinds}
 
 
-def picture(api: CollectorApi, window_s: float, most_nodes: int, most_incidents: int) -> RenderableType:
+def picture(
+    api: CollectorApi, window_s: float, most_nodes: int, most_incidents: int, *, narrow: bool = False
+) -> RenderableType:
     """One picture of the fleet."""
     fleet, gpus, incidents = api.fleet(window_s), api.gpus(), api.incidents("open")
     return Group(
@@ -110,7 +122,7 @@ def picture(api: CollectorApi, window_s: float, most_nodes: int, most_incidents:
         _legend(),
         _doubts(gpus, most_incidents),
         Text(),
-        _incidents(incidents, most_incidents, fleet.time_ns),
+        _incidents(incidents, most_incidents, fleet.time_ns, narrow=narrow),
     )
 
 
@@ -184,11 +196,11 @@ def _doubts(gpus: list[GpuNow], most: int) -> RenderableType:
     return Group(*lines)
 
 
-def _incidents(incidents: list[Incident], most: int, now_ns: int | None) -> RenderableType:
+def _incidents(incidents: list[Incident], most: int, now_ns: int | None, *, narrow: bool) -> RenderableType:
     if not incidents:
         return Text("no open incident", "green")
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("incident", "since", "lost so far", "subject", "what"):
+    for name in ("incident", "since", "lost so far", *(() if narrow else ("subject",)), "what"):
         table.add_column(name, no_wrap=name != "what")
     worst = sorted(incidents, key=lambda item: -item.finding.cost_per_h.gpu_h)
     for item in worst[:most]:
@@ -199,7 +211,7 @@ def _incidents(incidents: list[Incident], most: int, now_ns: int | None) -> Rend
             Text(item.id),
             duration(lasted),
             f"{finding.cost_so_far.gpu_h:.1f} GPU-h{eur}",
-            Text(f"{finding.subject_kind} {finding.subject}"),
+            *(() if narrow else (Text(f"{finding.subject_kind} {finding.subject}"),)),
             Text(finding.title, "red" if finding.severity == "critical" else ""),
         )
     rest = len(worst) - most
