@@ -25,6 +25,7 @@ from tests import metric_pages
 from unidle_agent.cli import GROUP
 from unidle_agent.config import AgentSettings
 from unidle_agent.settings import Secret, load
+from unidle_agent.usage import WRONG_USAGE
 from unidle_alerts.settings import AlertsSettings
 from unidle_collector.federation.settings import FederationSettings
 from unidle_collector.reader_settings import ReaderSettings
@@ -121,6 +122,7 @@ def test_a_unit_is_restarted_bounded_and_closed(unit: Path) -> None:
         ("ProtectSystem", "strict"),
         ("NoNewPrivileges", "yes"),
         ("Restart", "on-failure"),
+        ("RestartPreventExitStatus", str(WRONG_USAGE)),
         ("StartLimitIntervalSec", "0"),
         ("SystemCallFilter", "@system-service"),
     } <= set(found)
@@ -129,6 +131,16 @@ def test_a_unit_is_restarted_bounded_and_closed(unit: Path) -> None:
     closed = {"PrivateDevices", "DevicePolicy", "DeviceAllow", "ProtectClock"} & set(keys)
     assert bool(closed) == ("agent" not in unit.stem), "the agent opens /dev/nvidia*"
     assert ("ProtectProc" in keys) == ("agent" not in unit.stem), "the agent reads the host's /proc"
+
+
+def test_every_file_says_first_how_it_is_used() -> None:
+    files = [path for path in DEPLOY.rglob("*") if path.is_file() and path.suffix not in (".md", ".json")]
+    files = [path for path in files if "secrets" not in path.parts]
+    assert len(files) > 20
+    silent = [
+        path for path in files if not path.read_text("utf-8").removeprefix("#!/bin/sh\n").startswith("# ")
+    ]
+    assert silent == []
 
 
 def for_this_machine(folder: Path) -> list[Path]:
@@ -244,6 +256,8 @@ def test_a_pod_has_no_rights_that_it_does_not_need(role: str) -> None:
         "capabilities": {"drop": ["ALL"]},
     }
     assert pod(role)["automountServiceAccountToken"] is False
+    taints = [{"key": "nvidia.com/gpu", "operator": "Exists"}] if role == "agent" else []
+    assert pod(role).get("tolerations", []) == taints
     shared = {key for key in ("hostNetwork", "hostPID", "hostIPC") if pod(role).get(key)}
     assert shared == ({"hostNetwork", "hostPID"} if role == "agent" else set())
     assert "memory" in container(role)["resources"]["limits"]
