@@ -4,8 +4,8 @@ Every agent keeps five looks a second at each GPU in memory. An XID, a lost GPU 
 them; for throttling, a lost GPU and OOM risk the collector asks. docs/flight-recorder.md has the rest.
 
 Examples:
-  unidle flight thermal-mgvfzt2p                each recording: its fields over time, as a picture
-  unidle flight thermal-mgvfzt2p --csv look.csv every look, one row each, in base units
+  unidle flight thermal-mgvfzt2p                  each recording: its fields over time, as a picture
+  unidle flight thermal-mgvfzt2p --csv look.csv   every look, one row each, in base units
   unidle flight thermal-mgvfzt2p --json
 """
 
