@@ -228,3 +228,11 @@ def test_what_a_recommendation_says_folds_behind_its_label(
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     at = next(number for number, line in enumerate(lines) if line.startswith("   assumes     "))
     assert lines[at + 1].startswith(" " * 15 + "least 24 GPUs")
+
+
+def test_what_is_piped_is_fitted_to_no_window(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS")
+    assert main(["recommend"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) > 100

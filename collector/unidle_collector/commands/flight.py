@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import TypeAdapter
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -29,6 +28,7 @@ from unidle_collector.client import Client
 from unidle_collector.detectors import plural
 from unidle_collector.model import FlightRecording
 from unidle_collector.reader_settings import ReaderSettings, add_reader_flags
+from unidle_collector.screen import screen
 
 SHOWN = {"1": ("%", 100.0), "Hz": ("MHz", 1e-6), "By": ("GiB", 2.0**-30), "Cel": ("°C", 1.0), "W": ("W", 1.0)}
 """Unit of the field table -> what a person reads, and the factor to it."""
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(incident: str, flights: Sequence[FlightRecording]) -> None:
-    console = Console(highlight=False)
+    console = screen()
     if not flights:
         console.print(
             f"No flight recording of incident {escape(incident)}: none was sent around that time "

@@ -20,6 +20,7 @@ from unidle_agent.settings import load
 from unidle_collector.client import Client
 from unidle_collector.model import Cost, Recommendation
 from unidle_collector.reader_settings import ReaderSettings, add_reader_flags
+from unidle_collector.screen import screen
 
 LABEL = 14
 """Characters before the text of a line."""
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(TypeAdapter(list[Recommendation]).dump_json(items, indent=2).decode())
         return 0
-    console = Console(highlight=False)
+    console = screen()
     if not items:
         console.print("Nothing to do: no open finding calls for an action.")
     for number, item in enumerate(items, 1):

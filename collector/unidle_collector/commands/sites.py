@@ -24,6 +24,7 @@ from unidle_collector.client import ApiError, Client
 from unidle_collector.detectors import duration
 from unidle_collector.federation.report import WINDOWS_S, Crossing, SiteNow
 from unidle_collector.reader_settings import ReaderSettings, add_reader_flags
+from unidle_collector.screen import screen
 
 UNKNOWN = "unknown"
 WITHHELD = "withheld"
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """Ask and print."""
     settings = load(ReaderSettings, "reader", args)
     client = Client(settings.collector_url, settings.collector_token.reveal())
-    console = Console(highlight=False)
+    console = screen()
     if args.crossings:
         crossings = client.crossings()
         if args.json:

@@ -32,7 +32,6 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from unidle_agent.errors import UsageError
@@ -40,6 +39,7 @@ from unidle_agent.settings import load
 from unidle_agent.wire import Batch
 from unidle_collector.backfilled import Booked, PastAccounts
 from unidle_collector.scheduler.names import pseudonyms
+from unidle_collector.screen import screen
 from unidle_collector.settings import CollectorSettings
 from unidle_collector.store.backfill import backfill, batches_of_export
 from unidle_collector.store.errors import StoreError
@@ -148,7 +148,7 @@ def _sizes(levels: list[Level], *, as_json: bool) -> int:
     for level in levels:
         size = f"{level.size_bytes / 1e6:.1f}"
         table.add_row(level.name, str(level.files), size, _time(level.start_ns), _time(level.end_ns))
-    Console(highlight=False).print(table)
+    screen().print(table)
     return 0
 
 

@@ -16,14 +16,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
 import time
 from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import TypeAdapter
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -34,6 +33,7 @@ from unidle_collector.detectors import duration
 from unidle_collector.model import Fleet, GpuNow, Incident
 from unidle_collector.owner_words import owner_words
 from unidle_collector.reader_settings import ReaderSettings, add_reader_flags
+from unidle_collector.screen import screen
 
 LETTERS = {
     "failed": ("F", "white on red"),
@@ -48,8 +48,6 @@ LETTERS = {
 
 NARROW = 110
 """Characters of a line below which an incident's subject is left to its title."""
-PIPED = 160
-"""Characters of a line that nobody looks at."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,8 +77,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(document(client, args.window_s), indent=2))
         return 0
-    seen = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console = Console(highlight=False, width=None if seen else PIPED)
+    console = screen()
     narrow = console.width < NARROW
     if args.once or not sys.stdout.isatty():
         console.print(picture(client, args.window_s, args.nodes or 1000, 1000, narrow=narrow))
