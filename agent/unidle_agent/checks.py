@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from unidle_agent import fetch
 from unidle_agent.config import AgentSettings
 from unidle_agent.dcgm import parse_page
-from unidle_agent.errors import SourceError, reason
+from unidle_agent.errors import NotStartedError, SourceError, reason
 from unidle_agent.push import PATH, calls_batch_bad
 from unidle_agent.sample import Reading
 from unidle_agent.settings import load
@@ -64,8 +64,6 @@ def python() -> CheckResult:
 def nvidia_driver() -> CheckResult:
     """Does the driver answer by NVML, and which GPUs does it name."""
     name = "nvidia-driver"
-    from unidle_agent.poller import NotStartedError
-
     try:
         reading = _nvml(gpm="off")
     except NotStartedError as error:

@@ -33,6 +33,10 @@ class SourceError(UnidleError):
     """A source of samples cannot be read now."""
 
 
+class NotStartedError(SourceError):
+    """The process that reads it cannot be started: that says nothing of the source itself."""
+
+
 def nearest(came: str, known: Iterable[str]) -> str:
     """`, did you mean 'x'?` for a misspelt or shortened word of `known`; empty where none is near."""
     words = list(known)

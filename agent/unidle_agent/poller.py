@@ -30,7 +30,7 @@ from typing import Any
 
 import msgpack
 
-from unidle_agent.errors import SourceError, reason
+from unidle_agent.errors import NotStartedError, SourceError, reason
 from unidle_agent.flight.ring import Ring
 from unidle_agent.pipes import Inbox
 from unidle_agent.poller_child import facts_of
@@ -90,10 +90,6 @@ class _Child:
         assert self.process.stdin is not None
         self.process.stdin.write(msgpack.packb(message))
         self.process.stdin.flush()
-
-
-class NotStartedError(SourceError):
-    """The child process cannot be started: that says nothing of the driver."""
 
 
 class PolledNvml:

@@ -47,7 +47,8 @@ def outbox() -> CheckResult:
         folder = load(AlertsSettings, SECTION).state_path
     except UnidleError as error:
         return CheckResult("alerts-outbox", "fail", str(error), "correct the setting")
-    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))  # noqa: PTH110  # Path.exists raises in a closed folder
+    # Not Path.exists, which raises in a folder that is closed to this user.
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))  # noqa: PTH110
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         return CheckResult(
             "alerts-outbox",

@@ -98,3 +98,10 @@ def _luminance(colour: str) -> float:
     parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_an_address_of_a_collector_that_is_none_is_said_at_the_start(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["dashboard", "--collector-url", "10.0.0.5:9470"]) == 2
+    assert "dashboard.collector_url: expected an address that begins with http://" in capsys.readouterr().err
