@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from unidle_agent import cli
+from unidle_agent.errors import SourceError
 
 
 def point(
@@ -204,6 +205,21 @@ def test_overview_names_every_command_with_its_summary_without_importing_any(
     assert "agent       Sample this node and push to the collector." in shown
     assert "doctor      Say what works on this machine" in shown
     assert "unidle_agent.commands.doctor" not in sys.modules
+
+
+def test_without_a_driver_a_recording_of_before_is_kept_and_none_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent(_: object) -> None:
+        raise SourceError("no driver")
+
+    monkeypatch.setattr("unidle_agent.answers.recorder.Recorder", absent)
+    kept, fresh = tmp_path / "kept.txt", tmp_path / "fresh.txt"
+    kept.write_text("last month's")
+    assert cli.main(["agent", "record", str(kept)]) == 1
+    assert cli.main(["agent", "record", str(fresh)]) == 1
+    assert capsys.readouterr().err == "unidle agent: no driver\n" * 2
+    assert (kept.read_text(), fresh.exists()) == ("last month's", False)
 
 
 @pytest.mark.parametrize("name", ["agent", "doctor"])

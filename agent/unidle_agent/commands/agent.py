@@ -40,7 +40,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from unidle_agent.config import AgentSettings
-from unidle_agent.errors import UnidleError, UsageError
+from unidle_agent.errors import SourceError, UnidleError, UsageError
 from unidle_agent.exporter import in_base_units
 from unidle_agent.fields import COLUMNS
 from unidle_agent.owners.watch import watch
@@ -129,12 +129,20 @@ def _record(path: Path, for_s: float, every_s: float) -> int:
     """Write the answers of this machine's driver to `path`, and what each call cost to the terminal."""
     from unidle_agent.answers.recorder import Recorder
 
+    is_new = not path.exists()
     try:
-        out = path.open("w", encoding="utf-8")
+        out = path.open("a", encoding="utf-8")
     except OSError as error:
         raise UnidleError(f"{path}: expected a file that can be written: {error.strerror}") from error
     with out:
-        recorder = Recorder(out)
+        try:
+            recorder = Recorder(out)
+        except SourceError:
+            if is_new:
+                path.unlink()
+            raise
+        if out.seekable():
+            out.truncate(0)  # not before there is something to record: it may be last month's
         try:
             log.info("recording %d GPUs for %g s to %s", recorder.count, for_s, path)
             recorder.run(for_s, every_s, time.sleep)
