@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from unidle_agent.recheck import EXTRA_PER_MIN, LOOKS
 from unidle_agent.sources.infiniband import PERIOD_S, InfinibandSource
 
 
@@ -94,6 +95,38 @@ def test_the_cards_are_asked_every_ten_seconds_only(tmp_path: Path) -> None:
     assert not source.due()
     clock.now_s = PERIOD_S - 0.01  # a tick that comes a hair early is the tenth all the same
     assert source.due()
+
+
+def test_ports_that_turned_bad_are_read_again_at_the_next_ticks_without_their_traffic(tmp_path: Path) -> None:
+    write_port(tmp_path, "mlx5_0", port_xmit_data=1, symbol_error=0)
+    clock = Clock()
+    source = InfinibandSource(tmp_path, monotonic=clock)
+    source.read()
+    write_port(tmp_path, "mlx5_0", state="1: DOWN")
+    clock.now_s += PERIOD_S
+    assert source.read().host["ib_ports_inactive"] == 1
+    again = []
+    for _ in range(int(PERIOD_S) - 2):
+        clock.now_s += 1.0
+        if source.due():
+            again.append(source.read().host)
+    bad = {"ib_ports_active": 0, "ib_ports_inactive": 1, "ib_ports_slow": 0, "ib_link_errors": 0}
+    assert again == [bad] * LOOKS
+
+
+def test_a_port_that_flaps_is_read_no_oftener_than_its_budget(tmp_path: Path) -> None:
+    write_port(tmp_path, "mlx5_0")
+    clock = Clock()
+    source = InfinibandSource(tmp_path, monotonic=clock)
+    reads = 0
+    for second in range(120):
+        write_port(tmp_path, "mlx5_0", state="1: DOWN" if second % 2 else "4: ACTIVE", link_downed=second)
+        clock.now_s += 1.0
+        if source.due():
+            source.read()
+            reads += 1
+    usual = 120 / PERIOD_S + 1
+    assert usual + 2 * EXTRA_PER_MIN - 1 <= reads <= usual + 3 * EXTRA_PER_MIN
 
 
 def test_a_node_without_cards_has_no_such_fields(tmp_path: Path) -> None:

@@ -13,12 +13,14 @@ from tests.call_count import calls_of
 from tests.nvml_library import FakeNvml, ShiftedClock, gpu
 
 from unidle_agent.flight.ring import Ring
+from unidle_agent.recheck import EXTRA_PER_MIN, LOOKS
 from unidle_agent.sample import Value
 from unidle_agent.sources.nvml import NvmlSource
 
 Open = Callable[..., NvmlSource]
 UUID = "GPU-00000000-0000-4000-8000-000000000000"
 FIELD_VALUES = "nvmlDeviceGetFieldValues"
+WIDTH = "nvmlDeviceGetCurrPcieLinkWidth"
 
 
 class Clock:
@@ -181,6 +183,7 @@ def test_gpm_ratios_count_the_time_between_their_samples(nvml: FakeNvml, opened:
 def test_errors_repairs_and_links_are_asked_every_slow_s_only(
     nvml: FakeNvml, opened: Open, clock: Clock
 ) -> None:
+    nvml.write(gpu(pcie__generation=5))
     source = opened(slow_s=20.0)
     assert row(source)["ecc_uncorrected_volatile"] == 1
     asked = nvml.calls(FIELD_VALUES)
@@ -197,6 +200,92 @@ def test_errors_repairs_and_links_are_asked_every_slow_s_only(
     values = row(source)
     assert (values["ecc_uncorrected_volatile"], values["pcie_width"], values["nvlink_links_up"]) == (7, 8, 17)
     assert values["recovery_action"] == 2
+
+
+def asked_in(nvml: FakeNvml, clock: Clock, source: NvmlSource, passes: int, call: str = WIDTH) -> int:
+    """How often the driver is asked in so many passes, a second apart."""
+    before = nvml.calls(call)
+    for _ in range(passes):
+        clock.now_s += 1.0
+        source.read()
+    return nvml.calls(call) - before
+
+
+@pytest.mark.parametrize(
+    ("turned", "name", "bad", "well"),
+    [
+        ({"pcie__width": 8}, "pcie_width", 8, 16),
+        ({"pcie__generation": 3}, "pcie_generation", 3, 5),
+        ({"field__165.17": "u:0"}, "nvlink_links_up", 17, 18),
+        ({"field__206.3": "ull:9"}, "nvlink_errors", 9, 0),
+    ],
+)
+def test_a_link_that_turned_bad_is_asked_again_at_the_next_pass(
+    nvml: FakeNvml, opened: Open, clock: Clock, turned: dict[str, Any], name: str, bad: int, well: int
+) -> None:
+    nvml.write(gpu(pcie__generation=5))
+    source = opened(slow_s=20.0)
+    assert row(source)[name] == well
+    nvml.write(gpu(**{"pcie__generation": 5, **turned}))
+    clock.now_s += 20.0
+    assert row(source)[name] == bad
+    nvml.write(gpu(pcie__generation=5))
+    clock.now_s += 1.0
+    assert row(source)[name] == well
+
+
+def test_a_link_that_stays_bad_is_asked_a_few_times_more_and_then_as_seldom_as_before(
+    nvml: FakeNvml, opened: Open, clock: Clock
+) -> None:
+    nvml.write(gpu(pcie__generation=5))
+    source = opened(slow_s=100.0)
+    source.read()
+    assert asked_in(nvml, clock, source, 99) == 0
+    nvml.write(gpu(pcie__generation=5, pcie__width=8))
+    assert asked_in(nvml, clock, source, 1 + LOOKS) == 1 + LOOKS
+    assert asked_in(nvml, clock, source, 90) == 0
+
+
+def test_a_link_that_flaps_is_asked_no_oftener_than_its_budget(
+    nvml: FakeNvml, opened: Open, clock: Clock
+) -> None:
+    source = opened(slow_s=15.0)
+    asked = 0
+    for second in range(120):
+        links = {"field__165.17": f"u:{second % 2}", "field__206.0": f"ull:{100 * second}"}
+        nvml.write(gpu(pcie__generation=5, pcie__width=8 if second % 2 else 16, **links))
+        asked += asked_in(nvml, clock, source, 1)
+    usual, in_a_row, two_minutes = 120 / 15 + 1, EXTRA_PER_MIN, 2 * EXTRA_PER_MIN
+    assert usual + two_minutes <= asked <= usual + in_a_row + two_minutes
+    # Each pass has one call for its fields, each slow read one for errors, and links one of their own.
+    assert nvml.calls(FIELD_VALUES) <= 120 + usual + (usual + in_a_row + two_minutes) + 2
+
+
+def test_a_gpu_at_rest_may_lower_its_generation_and_is_asked_when_it_works(
+    nvml: FakeNvml, opened: Open, clock: Clock
+) -> None:
+    nvml.write(gpu(pcie__generation=5))
+    source = opened(slow_s=20.0)
+    source.read()
+    nvml.write(gpu(pcie__generation=1, utilization__gpu=0))
+    clock.now_s += 20.0
+    assert row(source)["pcie_generation"] == 1
+    assert asked_in(nvml, clock, source, 5) == 0
+    nvml.write(gpu(pcie__generation=5, utilization__gpu=90))
+    clock.now_s += 1.0
+    assert row(source)["pcie_generation"] == 5
+
+
+def test_the_generation_of_a_gpu_at_rest_is_never_told_of_one_at_work(
+    nvml: FakeNvml, opened: Open, clock: Clock
+) -> None:
+    source = opened(slow_s=15.0)
+    for second in range(120):
+        works = second % 2 == 1
+        nvml.write(gpu(pcie__generation=5 if works else 1, utilization__gpu=90 if works else 0))
+        clock.now_s += 1.0
+        values = row(source)
+        assert not works or values.get("pcie_generation", 5) == 5
 
 
 def test_slow_reads_of_several_gpus_do_not_come_in_the_same_pass(
@@ -301,7 +390,7 @@ def test_a_look_costs_few_calls_per_gpu(
 def test_a_row_costs_few_calls_and_the_same_facts_are_the_same_object(
     nvml: FakeNvml, opened: Open, clock: Clock
 ) -> None:
-    nvml.write(*(gpu(number) for number in range(8)))
+    nvml.write(*(gpu(number, pcie__generation=5) for number in range(8)))
     source = opened("on")
     for _ in range(2):
         before = source.read().gpus

@@ -1,7 +1,8 @@
 """InfiniBand and RoCE ports, from /sys/class/infiniband, summed over all ports of the node.
 
 Read every 10 s, because a card answers for each counter by its firmware; at the ticks between, there is no
-value, and a counter loses nothing by that. Data counters are 4-byte words. A counter that a card does not
+value, and a counter loses nothing by that. When ports or their errors turned bad, those are read again at the
+next ticks (`unidle_agent.recheck`). Data counters are 4-byte words. A counter that a card does not
 have is left out of the sum; where no card has it, the field is unknown. Only ports of one kind of link
 (InfiniBand, Ethernet) are compared in rate; a slower card that is meant for storage shows as a slow port.
 Names: Documentation/ABI/stable/sysfs-class-infiniband of Linux.
@@ -10,9 +11,10 @@ Names: Documentation/ABI/stable/sysfs-class-infiniband of Linux.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from unidle_agent.recheck import Rechecks, infiniband_signs
 from unidle_agent.sample import Reading, Value
 from unidle_agent.sources import Rest
 
@@ -49,25 +51,36 @@ class InfinibandSource:
         self, root: Path = Path("/sys/class/infiniband"), *, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         self._root = root
+        self._monotonic = monotonic
         self._rest = Rest(PERIOD_S, monotonic)
+        self._again = Rechecks()
 
     def due(self) -> bool:
         """Is it time to ask the cards again."""
-        return self._rest.over
+        return self._rest.over or self._again.due(self._monotonic())
 
     def read(self) -> Reading:
-        """All ports."""
-        self._rest.begin()
+        """All ports; before their time their states and errors only."""
+        wanted = COUNTERS if self._rest.over else ("ib_link_errors",)
+        if self._rest.over:
+            self._rest.begin()
+        else:
+            self._again.spend(self._monotonic())
         ports = sorted(self._root.glob("*/ports/*"))
-        return Reading(host={**_states(ports), **_counts(ports)} if ports else {})
+        if not ports:
+            return Reading()
+        host = {**_states(ports), **_counts(ports, wanted)}
+        self._again.note(infiniband_signs(host))
+        return Reading(host=host)
 
     def close(self) -> None:
         """Nothing is held."""
 
 
-def _counts(ports: list[Path]) -> dict[str, Value]:
+def _counts(ports: list[Path], wanted: Iterable[str]) -> dict[str, Value]:
     out: dict[str, Value] = {}
-    for field, (files, size) in COUNTERS.items():
+    for field in wanted:
+        files, size = COUNTERS[field]
         counts = [count for port in ports for file in files if (count := _count(port / "counters" / file))]
         known = [int(count) for count in counts if count.isdecimal()]
         if known:

@@ -10,8 +10,9 @@ means is in the table of fields; what the absence of one means is here:
   GPU that was reset comes back.
 - Any other error leaves the fields of that call out of this pass and is a problem of it.
 - Processes are listed every 10 s, because that is the driver's slowest call, and errors, repairs and
-  links are asked every `slow_s`; the answer stays until the next one. An agent in a container without
-  the host's process ids may see no process.
+  links are asked every `slow_s`; the answer stays until the next one. A link that turned bad is asked again
+  at the next passes (`unidle_agent.recheck`). An agent in a container without the host's process ids may
+  see no process.
 
 Between two passes `look` asks for the few gauges that move within a second, and buffers of the driver are
 read where they hold more than that (`unidle_agent.sources.nvml_samples`); a row then holds their mean,
@@ -32,6 +33,7 @@ import pynvml
 
 from unidle_agent.errors import SourceError
 from unidle_agent.flight.slots import slots
+from unidle_agent.recheck import LOADED_RATIO
 from unidle_agent.sample import GPU_LOST, GPU_OK, GpuReading, Reading
 from unidle_agent.sources import nvml_calls as calls
 from unidle_agent.sources.gpm import HOST_ENGINE, METRICS, host_engine_answers
@@ -298,8 +300,8 @@ class NvmlSource:
         """The row of a GPU, or the rows of one that MIG cuts."""
         try:
             pieces = gpu.read_buffers(self._monotonic(), self._look_s)
-            board = self._ask_board(gpu)
             own = {} if gpu.mig else self._ask_own(gpu, gpu.handle)
+            board = self._ask_board(gpu, loaded=own.get(UTIL, 0.0) >= LOADED_RATIO)
         except pynvml.NVMLError:  # only "lost" comes up to here
             self._some_lost = True
             gpu.looks.break_off()
@@ -363,12 +365,12 @@ class NvmlSource:
             told = self._told[facts.uuid] = facts, by_gpm, replace(facts, sources=sources)
         return GpuReading(told[2], {**values, "gpu_state": GPU_OK} if values else values, pids)
 
-    def _ask_board(self, gpu: Device) -> Values:
+    def _ask_board(self, gpu: Device, *, loaded: bool) -> Values:
         values: Values = {}
         for ladder in calls.BOARD_CALLS:
             values |= gpu.ask(*ladder)
         values |= gpu.ask_fields(calls.FIELDS_OF_A_PASS)
-        values |= gpu.ask_slow(self._monotonic(), self._slow_s)
+        values |= gpu.ask_slow(self._monotonic(), self._slow_s, loaded=loaded)
         for name, call in calls.INSTEAD_OF_FIELD.items():
             if name not in values:
                 values |= gpu.ask(call)

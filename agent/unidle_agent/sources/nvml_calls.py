@@ -253,8 +253,8 @@ OWN_LOOK: tuple[frozenset[str], tuple[Ask, ...]] = (
 LOOKS_OF_WHOLE = (*LOOKS, OWN_LOOK)
 LOOK_FIELDS = ("power_instant_w",)
 
-SLOW_CALLS: tuple[tuple[Ask, ...], ...] = ((enforced_power_limit,), (pcie_link,), (fabric,))
-"""For physical GPUs, once in many passes."""
+SLOW_CALLS: tuple[tuple[Ask, ...], ...] = ((enforced_power_limit,), (fabric,))
+"""For physical GPUs, once in many passes; their links too."""
 SLOW_FIELDS = tuple(
     name
     for name, (number, _) in FIELD_IDS.items()

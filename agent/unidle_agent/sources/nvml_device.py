@@ -12,6 +12,7 @@ from typing import Any
 
 import pynvml
 
+from unidle_agent.recheck import Rechecks, nvlink_signs, pcie_signs, rests_low
 from unidle_agent.sources import nvml_calls as calls
 from unidle_agent.sources.gpm import METRICS, Answer, GpmPair
 from unidle_agent.sources.nvlink import NvLinks
@@ -49,6 +50,10 @@ class Device:
     processes_due_s: float = float("-inf")
     slow: Values = field(default_factory=dict)
     slow_due_s: float = float("-inf")
+    pcie_again: Rechecks = field(default_factory=Rechecks)
+    pcie_loaded: bool = False
+    """Did it work at the last answer about its PCIe link."""
+    nvlink_again: Rechecks = field(default_factory=Rechecks)
     nvlinks: NvLinks | None = None
     looks: Looks = field(default_factory=Looks)
     restless: Restlessness = field(default_factory=Restlessness)
@@ -117,8 +122,11 @@ class Device:
                 self._refuse_field((calls.FIELD_IDS[name][1], code, value))
         return values
 
-    def ask_slow(self, now_s: float, slow_s: float) -> Values:
-        """What changes rarely, as of the last time it was due."""
+    def ask_slow(self, now_s: float, slow_s: float, *, loaded: bool) -> Values:
+        """What changes rarely, as of the last time it was due; a link that turned bad is asked again at once.
+
+        `loaded` says whether the GPU works, which it must for a PCIe generation to mean anything.
+        """
         if now_s >= self.slow_due_s:
             first = self.slow_due_s == float("-inf")
             # After the first time, which is everybody's, not all in the same pass: this is its longest part.
@@ -127,8 +135,27 @@ class Device:
             self.slow = self.ask_fields(calls.SLOW_FIELDS)
             for ladder in calls.SLOW_CALLS:
                 self.slow |= self.ask(*ladder)
-            self.slow |= self._ask_nvlinks()
+            self._ask_pcie(loaded=loaded)
+            self._ask_nvlinks()
+            return self.slow
+        at_rest = loaded and not self.pcie_loaded and rests_low(self.slow)
+        if self.pcie_again.due(now_s, wanted=at_rest):
+            self.pcie_again.spend(now_s)
+            self._ask_pcie(loaded=loaded)
+            at_rest = False
+        if self.nvlink_again.due(now_s):
+            self.nvlink_again.spend(now_s)
+            self._ask_nvlinks()
+        if at_rest:  # the generation of a GPU at rest, and it works now
+            return {name: value for name, value in self.slow.items() if name != "pcie_generation"}
         return self.slow
+
+    def _ask_pcie(self, *, loaded: bool) -> None:
+        link = self.ask(calls.pcie_link)
+        self.slow |= link
+        self.pcie_loaded = loaded
+        if link:
+            self.pcie_again.note(pcie_signs(link, loaded=loaded))
 
     def ask_processes(self, now_s: float) -> Values:
         """How many processes hold it, as of the last time they were listed; their ids are in `pids`."""
@@ -186,16 +213,18 @@ class Device:
         self.flowing = frozenset(pieces)
         return pieces
 
-    def _ask_nvlinks(self) -> Values:
+    def _ask_nvlinks(self) -> None:
         if "NVLink" in self.refused:
-            return {}
+            return
         try:
             if self.nvlinks is None:
                 self.nvlinks = NvLinks(self.handle)
-            return self.nvlinks.read()
+            links = self.nvlinks.read()
         except pynvml.NVMLError as error:
             self._note("NVLink", error, also=error.value == pynvml.NVML_ERROR_INVALID_ARGUMENT)
-            return {}
+            return
+        self.slow |= links
+        self.nvlink_again.note(nvlink_signs(links))
 
     def _refuse_field(self, answer: Answer) -> None:
         """Note what a field says that has no value."""

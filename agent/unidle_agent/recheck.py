@@ -1,0 +1,95 @@
+"""What is read seldom because it costs is read again at once when it has turned bad.
+
+A link that is down, narrow or collects errors should be told within seconds, and a single odd answer should
+not. So an answer that is worse than the one before is followed by LOOKS more at the next ticks, and whoever
+judges has several answers that agree, or none. A counter that goes on growing is followed on; but all of it
+is bounded by EXTRA_PER_MIN for each thing that is looked at, so that what flaps costs no more than that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+LOOKS = 6
+"""Further answers after one that is worse: a second apart they span the 5 s that a detector asks for."""
+EXTRA_PER_MIN = 12.0
+"""Most answers a minute beyond the usual ones; as many may come in a row."""
+LOADED_RATIO = 0.30
+"""GPU_UTIL from which on a GPU works so that its PCIe link has no reason to rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """How bad an answer is: it is worse than another where any of its numbers is larger."""
+
+    states: tuple[float, ...] = ()
+    """What is missing now, such as links or lanes: 0 is all well, and so is what was before the first."""
+    counts: tuple[float, ...] = ()
+    """Counters as they stand: the first answer says nothing."""
+
+
+class Rechecks:
+    """Whether to look again at one thing, by what its answers say. Times are seconds of one clock."""
+
+    def __init__(self) -> None:
+        self._before: Signs | None = None
+        self._left = 0
+        self._budget = EXTRA_PER_MIN
+        self._at_s = float("inf")
+
+    def due(self, now_s: float, *, wanted: bool = False) -> bool:
+        """Is another answer called for before the usual one, and within the budget; `wanted` calls for it."""
+        return (self._left > 0 or wanted) and self._budget_at(now_s) >= 1.0
+
+    def spend(self, now_s: float) -> None:
+        """Another answer is asked for now."""
+        self._budget, self._at_s = self._budget_at(now_s) - 1.0, now_s
+        self._left = max(0, self._left - 1)
+
+    def note(self, signs: Signs) -> None:
+        """Take an answer, a usual one or another."""
+        if self._before is None:
+            worse = any(sign > 0 for sign in signs.states)
+        else:
+            pairs = (*_pairs(signs.states, self._before.states), *_pairs(signs.counts, self._before.counts))
+            worse = any(now > before for now, before in pairs)
+        self._before = signs
+        if worse:
+            self._left = LOOKS
+
+    def _budget_at(self, now_s: float) -> float:
+        earned = max(0.0, now_s - self._at_s) * EXTRA_PER_MIN / 60
+        return min(EXTRA_PER_MIN, self._budget + earned)
+
+
+def _pairs(now: tuple[float, ...], before: tuple[float, ...]) -> tuple[tuple[float, float], ...]:
+    return tuple(zip(now, before, strict=False))  # a counter may be unknown now and then
+
+
+def pcie_signs(values: Mapping[str, float], *, loaded: bool) -> Signs:
+    """Lanes missing and, where the GPU works, generations: at rest it lowers them to save power."""
+    generations = _missing(values, "pcie_generation") if loaded else 0.0
+    return Signs((_missing(values, "pcie_width"), generations))
+
+
+def rests_low(values: Mapping[str, float]) -> bool:
+    """Is the generation below the most: of a GPU at rest that says nothing about it at work."""
+    return _missing(values, "pcie_generation") > 0
+
+
+def nvlink_signs(values: Mapping[str, float]) -> Signs:
+    """Links that are not up, and both counters of errors."""
+    down = values.get("nvlink_links", 0) - values.get("nvlink_links_up", values.get("nvlink_links", 0))
+    return Signs((down,), (values.get("nvlink_errors", 0), values.get("nvlink_recoveries_failed", 0)))
+
+
+def infiniband_signs(values: Mapping[str, float]) -> Signs:
+    """Ports that are not active or slow, and the errors of all."""
+    states = (values.get("ib_ports_inactive", 0), values.get("ib_ports_slow", 0))
+    return Signs(states, (values.get("ib_link_errors", 0),))
+
+
+def _missing(values: Mapping[str, float], name: str) -> float:
+    now, most = values.get(name, 0), values.get(f"{name}_max", 0)
+    return max(0.0, most - now) if now > 0 else 0.0
