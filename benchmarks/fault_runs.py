@@ -31,6 +31,7 @@ from unidle_collector.simulator.fault_trial import FaultTrial, Look, Scene, faul
 from unidle_collector.simulator.mechanisms.faults import FAULT_VARIANTS, FaultVariant
 from unidle_collector.simulator.mechanisms.variant import Set
 from unidle_collector.simulator.recordings import SECOND_NS, START_NS
+from unidle_collector.taking import LOOKS_AGAIN_WITHIN_S
 
 RUN_S = 1200
 GPUS_PER_RUN = 8
@@ -57,7 +58,11 @@ class Faults:
     """`kind.cause` -> findings told that are true."""
     wrong: Counter[str] = field(default_factory=Counter)
     delays_s: dict[str, list[float]] = field(default_factory=dict)
-    """By kind, and by `kind.cause`."""
+    """By kind, and by `kind.cause`: from the first data that show it."""
+    onset_delays_s: dict[str, list[float]] = field(default_factory=dict)
+    """The same from the fault itself."""
+    said: dict[float, Counter[bool]] = field(default_factory=dict)
+    """Confidence of findings that were told -> how many are true, and how many not."""
     false: list[str] = field(default_factory=list)
     """What was told where nothing was wrong: look-alikes."""
     silent_gpu_hours: float = 0.0
@@ -104,6 +109,7 @@ def _told(scene: Scene) -> list[Finding]:
     engine = Engine(recording.period_s, keep_accounts_ns=None)
     positions = enter(recording, engine)
     about = engine.inventory.a
+    about["asks_again"][positions] = scene.agents and period_s <= LOOKS_AGAIN_WITHIN_S
     waiting = list(reversed(scene.events))
 
     def meanwhile(instant: int) -> tuple[Happened, ...]:
@@ -140,6 +146,7 @@ def _note(out: Faults, scene: Scene, trials: Sequence[FaultTrial], told: Sequenc
         for finding in mine:
             true = _label(finding) in truths and {ref.gpu for ref in finding.gpus} <= affected
             (out.right if true else out.wrong)[_label(finding)] += 1
+            out.said.setdefault(finding.confidence, Counter())[true] += 1
             if not true:
                 out.mistakes[f"{name}: told {_label(finding)}"] += 1
         for truth in truths:
@@ -149,10 +156,10 @@ def _note(out: Faults, scene: Scene, trials: Sequence[FaultTrial], told: Sequenc
                 out.mistakes[f"{name}: missed {truth}"] += 1
                 continue
             out.found[truth] += 1
-            shown_ns = START_NS + scene.shown_s[number] * SECOND_NS
-            first_ns = min(finding.told_ns or 0 for finding in found)
+            told_s = (min(finding.told_ns or 0 for finding in found) - START_NS) / SECOND_NS
             for key in (truth.split(".")[0], truth):
-                out.delays_s.setdefault(key, []).append((first_ns - shown_ns) / SECOND_NS)
+                out.delays_s.setdefault(key, []).append(told_s - scene.shown_s[number])
+                out.onset_delays_s.setdefault(key, []).append(told_s - one.onset_s)
 
 
 def _label(finding: Finding) -> str:
@@ -176,6 +183,17 @@ def per_kind(faults: Faults) -> dict[str, Any]:
             "runs": injected,
             "unit": "faults",
         }
+    return out
+
+
+def by_confidence(faults: Faults) -> list[dict[str, Any]]:
+    """How many findings were told with each confidence, how many of them are true, and the bounds of that."""
+    out = []
+    for confidence, counts in sorted(faults.said.items(), reverse=True):
+        n = counts.total()
+        true = counts[True] / n
+        bounds = list(scoring.wilson(true, n))
+        out.append({"confidence": confidence, "told": n, "true_ratio": true, "true_95": bounds})
     return out
 
 
@@ -218,6 +236,10 @@ def add(figures: dict[str, Any], looks: dict[str, Faults]) -> None:
             for name, one in looks.items()
             if name != "full"
         },
+        "by_confidence": by_confidence(full),
+        "delay_from_onset_s_p95": {
+            name: scoring.p95(values) for name, values in sorted(full.onset_delays_s.items())
+        },
         "mistakes": dict(full.mistakes.most_common()),
     }
 
@@ -234,10 +256,13 @@ def main() -> int:
     args = parser.parse_args()
     figures: dict[str, Any] = {"per_kind": {}, "delay_s_p95": {}}
     add(figures, score_faults(args.set, args.repeats, args.seed))
+    from_onset_s = figures["faults"]["delay_from_onset_s_p95"]
     for name, row in figures["per_kind"].items():
-        delay_s = figures["delay_s_p95"].get(name)
         shares = f"precision {rounded(row['precision'])}, recall {rounded(row['recall'])} of {row['n']}"
-        print(f"{name:<32}{shares}, told after {delay_s} s (p95)", file=sys.stderr)
+        since = (
+            f"{figures['delay_s_p95'].get(name)} s after the data, {from_onset_s.get(name)} s after the fault"
+        )
+        print(f"{name:<32}{shares}, told {since} (p95)", file=sys.stderr)
     print(json.dumps(rounded(figures["faults"]), indent=2), file=sys.stderr)
     if args.json:
         print(json.dumps(rounded(figures), indent=2))

@@ -63,19 +63,33 @@ class Rechecks:
         return min(EXTRA_PER_MIN, self._budget + earned)
 
 
+class PcieRechecks:
+    """The same of a PCIe link, whose generation counts only while its GPU works: at rest that saves power."""
+
+    def __init__(self) -> None:
+        self._again = Rechecks()
+        self._low_at_rest = False
+
+    def asks(self, now_s: float, *, loaded: bool) -> bool:
+        """Is another answer called for, by the last one or because the GPU works again; it is counted."""
+        due = self._again.due(now_s, wanted=self.misleads(loaded=loaded))
+        if due:
+            self._again.spend(now_s)
+        return due
+
+    def note(self, link: Mapping[str, float], *, loaded: bool) -> None:
+        """Take an answer of a GPU that works (`loaded`) or rests."""
+        lanes, generations = _missing(link, "pcie_width"), _missing(link, "pcie_generation")
+        self._low_at_rest = generations > 0 and not loaded
+        self._again.note(Signs((lanes, generations if loaded else 0.0)))
+
+    def misleads(self, *, loaded: bool) -> bool:
+        """Is the last generation that of a GPU at rest, while it works now."""
+        return loaded and self._low_at_rest
+
+
 def _pairs(now: tuple[float, ...], before: tuple[float, ...]) -> tuple[tuple[float, float], ...]:
     return tuple(zip(now, before, strict=False))  # a counter may be unknown now and then
-
-
-def pcie_signs(values: Mapping[str, float], *, loaded: bool) -> Signs:
-    """Lanes missing and, where the GPU works, generations: at rest it lowers them to save power."""
-    generations = _missing(values, "pcie_generation") if loaded else 0.0
-    return Signs((_missing(values, "pcie_width"), generations))
-
-
-def rests_low(values: Mapping[str, float]) -> bool:
-    """Is the generation below the most: of a GPU at rest that says nothing about it at work."""
-    return _missing(values, "pcie_generation") > 0
 
 
 def nvlink_signs(values: Mapping[str, float]) -> Signs:

@@ -1,7 +1,7 @@
 """What the fault detectors share: last known values, counters that grow, timers, the commands of a repair.
 
 Most of what they read comes every 15 s, each node at its own second: between two answers the last one
-holds.
+holds. Of a link that turned bad an agent tells more at its next rows (`unidle_agent.recheck`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from unidle_collector.signals import View
 
 FORGET_S = 600.0
 """A fault of which nothing is known for this long is not claimed any more."""
+
+AGREE_S = 5.0
+"""For so long the answers of an agent that looks again at once have to say the same."""
 
 Positions = np.ndarray[tuple[int], np.dtype[np.intp]]
 
@@ -51,10 +54,12 @@ class Lasting:
             np.copyto(kept, now, where=~np.isnan(now))
         return kept
 
-    def decide(self, view: View, yes: Bools, known: Bools, cause: np.ndarray, on_after_s: float) -> Verdict:
+    def decide(
+        self, view: View, yes: Bools, known: Bools, cause: np.ndarray, on_after_s: float | Floats
+    ) -> Verdict:
         """Hold what is seen where something is `known`; `cause` [GPUs] counts where it is seen."""
-        step = view.step
-        self._hold.update(yes, known, step.start_ns, step.end_ns, np.int64(on_after_s * SECOND_NS))
+        step, on_after_ns = view.step, np.asarray(on_after_s * SECOND_NS).astype(np.int64)
+        self._hold.update(yes, known, step.start_ns, step.end_ns, on_after_ns)
         np.copyto(self._a["cause"], cause.astype(np.int16), where=yes & known)
         return Verdict(self._hold.on, self._hold.since, self._a["cause"], self._a["loss"])
 
@@ -70,6 +75,11 @@ class Lasting:
         for part in vars(self).values():
             if (grow := getattr(part, "resize", None)) is not None:
                 grow(size)
+
+
+def settles_s(view: View, otherwise_s: float) -> Floats:
+    """[GPUs] how long something bad has to be seen: AGREE_S where answers follow at once."""
+    return np.where(view.inventory.a["asks_again"], AGREE_S, otherwise_s)
 
 
 class Unanswered(Lasting):
@@ -88,14 +98,24 @@ class Unanswered(Lasting):
         return self.decide(view, state == bad, known, self._a["cause"], on_after_s)
 
 
+READINGS_APART_S = 8.0
+"""The usual readings of a counter are at least this far apart (InfiniBand: 10 s)."""
+
+
 class Growth:
-    """How much a counter grew in a run of readings that follow each other within `gap_s`."""
+    """How much a counter grew in a run of readings that follow each other within `gap_s`.
+
+    Answers come at once where an agent looks again: `readings` counts those that are READINGS_APART_S from
+    each other, `answers` all of them.
+    """
 
     def __init__(self, size: int, gap_s: float) -> None:
         self._gap_ns = int(gap_s * SECOND_NS)
         self._a = PerGpu(size)
         self._a.make("total", np.float64, 0.0)
         self._a.make("readings", np.int32, 0)
+        self._a.make("answers", np.int32, 0)
+        self._a.make("read_ns", np.int64, NEVER)
         self._a.make("first_ns", np.int64, NEVER)
         self._a.make("last_ns", np.int64, NEVER)
 
@@ -105,9 +125,13 @@ class Growth:
         grew = increase > 0
         if grew.any():
             fresh = grew & (end_ns - a["last_ns"] > self._gap_ns)
-            a["total"][fresh], a["readings"][fresh], a["first_ns"][fresh] = 0.0, 0, end_ns
+            a["total"][fresh], a["first_ns"][fresh] = 0.0, end_ns
+            a["readings"][fresh], a["answers"][fresh] = 0, 0
+            apart = grew & (fresh | (end_ns - a["read_ns"] >= int(READINGS_APART_S * SECOND_NS)))
             a["total"][grew] += increase[grew]
-            a["readings"][grew] += 1
+            a["answers"][grew] += 1
+            a["readings"][apart] += 1
+            a["read_ns"][apart] = end_ns
             a["last_ns"][grew] = end_ns
         return grew
 
@@ -124,6 +148,13 @@ class Growth:
     def within(self, end_ns: int, seconds: float) -> Bools:
         """[GPUs] did it grow in the last `seconds`."""
         out: Bools = end_ns - self._a["last_ns"] < int(seconds * SECOND_NS)
+        return out
+
+    def storms(self, errors: float, answers: int) -> Bools:
+        """[GPUs] do so many errors come at once, in so many answers that span AGREE_S."""
+        a = self._a
+        spans = a["last_ns"] - a["first_ns"] >= int(AGREE_S * SECOND_NS)
+        out: Bools = spans & (a["answers"] >= answers) & (a["total"] >= errors)
         return out
 
     @property

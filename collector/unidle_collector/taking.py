@@ -33,6 +33,8 @@ from unidle_collector.window import FUTURE_NS, Window
 
 log = logging.getLogger("unidle.collector")
 
+LOOKS_AGAIN_WITHIN_S = 2.0
+"""An agent whose rows are at most this far apart tells several answers about a bad link within seconds."""
 EVENTS_KEPT = 1000
 """Events of GPUs (XIDs and the like) that are held in memory."""
 
@@ -330,6 +332,7 @@ class Taking:
             self.flights.take(batch, shift_ns)
         about = self._engine.inventory.a
         about["heard_ns"][node.positions] = received_ns
+        about["asks_again"][node.positions] = clock_ns is not None and batch.period_s <= LOOKS_AGAIN_WITHIN_S
         if node.clock_skew_s is not None:
             about["clock_ahead_s"][node.positions] = -node.clock_skew_s
         if rebooted and batch.times_ns:

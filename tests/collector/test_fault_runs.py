@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from benchmarks import fault_runs
 
+from unidle_agent.recheck import EXTRA_PER_MIN
+from unidle_agent.sources.infiniband import InfinibandSource
 from unidle_collector import detectors
-from unidle_collector.simulator.fault_trial import READ_EACH_S, SLOW, FaultTrial, Look, fault_trial, seen
+from unidle_collector.simulator.asked import PORTS, READ_EACH_S
+from unidle_collector.simulator.fault_trial import SLOW, FaultTrial, Look, fault_trial, seen
 from unidle_collector.simulator.mechanisms.faults import FAULT_VARIANTS, FaultVariant, Xid
 
 PAGE = Path(__file__).parents[2] / "docs" / "diagnosis.md"
@@ -93,17 +96,43 @@ def test_the_same_seed_gives_the_same_fault() -> None:
     assert all(np.array_equal(one.columns[n], same.columns[n], equal_nan=True) for n in one.columns)
 
 
-def test_slow_fields_are_read_each_15_s_and_no_growth_is_lost_with_a_sample() -> None:
+@pytest.mark.parametrize("look", [Look(), Look(period_s=5), Look(missing=0.3), Look(period_s=30)])
+def test_no_growth_is_lost_with_a_sample_or_between_readings(look: Look) -> None:
     one = played("NVLink errors, thousands a minute")
     whole = one.columns["nvlink_errors"][-1] - one.columns["nvlink_errors"][0]
-    for look in (Look(), Look(period_s=5), Look(missing=0.3), Look(period_s=30)):
-        scene = seen([one], look, np.random.default_rng(1))
-        increases = scene.recording.columns["nvlink_errors"]
-        known = ~np.isnan(increases)
-        expected = (1 - look.missing) * look.period_s / max(READ_EACH_S, look.period_s)
-        assert known.mean() == pytest.approx(expected, rel=0.2)
-        assert np.nansum(increases, axis=0) == pytest.approx(whole, rel=0.2)
-        assert np.nansum(increases) > 0
+    increases = seen([one], look, np.random.default_rng(1)).recording.columns["nvlink_errors"]
+    assert np.nansum(increases, axis=0) == pytest.approx(whole, rel=0.2)
+    assert np.nansum(increases) > 0
+
+
+def test_slow_fields_are_asked_each_15_s_and_oftener_where_errors_keep_coming() -> None:
+    one = played("NVLink errors, thousands a minute")
+    increases = seen([one], Look(), np.random.default_rng(1)).recording.columns["nvlink_errors"]
+    grew, after_s = np.count_nonzero(increases > 0), SECONDS - one.onset_s
+    usual = after_s / READ_EACH_S
+    assert 1.5 * usual < grew <= usual + EXTRA_PER_MIN * (after_s / 60 + 1)
+
+
+def test_the_ports_of_a_node_are_played_as_the_source_reads_them(tmp_path: Path) -> None:
+    """The agent's own source over files that change like the trial, a tick a second."""
+    one = played("a cable is pulled")
+    scene = seen([one], Look(), np.random.default_rng(1))
+    says = {name: scene.recording.columns[name][:, 0] for name in PORTS}
+    begins = int(np.argmax(~np.isnan(says["ib_ports_active"])))
+    clock = [0.0]
+    source = InfinibandSource(tmp_path, monotonic=lambda: clock[0])
+    for second in range(begins, SECONDS):
+        clock[0] = float(second)
+        for port in range(8):
+            folder = tmp_path / f"mlx5_{port}" / "ports" / "1"
+            (folder / "counters").mkdir(parents=True, exist_ok=True)
+            up = port < one.columns["ib_ports_active"][second, 0]
+            (folder / "state").write_text("4: ACTIVE" if up else "1: DOWN")
+            (folder / "rate").write_text("400 Gb/sec (4X NDR)")
+            (folder / "counters" / "symbol_error").write_text("0")
+        host = source.read().host if source.due() else {}
+        played_row = {name: says[name][second] for name in PORTS[:3] if not np.isnan(says[name][second])}
+        assert {name: host[name] for name in PORTS[:3] if name in host} == played_row, second
 
 
 def test_a_node_that_is_silent_sends_no_sample_and_no_push() -> None:
@@ -156,6 +185,10 @@ def test_a_wrong_finding_and_a_missed_fault_cost_precision_and_recall(
     assert (rows["xid.reboot"]["precision"], rows["xid.reboot"]["recall"]) == (None, 0.0)
     assert (rows["xid.reset"]["precision"], rows["xid.reset"]["recall"]) == (pytest.approx(1 / 3), 1.0)
     assert len(faults.false) == 1
+    said = fault_runs.by_confidence(faults)
+    assert sum(row["told"] for row in said) == 3
+    assert sum(row["told"] * row["true_ratio"] for row in said) == pytest.approx(1)
+    assert all(low <= row["true_ratio"] <= high for row in said for low, high in [row["true_95"]])
     assert faults.delays_s["xid"] == [3.0]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pynvml
 
-from unidle_agent.recheck import Rechecks, nvlink_signs, pcie_signs, rests_low
+from unidle_agent.recheck import PcieRechecks, Rechecks, nvlink_signs
 from unidle_agent.sources import nvml_calls as calls
 from unidle_agent.sources.gpm import METRICS, Answer, GpmPair
 from unidle_agent.sources.nvlink import NvLinks
@@ -50,9 +50,7 @@ class Device:
     processes_due_s: float = float("-inf")
     slow: Values = field(default_factory=dict)
     slow_due_s: float = float("-inf")
-    pcie_again: Rechecks = field(default_factory=Rechecks)
-    pcie_loaded: bool = False
-    """Did it work at the last answer about its PCIe link."""
+    pcie_again: PcieRechecks = field(default_factory=PcieRechecks)
     nvlink_again: Rechecks = field(default_factory=Rechecks)
     nvlinks: NvLinks | None = None
     looks: Looks = field(default_factory=Looks)
@@ -138,24 +136,20 @@ class Device:
             self._ask_pcie(loaded=loaded)
             self._ask_nvlinks()
             return self.slow
-        at_rest = loaded and not self.pcie_loaded and rests_low(self.slow)
-        if self.pcie_again.due(now_s, wanted=at_rest):
-            self.pcie_again.spend(now_s)
+        if self.pcie_again.asks(now_s, loaded=loaded):
             self._ask_pcie(loaded=loaded)
-            at_rest = False
         if self.nvlink_again.due(now_s):
             self.nvlink_again.spend(now_s)
             self._ask_nvlinks()
-        if at_rest:  # the generation of a GPU at rest, and it works now
+        if self.pcie_again.misleads(loaded=loaded):
             return {name: value for name, value in self.slow.items() if name != "pcie_generation"}
         return self.slow
 
     def _ask_pcie(self, *, loaded: bool) -> None:
         link = self.ask(calls.pcie_link)
         self.slow |= link
-        self.pcie_loaded = loaded
         if link:
-            self.pcie_again.note(pcie_signs(link, loaded=loaded))
+            self.pcie_again.note(link, loaded=loaded)
 
     def ask_processes(self, now_s: float) -> Values:
         """How many processes hold it, as of the last time they were listed; their ids are in `pids`."""

@@ -9,8 +9,9 @@ Evidence
     The node's clock in each push, against the collector's at its receipt.
 
 How it decides
-    5 s or more, ahead or behind, for 30 s; over below 3 s for 30 s. Not in recordings, whose pushes
-    nobody saw.
+    5 s or more in pushes that agree within 1 s and span 4 s (ahead) or 9 s (behind: a push that was long on
+    its way looks the same, but hardly twice as long to the second, a third time). Over below 3 s for 30 s.
+    Not in recordings, whose pushes nobody saw.
 
 What to do
     Run an NTP client on the node (chronyc tracking, timedatectl) and step the clock once.
@@ -29,6 +30,7 @@ import numpy as np
 from unidle_collector.detectors import About, Verdict, duration
 from unidle_collector.lasting import Lasting
 from unidle_collector.model import Evidence
+from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Times
 from unidle_collector.signals import View
 
 CAUSES = ("ahead", "behind")
@@ -41,7 +43,9 @@ class Settings:
     on_s: float = 5.0
     off_s: float = 3.0
     """Between the two nothing changes."""
-    on_after_s: float = 30.0
+    agree_s: float = 1.0
+    ahead_spans_s: float = 4.0
+    behind_spans_s: float = 9.0
     off_after_s: float = 30.0
 
 
@@ -54,17 +58,34 @@ class ClockSkew(Lasting):
     def __init__(self, size: int, settings: Settings) -> None:
         super().__init__(size, settings.off_after_s)
         self.settings = settings
+        self._a.make("pushed_ns", np.int64, NEVER)  # the last push that was looked at, receiver's clock
+        self._a.make("first_ns", np.int64, NEVER)  # the first of those that agree with it
+        self._a.make("ahead_s", np.float64, np.nan)  # what it said, where that is far off
 
     def look(self, view: View) -> Verdict:
         """See the module's docstring."""
         ahead_s, s = view.inventory.a["clock_ahead_s"], self.settings
         off_s = np.abs(ahead_s)
         far = off_s >= s.on_s
+        self._a["ahead_s"][~far] = np.nan
         if not far.any() and not self._hold.on.any():
             self._hold.reset(off_s < s.off_s)
             return Verdict(self._hold.on, self._hold.since, self._a["cause"], self._a["loss"])
-        known = view.step.sampled & (far | (off_s < s.off_s))
-        return self.decide(view, far, known, np.where(ahead_s > 0, 0, 1), s.on_after_s)
+        spans_s = self._agreeing_s(view.inventory.a["heard_ns"], ahead_s, far)
+        enough = far & (spans_s >= np.where(ahead_s > 0, s.ahead_spans_s, s.behind_spans_s))
+        known = view.step.sampled & (enough | (off_s < s.off_s))
+        return self.decide(view, enough, known, np.where(ahead_s > 0, 0, 1), 0.0)
+
+    def _agreeing_s(self, heard_ns: Times, ahead_s: Floats, far: Bools) -> Floats:
+        """[GPUs] time between the first and the last of the pushes in a row that say the same as the last."""
+        a = self._a
+        new = heard_ns != a["pushed_ns"]
+        agrees = np.abs(ahead_s - a["ahead_s"]) <= self.settings.agree_s
+        np.copyto(a["first_ns"], heard_ns, where=new & ~agrees)
+        np.copyto(a["ahead_s"], ahead_s, where=new & far)
+        np.copyto(a["pushed_ns"], heard_ns, where=new)
+        out: Floats = (heard_ns - a["first_ns"]) / SECOND_NS
+        return out
 
     def about(
         self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float

@@ -11,9 +11,10 @@ How it decides
     `port_down`: fewer ports active than the node had since the collector knows it: ports that never were
     active may have no cable. `slow_port`: more slow ports than the median of at least 3 nodes with as
     many ports and the same GPUs; where there are no such nodes, than it had before. A slower card for
-    storage is thereby no fault. `errors`: at least 60 errors in at least 3 answers no more than 2 min
-    apart, as many as 10 a minute. Both flags have to be seen for 15 s (two answers); over after 60 s
-    without, errors 10 min after the last.
+    storage is thereby no fault. `errors`: at least 60 errors in at least 3 answers 8 s or more apart, no
+    more than 2 min, as many as 10 a minute; or, where the agent looks again at once, at least 600 in 3
+    answers that span 5 s. Both flags have to be seen for 15 s, or 5 s where the agent looks again at once,
+    and in two answers; over after 60 s without, errors 10 min after the last.
 
 What to do
     Read the port's counters, reseat or replace the cable or the transceiver, then the switch's port.
@@ -30,7 +31,7 @@ from typing import ClassVar
 import numpy as np
 
 from unidle_collector.detectors import About, Verdict, percent
-from unidle_collector.lasting import Growth, Lasting
+from unidle_collector.lasting import Growth, Lasting, settles_s
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import SECOND_NS, Bools, Floats
 from unidle_collector.signals import View
@@ -39,6 +40,8 @@ FIELDS = ("ib_ports_active", "ib_ports_inactive", "ib_ports_slow")
 CAUSES = ("port_down", "slow_port", "errors")
 ALIKE = 3
 """Fewest nodes that a median is taken of."""
+AGREEING = 2
+"""Fewest answers that say the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,8 @@ class Settings:
     readings: int = 3
     gap_s: float = 120.0
     errors_per_min: float = 10.0
+    storm: float = 600.0
+    """Errors that are believed at once."""
 
 
 class Infiniband(Lasting):
@@ -68,6 +73,7 @@ class Infiniband(Lasting):
         self._a.make("most_active", np.float64, np.nan)
         self._a.make("expected_slow", np.float64, np.nan)
         self._a.make("bad_since", np.int64, 0)
+        self._a.make("bad_answers", np.int32, 0)
         self._errors = Growth(size, settings.gap_s)
 
     def look(self, view: View) -> Verdict:
@@ -83,13 +89,18 @@ class Infiniband(Lasting):
             alike = _median_of_alike(view, active + inactive, slow)
             a["expected_slow"][:] = np.where(np.isnan(alike), own, alike)
         gone, slower = active < a["most_active"], slow > a["expected_slow"]
-        a["bad_since"][~(gone | slower)] = step.end_ns
-        lasting = step.end_ns - a["bad_since"] >= int(self._on_after_s * SECOND_NS)
+        bad = gone | slower
+        a["bad_since"][~bad], a["bad_answers"][~bad] = step.end_ns, 0
+        a["bad_answers"][bad & ~np.isnan(step.get("ib_ports_active"))] += 1
+        lasting = (step.end_ns - a["bad_since"]) / SECOND_NS >= settles_s(view, self._on_after_s)
+        lasting &= a["bad_answers"] >= AGREEING
         if "ib_link_errors" in columns:
             self._errors.update(step.get("ib_link_errors"), step.end_ns)
         errors = self._errors.within(step.end_ns, s.growth_lasts_s) & (self._errors.total >= s.errors)
         errors &= (self._errors.readings >= s.readings) & (self._errors.per_min >= s.errors_per_min)
-        yes: Bools = ((gone | slower) & lasting) | errors
+        recent = self._errors.within(step.end_ns, s.growth_lasts_s) & view.inventory.a["asks_again"]
+        errors |= recent & self._errors.storms(s.storm, s.readings)
+        yes: Bools = (bad & lasting) | errors
         return self.decide(view, yes, step.sampled, np.select((gone, slower), (0, 1), 2), 0.0)
 
     def about(
@@ -115,7 +126,7 @@ class Infiniband(Lasting):
         return About(
             title=f"InfiniBand of {node}: {words}",
             severity="critical" if cause == "port_down" else "warning",
-            confidence=0.85,
+            confidence=0.9,
             evidence=(evidence,),
             advice=(
                 f"On {node}: ibstat and perfquery -x name the port; reseat or replace its cable or "

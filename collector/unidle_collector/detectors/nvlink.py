@@ -10,9 +10,10 @@ Evidence
 
 How it decides
     `links_down`: fewer links up than its best sibling has, or than it had since its driver was loaded,
-    for 15 s (two answers). Links that nobody on the node uses are no fault. `recovery_failed`: a link did
-    not recover.
-    `errors`: at least 10 in at least 3 answers, no more than 5 min apart, as many as 1 a minute.
+    for 15 s (two answers), or 5 s where the agent looks again at once. Links that nobody on the node uses
+    are no fault. `recovery_failed`: a link did not recover.
+    `errors`: at least 10 in at least 3 answers 8 s or more apart, no more than 5 min, as many as 1 a
+    minute; or, where the agent looks again at once, at least 100 in 3 answers that span 5 s.
     `fabric`: degraded bandwidth, an unhealthy route or an access timeout. The worst in this order is the
     cause. Over after 60 s without (flags), 10 min without growth (counters).
 
@@ -31,7 +32,7 @@ from typing import ClassVar
 import numpy as np
 
 from unidle_collector.detectors import About, Verdict, percent, plural
-from unidle_collector.lasting import Growth, Lasting, drain, where
+from unidle_collector.lasting import Growth, Lasting, drain, settles_s, where
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import SECOND_NS, Bools, Floats
 from unidle_collector.signals import REBOOTED, RESET, View
@@ -54,6 +55,8 @@ class Settings:
     readings: int = 3
     gap_s: float = 300.0
     errors_per_min: float = 1.0
+    storm: float = 100.0
+    """Errors that are believed at once."""
 
 
 class NvLink(Lasting):
@@ -86,6 +89,8 @@ class NvLink(Lasting):
         errors = self._errors.within(step.end_ns, s.growth_lasts_s)
         errors &= (self._errors.total >= s.errors) & (self._errors.readings >= s.readings)
         errors &= self._errors.per_min >= s.errors_per_min
+        recent = self._errors.within(step.end_ns, s.growth_lasts_s) & view.inventory.a["asks_again"]
+        errors |= recent & self._errors.storms(s.storm, s.readings)
         unhealthy = _unhealthy(self.latest(view, "fabric_health"))
         cause = np.select((down, failed, unhealthy), (0, 1, 2), 3)
         return self.decide(view, down | failed | errors | unhealthy, step.sampled, cause, 0.0)
@@ -102,7 +107,7 @@ class NvLink(Lasting):
             np.fmax(a["expected"], np.fmax(best, up), out=a["expected"])
         fewer: Bools = up < a["expected"]
         a["down_since"][~fewer] = end_ns
-        out: Bools = fewer & (end_ns - a["down_since"] >= int(self._on_after_s * SECOND_NS))
+        out: Bools = fewer & ((end_ns - a["down_since"]) / SECOND_NS >= settles_s(view, self._on_after_s))
         return out
 
     def about(

@@ -10,8 +10,8 @@ Evidence
 How it decides
     `width`: fewer lanes than the most, at any time: width is not managed. `generation`: lower than the
     most while the GPU works (activity at least 30 %, then and in the mean of the minute before): idle GPUs
-    lower it to save power. Each has to be seen in answers of the agent that span 15 s, without another
-    between; over after 60 s without.
+    lower it to save power. Each has to be seen in answers of the agent that span 15 s, or 5 s where it
+    looks again at once, without another between; over after 60 s without.
 
 What to do
     Reseat the card or its riser, look for AER errors in the kernel log, and check the slot's setting in
@@ -29,7 +29,7 @@ from typing import ClassVar
 import numpy as np
 
 from unidle_collector.detectors import About, Verdict, percent, plural
-from unidle_collector.lasting import Lasting, drain, where
+from unidle_collector.lasting import Lasting, drain, settles_s, where
 from unidle_collector.model import Evidence
 from unidle_collector.signals import View
 
@@ -73,9 +73,9 @@ class Pcie(Lasting):
         # An idle GPU's generation says nothing: neither that it is slow nor that it is not.
         known = ~np.isnan(width) | (~np.isnan(generation) & loaded)
         was_slow = self._hold.on & (self._a["cause"] == 1) & ~narrow & ~loaded
-        return self.decide(
-            view, narrow | slow, view.alive & known & ~was_slow, np.where(narrow, 0, 1), self._on_after_s
-        )
+        known &= view.alive & ~was_slow
+        on_after_s = settles_s(view, self._on_after_s)
+        return self.decide(view, narrow | slow, known, np.where(narrow, 0, 1), on_after_s)
 
     def about(
         self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from unidle_agent.fields import BY_NAME
 from unidle_collector.model import GpuRef
 from unidle_collector.recording import Recording
+from unidle_collector.simulator.asked import READ_EACH_S, told, usual
 from unidle_collector.simulator.mechanisms.faults import (
     Clock,
     Effect,
@@ -49,8 +50,6 @@ WORK = {
         work=Levels(NONE, NONE, NONE, NONE, (EMPTY_POWER, EMPTY_POWER), NONE, NONE, NONE),
     ),
 }  # fmt: skip
-READ_EACH_S = 15
-"""The agent reads what moves slowly this often, each node at its own second."""
 PUSH_EACH_S = 5
 SLOW = {
     "pcie_width": 16.0, "pcie_width_max": 16.0, "pcie_generation": 5.0, "pcie_generation_max": 5.0,
@@ -120,6 +119,9 @@ class Scene:
     heard_s: NDArray[np.int64]
     """Second of the node's last push at each instant."""
     ahead_s: Floats
+    """The node's clock before the collector's, at that push."""
+    agents: bool
+    """Does an agent of the node tell it, which looks again at a link that turned bad."""
     run: NDArray[np.intp]
     """[G]: which trial the GPU belongs to."""
     shown_s: tuple[int, ...]
@@ -209,14 +211,19 @@ def seen(trials: Sequence[FaultTrial], look: Look, rng: np.random.Generator, fir
     pushes = np.stack([t.pushes for t in trials], axis=1)
     sampled = pushes[rows][:, run] & (rng.random((len(rows), len(run))) >= look.missing)
     phase = rng.integers(READ_EACH_S, size=len(trials))
-    reads = (rows[:, None] + phase) % READ_EACH_S < look.period_s
     names = [*trials[0].columns]
     if look.exporter:
         names = [name for name in names if name in EXPORTER + EXPORTER_HEALTH]
+    slow = frozenset(names) & SLOW.keys()
+    says = [
+        {name: values[rows] for name, values in t.columns.items()}
+        | told(t.columns, slow, rows, int(phase[n]))
+        for n, t in enumerate(trials)
+    ]
     columns = {}
     for name in names:
-        level = np.concatenate([t.columns[name][rows] for t in trials], axis=1)
-        level[~(sampled & reads[:, run] if name in SLOW else sampled)] = np.nan
+        level = np.concatenate([one[name] for one in says], axis=1)
+        level[~sampled] = np.nan
         columns[name] = _increase(level) if BY_NAME[name].kind == "counter" else level
     if look.exporter:  # of a GPU that does not answer it has no line at all
         sampled = sampled & ~np.isnan(np.stack([columns[name] for name in EXPORTER])).all(axis=0)
@@ -235,7 +242,6 @@ def seen(trials: Sequence[FaultTrial], look: Look, rng: np.random.Generator, fir
         notes=(),
         simulated=True,
     )
-    slow = {name for name in names if name in SLOW}
     begins = np.searchsorted(run, np.arange(len(trials)))
     events = () if look.exporter else tuple(
         replace(event, gpu=int(begins[n]) + event.gpu)
@@ -243,15 +249,17 @@ def seen(trials: Sequence[FaultTrial], look: Look, rng: np.random.Generator, fir
         for event in t.events
         if t.pushes[event.second]
     )  # fmt: skip
-    heard = np.where(pushes & (np.arange(seconds) % PUSH_EACH_S == PUSH_EACH_S - 1)[:, None],
-                     np.arange(seconds)[:, None], 0)  # fmt: skip
+    pushed = pushes & (np.arange(seconds) % PUSH_EACH_S == PUSH_EACH_S - 1)[:, None]
+    heard_s = np.maximum.accumulate(np.where(pushed, np.arange(seconds)[:, None], 0), axis=0)
+    ahead_s = np.take_along_axis(np.stack([t.ahead_s for t in trials], axis=1), heard_s, axis=0)
     return Scene(
         recording=recording,
         events=tuple(sorted(events, key=lambda event: event.second)),
-        heard_s=np.maximum.accumulate(heard, axis=0)[rows][:, run],
-        ahead_s=np.stack([t.ahead_s for t in trials], axis=1)[rows][:, run],
+        heard_s=heard_s[rows][:, run],
+        ahead_s=ahead_s[rows][:, run],
+        agents=not look.exporter,
         run=run,
-        shown_s=tuple(_shown_s(t, rows, reads[:, n], slow) for n, t in enumerate(trials)),
+        shown_s=tuple(_shown_s(t, rows, int(phase[n]), slow) for n, t in enumerate(trials)),
     )
 
 
@@ -268,11 +276,20 @@ def _increase(level: Floats) -> Floats:
     return np.where(known & (before >= 0), level - prior, np.nan)
 
 
-def _shown_s(one: FaultTrial, rows: NDArray[np.int64], reads: Bools, slow: set[str]) -> int:
-    """End of the first row whose data say it: an event's own, else the first reading of the field."""
-    fields = [e for e in one.variant.effects if not isinstance(e, Rests)]
-    waits = all(isinstance(e, Reads | Grows) and e.field in slow for e in fields)
-    here = np.flatnonzero((rows >= one.onset_s) & (reads if waits else True))
+def _shown_s(one: FaultTrial, rows: NDArray[np.int64], phase: int, slow: frozenset[str]) -> int:
+    """End of the first row whose data say it: an event's own, else the first reading of a field, or push."""
+    shows = np.zeros(rows.shape, dtype=np.bool_)
+    for effect in one.variant.effects:
+        match effect:
+            case Rests():
+                pass
+            case Reads(name, _) | Grows(name, _, _) if name in slow:
+                shows |= usual(rows, phase, name)
+            case Clock():
+                shows |= (rows + 1) % PUSH_EACH_S == 0
+            case _:
+                shows[:] = True
+    here = np.flatnonzero((rows >= one.onset_s) & shows)
     return int(rows[here[0]]) + 1 if here.size else len(one.pushes)
 
 
