@@ -3,6 +3,7 @@
     python -m benchmarks.diagnosis --json          # held-out runs, within 12 minutes
     python -m benchmarks.diagnosis --json --full   # seven times the runs, twenty times the healthy hours
     python -m benchmarks.diagnosis --set tuning    # the runs that thresholds may be chosen by
+    python -m benchmarks.diagnosis --only throttling_power    # delays of one kind, in a minute
 
 Runs come from `unidle_collector.simulator.mechanisms`, and go through the engine of the live collector;
 docs/diagnosis.md lists both sets. Scored per GPU-minute (`benchmarks/scoring.py` says how), over-provisioning
@@ -168,18 +169,24 @@ def _labels(engine: Engine) -> tuple[NDArray[np.int16], tuple[str, ...]]:
     return np.array([*(labels.index(name) for name in names), labels.index(CANNOT_TELL)], np.int16), labels
 
 
-def runs(which: Set, repeats: int, healthy: bool | None = None) -> Iterator[list[tuple[int, Variant]]]:
-    """(number, variant) of every run, some at a time; `healthy` takes only those, or none of them."""
+def runs(
+    which: Set, repeats: int, healthy: bool | None = None, only: str = ""
+) -> Iterator[list[tuple[int, Variant]]]:
+    """(number, variant) of every run, some at a time; `healthy` takes only those, or none of them, `only`
+    those of one kind."""
     chosen = [v for v in variants(which) if healthy is None or (v.truth == HEALTHY) == healthy]
+    chosen = [v for v in chosen if v.truth.startswith(only)]
     numbered = list(enumerate(variant for _ in range(repeats) for variant in chosen))
     for first in range(0, len(numbered), RUNS_AT_ONCE):
         yield numbered[first : first + RUNS_AT_ONCE]
 
 
-def score_runs(which: Set, repeats: int, views: Sequence[str], seed: int) -> tuple[dict[str, Seen], Alarms]:
+def score_runs(
+    which: Set, repeats: int, views: Sequence[str], seed: int, only: str = ""
+) -> tuple[dict[str, Seen], Alarms]:
     """Every run in every view; and what was told on the healthy ones among them, in full view."""
     seen, alarms = {name: Seen() for name in views}, Alarms()
-    for chunk in runs(which, repeats):
+    for chunk in runs(which, repeats, only=only):
         trials = [
             trial(variant, RUN_S, GPUS_PER_RUN, np.random.default_rng([seed, number]))
             for number, variant in chunk
@@ -466,10 +473,16 @@ def main() -> int:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--full", action="store_true", help="more of everything")
     size.add_argument("--small", action="store_true", help="one run of each variant, in a minute")
+    parser.add_argument("--only", metavar="KIND", default="", help="the delays of one kind alone, at 1 s")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     sizes = FULL if args.full else SMALL if args.small else USUAL
     which: Set = args.set
+    if args.only:
+        delays_s = score_runs(which, sizes.repeats, ("full",), args.seed, args.only)[0]["full"].delays_s
+        p95 = {name: {"p95": scoring.p95(values), "n": len(values)} for name, values in delays_s.items()}
+        print(json.dumps({"SIMULATED": args.set, "delay_s": rounded(p95)}, indent=2))
+        return 0
     say(
         f"SIMULATED. {args.set}: {len(variants(which))} variants x {sizes.repeats} runs x {GPUS_PER_RUN} "
         f"GPUs x {RUN_S} s in {len(VIEWS)} views, {len(life_runs.chosen(which))} jobs of "

@@ -31,7 +31,7 @@ class ReferenceClock:
         own = self._a["own"]
         own *= 1 - FADE_PER_STEP
         np.fmax(own, np.where(healthy, clock, np.nan), out=own)
-        return _sibling_median(view, np.where(healthy, clock, np.nan), asked), own
+        return sibling_median(view, np.where(healthy, clock, np.nan), asked), own
 
     def reset(self, gpus: Bools) -> None:
         """Another job may run at another clock."""
@@ -42,20 +42,20 @@ class ReferenceClock:
         self._a.resize(size)
 
 
-def _sibling_median(view: View, clock: Floats, asked: Bools) -> Floats:
-    """[GPUs] median of the known clocks of the GPU's group, NaN where fewer than SIBLINGS are known."""
-    out = np.full(clock.shape, np.nan)
+def sibling_median(view: View, values: Floats, asked: Bools) -> Floats:
+    """[GPUs] median of what is known of the GPU's group, NaN where that is of fewer than SIBLINGS."""
+    out = np.full(values.shape, np.nan)
     if not asked.any():
         return out
     a = view.inventory.a
     job, node, model = a["job"].astype(np.int64), a["node"].astype(np.int64), a["model"].astype(np.int64)
     group = np.where(job > 0, job, -1 - node) * 4096 + model
     here = np.flatnonzero(np.isin(group, np.unique(group[asked])))
-    group, clock = group[here], clock[here]
-    order = np.lexsort((clock, group))  # NaN sorts last within its group
+    group, values = group[here], values[here]
+    order = np.lexsort((values, group))  # NaN sorts last within its group
     bounds = np.flatnonzero(np.diff(group[order], prepend=group[order[0]] - 1))
-    known = np.add.reduceat((~np.isnan(clock[order])).astype(np.int64), bounds)
+    known = np.add.reduceat((~np.isnan(values[order])).astype(np.int64), bounds)
     middle = np.minimum(bounds + np.maximum(known - 1, 0) // 2, order.size - 1)
-    median = np.where(known >= SIBLINGS, clock[order][middle], np.nan)
+    median = np.where(known >= SIBLINGS, values[order][middle], np.nan)
     out[here[order]] = np.repeat(median, np.diff(bounds, append=order.size))
     return out

@@ -67,6 +67,8 @@ class _Open:
     told_ns: int | None = None
     refreshed_ns: int = 0
     asks_flight: bool = False
+    told_after_s: float | None = None
+    """Instead of the delay of its cause."""
 
     def changed(self) -> None:
         """Other GPUs belong to it: what was told is said anew at once, what nobody was told in its turn."""
@@ -247,8 +249,7 @@ class Book:
             entry.refreshed_ns = now
             entry.finding = self._say(detector, verdict, view, entry)
             if entry.told_ns is None:
-                lasted = (now - entry.since_ns) / SECOND_NS
-                if lasted < detector.delay_s(entry.finding.cause) or silenced:
+                if silenced or not _is_due(entry, detector, now):
                     continue
                 entry.told_ns = now
                 entry.finding = replace(entry.finding, told_ns=now)
@@ -268,7 +269,7 @@ class Book:
         cause = entry.votes.most_common(1)[0][0]
         now = view.step.end_ns
         about = detector.about(view, positions, cause, (now - entry.since_ns) / SECOND_NS)
-        entry.asks_flight = about.asks_flight
+        entry.asks_flight, entry.told_after_s = about.asks_flight, about.told_after_s
         confidence, runners_up = _likely(entry, about, cause)
         inventory = self._inventory
         members = sorted(entry.gpus)
@@ -345,7 +346,8 @@ def _is_due(entry: _Open, detector: Detector, now: int) -> bool:
     """Is its delay over by the cause that it had last, before anybody was told."""
     if entry.told_ns is not None or entry.finding is None:
         return False
-    return (now - entry.since_ns) / SECOND_NS >= detector.delay_s(entry.finding.cause)
+    wait_s = detector.delay_s(entry.finding.cause) if entry.told_after_s is None else entry.told_after_s
+    return (now - entry.since_ns) / SECOND_NS >= wait_s
 
 
 def _refresh_ns(entry: _Open, detector: Detector, now: int) -> int:

@@ -33,14 +33,16 @@ def evidence(finding: Finding, field: str) -> str:
 def test_a_capped_gpu_is_to_get_the_limit_of_its_siblings() -> None:
     capped = HEALTHY | {"sm_clock_hz": first(1.3e9, 1.75e9), "power_limit_w": first(450.0, 700.0)}
     finding = only(capped)
-    assert (finding.cause, finding.confidence) == ("power_cap", 0.8)
+    assert (finding.cause, finding.confidence) == ("power_cap", 0.95)
     assert finding.advice == "On node-1: nvidia-smi -i 0 -pl 700 (its siblings' limit; now 450 W)."
-    assert [(other.cause, other.probability) for other in finding.runners_up] == [("undetermined", 0.2)]
+    assert finding.runners_up == ()
     assert "drawn, limit 450 W" in evidence(finding, "power_w")
 
 
 def test_a_cap_that_no_limit_explains_points_to_the_heat() -> None:
     finding = only(HEALTHY | {"sm_clock_hz": first(1.3e9, 1.75e9)})
+    assert finding.confidence == 0.8
+    assert [(other.cause, other.probability) for other in finding.runners_up] == [("undetermined", 0.2)]
     assert "look at its temperature" in finding.advice
     assert " -pl " not in finding.advice
 

@@ -45,6 +45,17 @@ def comes(seconds: tuple[int, ...], by: float) -> Column:
     return build
 
 
+def between_s(inside: float, outside: float) -> Column:
+    """Of GPU 0: `inside` from the onset on, known at every second."""
+
+    def build(instants: int, gpus: int) -> NDArray[np.float64]:
+        column = np.full((instants, gpus), outside)
+        column[ONSET_S:, 0] = inside
+        return column
+
+    return build
+
+
 def told_after_s(columns: dict[str, Column], *, asks_again: bool = True, minutes: int = 7) -> dict[str, int]:
     """`kind.cause` -> seconds from the end of the step of the onset until it was told."""
     run = recording(HEALTHY | columns, minutes=minutes)
@@ -130,6 +141,37 @@ def test_told_later_where_nobody_looks_again(case: Case) -> None:
 )
 def test_what_is_over_within_seconds_is_not_told(columns: dict[str, Column]) -> None:
     assert told_after_s(columns) == {}
+
+
+CLOCK = between_s(1.3e9, 1.75e9)
+
+
+@pytest.mark.parametrize(
+    ("columns", "told_s"),
+    [
+        pytest.param(
+            {"power_limit_w": between_s(450.0, 700.0), "power_w": between_s(448.0, 690.0)},
+            5,
+            id="a lower limit, and it is at it",
+        ),
+        pytest.param({"power_limit_w": 700.0, "power_w": 690.0}, 60, id="the same limit as its siblings"),
+        pytest.param(
+            {"power_limit_w": between_s(450.0, 700.0), "power_w": between_s(300.0, 690.0)},
+            60,
+            id="a lower limit that it does not reach",
+        ),
+        pytest.param(
+            {"power_limit_w": between_s(450.0, 700.0), "power_w": between_s(448.0, 400.0)},
+            60,
+            id="a lower limit that would do for its siblings",
+        ),
+    ],
+)
+def test_a_power_cap_is_told_at_once_only_with_a_limit_that_explains_it(
+    columns: dict[str, Column], told_s: int
+) -> None:
+    told = told_after_s({"sm_clock_hz": CLOCK} | columns)
+    assert told == {"throttling_power.power_cap": pytest.approx(told_s, abs=1)}
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,8 @@ class About:
     over the finding's life stands for `confidence` and `runners_up`."""
     asks_flight: bool = False
     """Whether the last two minutes of its GPUs at full rate help to understand it."""
+    told_after_s: float | None = None
+    """How long it must have lasted before a person is told, where its signs are stronger than usual."""
 
 
 class Detector(Protocol):

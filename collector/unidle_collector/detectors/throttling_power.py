@@ -14,10 +14,12 @@ How it decides
     the step. Cap: bit 0x4 or power-cap time, and a clock at least 15 % below the median of three or more
     siblings of the same model in the same job (else on the same node). It must cost at least 3 % of the
     clock (or the clock be unknown) while something runs. On after 5 s in a row, off after 15 s without.
+    A cap is told after a minute, because clocks of siblings differ for a moment now and then; at once where
+    its limit is at least 3 % below theirs, it draws 95 % of that or more, and they draw more than it may.
 
 How sure
-    95 % where the driver says so by a bit or a throttle time of its own; 80 % for a cap, which is concluded
-    from siblings: the rest is "cannot tell".
+    95 % where the driver says so by a bit or a throttle time of its own, and for a cap below the siblings';
+    80 % for another cap, which is concluded from clocks: the rest is "cannot tell".
 
 What to do
     Brake: look at power supplies, PDU and rack limits. Cap: compare power limits (nvidia-smi -q -d POWER).
@@ -32,6 +34,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from unidle_collector.clocks import sibling_median
 from unidle_collector.detectors import About, Verdict, duration, mean_of, plural
 from unidle_collector.lasting import drain, where
 from unidle_collector.signals import View
@@ -48,6 +51,11 @@ from unidle_collector.throttle import (
 
 CAUSES = ("power_brake", "hw_slowdown", "power_cap")
 CAP_LOSS = 0.15
+CAP_TOLD_AFTER_S = 60.0
+LOWER_LIMIT = 0.97
+"""Over the siblings' limit: from here on it is another limit."""
+AT_LIMIT = 0.95
+"""Over its own limit: draws less than this are not held back by it (the bit alone says less)."""
 
 
 class ThrottlingPower(Throttling):
@@ -76,8 +84,18 @@ class ThrottlingPower(Throttling):
         )
 
     def delay_s(self, cause: str) -> float:
-        """5 s; a cap is watched for a minute, clocks of siblings differ for a moment now and then."""
-        return 60.0 if cause == "power_cap" else self.finding_delay_s
+        """5 s; a cap is watched for a minute, unless more speaks for it."""
+        return CAP_TOLD_AFTER_S if cause == "power_cap" else self.finding_delay_s
+
+    def _held_by_lower_limit(self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> bool:
+        """Has each a lower limit than its siblings, is at it, and they draw more than it may."""
+        power, limit = view.step.get("power_w"), view.step.get("power_limit_w")
+        asked = np.zeros(limit.shape, dtype=np.bool_)
+        asked[gpus] = True
+        theirs, drawn = (sibling_median(view, values, asked)[gpus] for values in (limit, power))
+        own = limit[gpus]
+        yes = (own < LOWER_LIMIT * theirs) & (power[gpus] >= AT_LIMIT * own) & (drawn > own)
+        return bool(yes.all())
 
     def about(
         self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float
@@ -95,18 +113,20 @@ class ThrottlingPower(Throttling):
             "hw_slowdown": f"{away}; then read the reason: nvidia-smi -q -d PERFORMANCE -i {numbers}.",
             "power_cap": self._set_alike(view, gpus, node, numbers),
         }[cause]
+        weak = cause == "power_cap" and not self._held_by_lower_limit(view, gpus)
         return About(
             title=(
                 f"{plural(gpus.size, 'GPU')} slowed by {what} for {duration(lasted_s)}: "
                 f"{self.loss_text(gpus)}"
             ),
             severity="warning" if cause == "power_cap" else "critical",
-            confidence=0.8 if cause == "power_cap" else 0.95,
+            confidence=0.8 if weak else 0.95,
             evidence=tuple(self.evidence(view, gpus, lasted_s)),
             advice=advice,
             confirm=f"nvidia-smi -q -d POWER,PERFORMANCE -i {numbers} on {node}, beside its siblings",
-            runners_up=(("undetermined", 0.2),) if cause == "power_cap" else (),
+            runners_up=(("undetermined", 0.2),) if weak else (),
             asks_flight=True,
+            told_after_s=None if weak else self.finding_delay_s,
         )
 
     def _set_alike(
