@@ -35,6 +35,8 @@ log = logging.getLogger("unidle.collector")
 
 LOOKS_AGAIN_WITHIN_S = 2.0
 """An agent whose rows are at most this far apart tells several answers about a bad link within seconds."""
+SETTLES_S = 60.0
+"""After a boot of the node or a restart of its agent its links may still come up one after the other."""
 EVENTS_KEPT = 1000
 """Events of GPUs (XIDs and the like) that are held in memory."""
 
@@ -107,6 +109,8 @@ class NodeBook:
     facts: dict[str, GpuFacts] = field(default_factory=dict)
     facts_id: int = -1
     boot: str = ""
+    began_ns: int = 0
+    """When the first push of this boot was received."""
     simulated: bool = False
     gpus: tuple[str, ...] = ()
     """Those of the last batch, in its order; `positions` are theirs in the inventory."""
@@ -314,7 +318,7 @@ class Taking:
         shift_ns = self._skew(batch.node, node, received_ns, clock_ns)
         rebooted = bool(node.boot) and machine_boot(node.boot) != machine_boot(batch.boot)
         if node.boot != batch.boot:
-            node.boot, node.facts_id = batch.boot, -1
+            node.boot, node.facts_id, node.began_ns = batch.boot, -1, received_ns
         node.simulated = batch.simulated
         node.last_push_ns = received_ns
         if batch.times_ns:
@@ -332,7 +336,11 @@ class Taking:
             self.flights.take(batch, shift_ns)
         about = self._engine.inventory.a
         about["heard_ns"][node.positions] = received_ns
-        about["asks_again"][node.positions] = clock_ns is not None and batch.period_s <= LOOKS_AGAIN_WITHIN_S
+        about["asks_again"][node.positions] = (
+            clock_ns is not None
+            and batch.period_s <= LOOKS_AGAIN_WITHIN_S
+            and received_ns - node.began_ns >= SETTLES_S * SECOND_NS
+        )
         if node.clock_skew_s is not None:
             about["clock_ahead_s"][node.positions] = -node.clock_skew_s
         if rebooted and batch.times_ns:

@@ -14,6 +14,7 @@ from tests.collector.pushing import START_S, batch, site
 from unidle_collector.engine import Engine
 from unidle_collector.pergpu import SECOND_NS
 from unidle_collector.replay import enter, play
+from unidle_collector.signals import RESET, Happened
 
 ONSET_S = 301
 EACH_S = 15
@@ -201,23 +202,38 @@ def test_a_clock_is_told_when_pushes_agree(tmp_path: Path, ahead_s: list[float],
 
 
 @pytest.mark.parametrize(
-    ("pushed", "period_s", "told"),
+    ("pushed", "period_s", "first_bad_s", "told"),
     [
-        pytest.param(True, 1.0, True, id="an agent with a row each second looks again"),
-        pytest.param(True, 5.0, False, id="an agent with a row each 5 s cannot"),
-        pytest.param(False, 1.0, False, id="whoever is only scraped does not"),
+        pytest.param(True, 1.0, 80, True, id="an agent with a row each second looks again"),
+        pytest.param(True, 5.0, 80, False, id="an agent with a row each 5 s cannot"),
+        pytest.param(False, 1.0, 80, False, id="whoever is only scraped does not"),
+        pytest.param(True, 1.0, 40, False, id="links may come up in the minute after a boot"),
     ],
 )
 def test_only_an_agent_with_dense_rows_is_believed_within_seconds(
-    tmp_path: Path, pushed: bool, period_s: float, told: bool
+    tmp_path: Path, pushed: bool, period_s: float, first_bad_s: int, told: bool
 ) -> None:
     well = {"gpu_util_ratio": 0.9, "power_w": 600.0, "memory_used_bytes": 3e10}
     with site(tmp_path) as here:
-        for number in range(6):
+        for number in range(first_bad_s // 5 + 2):
             first_s = 5 * number
-            lanes = {"pcie_width": 16.0 if number < 4 else 8.0, "pcie_width_max": 16.0}
+            lanes = {"pcie_width": 8.0 if first_s >= first_bad_s else 16.0, "pcie_width_max": 16.0}
             item = replace(batch(number, first_s, 5, well | lanes), period_s=period_s)
             here.clock.at_s = START_S + first_s + 5
             assert here.push(item, clock_s=here.clock.at_s if pushed else None)[0] == 200
             here.settle(first_s + 5)
         assert bool(here.get("incidents")) == told
+
+
+def test_links_that_train_after_a_reset_have_longer_to_come_up() -> None:
+    run = recording(HEALTHY | DOWN | {"nvlink_links_up": answers(0, 18, odd=10, again=12)}, minutes=7)
+    engine = Engine(run.period_s, keep_accounts_ns=None)
+    positions = enter(run, engine)
+    engine.inventory.a["asks_again"][positions] = True
+
+    def reset(instant: int) -> tuple[Happened, ...]:
+        time_ns = START_NS + ONSET_S * SECOND_NS
+        return (Happened(int(positions[0]), time_ns, RESET),) if instant == ONSET_S else ()
+
+    assert not [change for changes in play(run, engine, positions, reset) for change in changes]
+    assert told_after_s(DOWN | {"nvlink_links_up": answers(0, 18, odd=10, again=12)})

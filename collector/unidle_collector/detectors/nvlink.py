@@ -10,7 +10,8 @@ Evidence
 
 How it decides
     `links_down`: fewer links up than its best sibling has, or than it had since its driver was loaded,
-    for 15 s (two answers), or 5 s where the agent looks again at once. Links that nobody on the node uses
+    for 15 s (two answers), or 5 s where the agent looks again at once and the GPU was not reset in the last
+    minute, after which its links train one by one. Links that nobody on the node uses
     are no fault. `recovery_failed`: a link did not recover.
     `errors`: at least 10 in at least 3 answers 8 s or more apart, no more than 5 min, as many as 1 a
     minute; or, where the agent looks again at once, at least 100 in 3 answers that span 5 s.
@@ -34,7 +35,7 @@ import numpy as np
 from unidle_collector.detectors import About, Verdict, percent, plural
 from unidle_collector.lasting import Growth, Lasting, drain, settles_s, where
 from unidle_collector.model import Evidence
-from unidle_collector.pergpu import SECOND_NS, Bools, Floats
+from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats
 from unidle_collector.signals import REBOOTED, RESET, View
 
 FIELDS = ("nvlink_links_up", "nvlink_errors", "nvlink_recoveries_failed", "fabric_health")
@@ -42,6 +43,8 @@ CAUSES = ("links_down", "recovery_failed", "fabric", "errors")
 UNHEALTHY = ((0, "degraded bandwidth"), (4, "route unhealthy"), (6, "access timeout"))
 """Shift of the two bits in fabric_health (nvml.h; 1 is yes); a route that recovers is no fault."""
 YES = 1
+TRAINS_S = 60.0
+"""Links may take this long to come up after a reset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class NvLink(Lasting):
         self.remember("nvlink_links_up", "fabric_health")
         self._a.make("expected", np.float64, np.nan)
         self._a.make("down_since", np.int64, 0)
+        self._a.make("reset_ns", np.int64, NEVER)
         self._errors = Growth(size, settings.gap_s)
         self._failed = Growth(size, settings.gap_s)
 
@@ -101,13 +105,15 @@ class NvLink(Lasting):
         up = self.latest(view, "nvlink_links_up")
         for event in view.step.events:
             if event.kind in (REBOOTED, RESET):  # it may have come back with other links on purpose
-                a["expected"][event.gpu] = np.nan
+                a["expected"][event.gpu], a["reset_ns"][event.gpu] = np.nan, end_ns
         if "nvlink_links_up" in view.step.columns:
             best = _most_of_siblings(view, up)
             np.fmax(a["expected"], np.fmax(best, up), out=a["expected"])
         fewer: Bools = up < a["expected"]
         a["down_since"][~fewer] = end_ns
-        out: Bools = fewer & ((end_ns - a["down_since"]) / SECOND_NS >= settles_s(view, self._on_after_s))
+        trains = end_ns - a["reset_ns"] < int(TRAINS_S * SECOND_NS)
+        settled_s = np.where(trains, self._on_after_s, settles_s(view, self._on_after_s))
+        out: Bools = fewer & ((end_ns - a["down_since"]) / SECOND_NS >= settled_s)
         return out
 
     def about(
