@@ -15,8 +15,9 @@ LOOKS = 6
 """Further answers after one that is worse: a second apart they span the 5 s that a detector asks for."""
 EXTRA_PER_MIN = 12.0
 """Most answers a minute beyond the usual ones; as many may come in a row."""
-LOADED_RATIO = 0.30
-"""GPU_UTIL from which on a GPU works so that its PCIe link has no reason to rest."""
+LOADED_RATIO = 0.10
+"""GPU_UTIL from which on a GPU works: well below the 0.30 that a detector asks for, so that none takes what a
+GPU said at rest for what it says at work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +50,11 @@ class Rechecks:
 
     def note(self, signs: Signs) -> None:
         """Take an answer, a usual one or another."""
-        if self._before is None:
-            worse = any(sign > 0 for sign in signs.states)
-        else:
-            pairs = (*_pairs(signs.states, self._before.states), *_pairs(signs.counts, self._before.counts))
-            worse = any(now > before for now, before in pairs)
-        self._before = signs
-        if worse:
+        before = self._before or Signs((0.0,) * len(signs.states), signs.counts)
+        pairs = zip(signs.states + signs.counts, before.states + before.counts, strict=True)
+        if any(now > then for now, then in pairs):
             self._left = LOOKS
+        self._before = signs
 
     def _budget_at(self, now_s: float) -> float:
         earned = max(0.0, now_s - self._at_s) * EXTRA_PER_MIN / 60
@@ -86,10 +84,6 @@ class PcieRechecks:
     def misleads(self, *, loaded: bool) -> bool:
         """Is the last generation that of a GPU at rest, while it works now."""
         return loaded and self._low_at_rest
-
-
-def _pairs(now: tuple[float, ...], before: tuple[float, ...]) -> tuple[tuple[float, float], ...]:
-    return tuple(zip(now, before, strict=False))  # a counter may be unknown now and then
 
 
 def nvlink_signs(values: Mapping[str, float]) -> Signs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -90,6 +91,17 @@ def test_every_fault_is_listed_in_the_docs_under_its_set() -> None:
             assert variant.name in part, (which, variant.name)
 
 
+def confidences() -> dict[float, float]:
+    """Confidence of faults -> lower bound of how often it is true, as the docs list them."""
+    rows = re.findall(r"^\| (0\.\d+) \|.*\| 1\.000 \((0\.\d+)-1\.000\) \|$", PAGE.read_text("utf-8"), re.M)
+    return {float(said): float(low) for said, low in rows}
+
+
+def test_no_fault_is_told_as_surer_than_its_findings_were_true() -> None:
+    assert len(confidences()) == 4
+    assert all(said <= low for said, low in confidences().items())
+
+
 def test_the_same_seed_gives_the_same_fault() -> None:
     one, same = played("symbol errors on a cable"), played("symbol errors on a cable")
     assert one.onset_s == same.onset_s
@@ -162,6 +174,7 @@ def test_every_fault_of_the_tuning_set_is_told_and_nothing_else(look: str) -> No
     assert faults.false == []
     assert (fault_runs.macro_f1(faults), fault_runs.wrong_ratio(faults)) == (1.0, 0.0)
     assert all(row["n"] == 1 for row in fault_runs.per_kind(faults).values())
+    assert {row["confidence"] for row in fault_runs.by_confidence(faults)} <= confidences().keys()
 
 
 def test_with_an_exporter_alone_faults_are_missed_and_not_taken_for_others() -> None:

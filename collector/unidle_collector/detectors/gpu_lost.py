@@ -52,7 +52,7 @@ class GpuLost(Unanswered):
         return About(
             title=f"{plural(gpus.size, 'GPU')} lost for {duration(lasted_s)}",
             severity="critical",
-            confidence=0.99,
+            confidence=0.95,
             evidence=(Evidence("gpu_state", float(LOST), "state", 0.0, lasted_s, words),),
             advice=f"{drain(node, f'GPU {numbers} lost')}, then power-cycle the machine.",
             confirm=f"nvidia-smi on {node}, and dmesg | grep -i xid: an XID 79 says that it fell off the bus",
