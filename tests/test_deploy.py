@@ -143,6 +143,17 @@ def test_every_file_says_first_how_it_is_used() -> None:
     assert silent == []
 
 
+def test_the_kernel_log_is_closed_unless_the_drop_in_is_copied() -> None:
+    unit = dict(directives(DEPLOY / "systemd" / "unidle-agent.service"))
+    assert (unit["ProtectKernelLogs"], unit["AmbientCapabilities"]) == ("yes", "")
+    drop_in = dict(directives(DEPLOY / "systemd" / "unidle-agent.service.d" / "kernel-log.conf"))
+    assert drop_in == {
+        "ProtectKernelLogs": "no",
+        "CapabilityBoundingSet": "CAP_SYSLOG",
+        "AmbientCapabilities": "CAP_SYSLOG",
+    }
+
+
 def for_this_machine(folder: Path) -> list[Path]:
     """The units with a command that is there: systemd asks for it."""
     unidle = Path(sys.executable).with_name("unidle")
@@ -369,6 +380,27 @@ def test_a_dashboard_without_a_login_is_reached_by_nobody_in_the_cluster() -> No
     labels = WORKLOADS["dashboard"]["spec"]["template"]["metadata"]["labels"]
     assert policy["spec"]["podSelector"]["matchLabels"] == labels
     assert policy["spec"]["ingress"] == []
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl on this machine")
+def test_the_kernel_log_reaches_the_agents_pods_only_with_its_component(tmp_path: Path) -> None:
+    folder = tmp_path / "kubernetes"
+    shutil.copytree(KUBERNETES, folder)
+    for components in ("", "components: [kernel-log]\n"):
+        with (folder / "kustomization.yaml").open("a", encoding="utf-8") as end:
+            end.write(components)
+        built = subprocess.run(
+            ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+        (agent,) = [
+            one for one in yaml.safe_load_all(built)
+            if (one["kind"], one["metadata"]["name"]) == ("DaemonSet", "unidle-agent")
+        ]  # fmt: skip
+        (container,) = agent["spec"]["template"]["spec"]["containers"]
+        mounted = [mount["mountPath"] for mount in container["volumeMounts"]]
+        assert ("/dev/kmsg" in mounted) == bool(components)
+        assert container["securityContext"].get("privileged", False) == bool(components)
+        assert "/etc/unidle" in mounted
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl on this machine")

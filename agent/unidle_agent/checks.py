@@ -27,6 +27,7 @@ from unidle_agent.sample import Reading
 from unidle_agent.settings import load
 from unidle_agent.shards import is_nats
 from unidle_agent.sources.dcgm_exporter import MAX_PAGE_BYTES
+from unidle_agent.sources.kernel_log import KernelLog
 from unidle_agent.wire import CONTENT_TYPE
 
 Status = Literal["ok", "warn", "fail", "absent"]
@@ -216,6 +217,23 @@ def pressure(proc: Path = Path("/proc")) -> CheckResult:
     return CheckResult("pressure", "ok", f"{proc}/pressure is readable")
 
 
+def kernel_log() -> CheckResult:
+    """May this user read the kernel log: processes and words of XIDs, and the errors of NVSwitches."""
+    name, path = "kernel-log", load(AgentSettings, "agent").kernel_log
+    if not path:
+        return CheckResult(name, "absent", "kernel_log is empty: it is not read")
+    without = "XIDs come by NVML without process and words, errors of NVSwitches not at all"
+    try:
+        KernelLog(path).close()
+    except FileNotFoundError:
+        todo = "in a container, pass the device /dev/kmsg: deploy/README.md"
+        return CheckResult(name, "absent", f"there is no {path}: {without}", todo)
+    except OSError as error:
+        todo = "give the agent CAP_SYSLOG (deploy/README.md says how, and what that right is worth)"
+        return CheckResult(name, "warn", f"{path}: {error.strerror}: {without}", todo)
+    return CheckResult(name, "ok", f"{path} is readable")
+
+
 def _nats(urls: str) -> CheckResult:
     """Does one of these servers greet as NATS does; who may publish there shows in /health of the agent."""
     problems = []
@@ -280,6 +298,7 @@ CHECKS: tuple[Callable[[], CheckResult], ...] = (
     slurm,
     kubernetes,
     pressure,
+    kernel_log,
     collector,
 )
 

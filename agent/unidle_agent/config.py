@@ -68,6 +68,10 @@ class AgentSettings:
     fast_hz: float = setting(
         5.0, "looks per second at what moves within one, a jumping utilization at 20; 0: none", low=0, high=20
     )
+    kernel_log: str = setting(
+        "/dev/kmsg",
+        "the kernel log: process and words of XIDs, errors of NVSwitches; read where it may be; empty: never",
+    )
     slow_s: float = setting(15.0, "seconds between two looks at errors, repairs and links", low=1, high=600)
     replay: str = setting(
         "", "file of `unidle agent record` that answers instead of this machine's driver: SIMULATED rows"

@@ -30,6 +30,7 @@ from unidle_agent.exporter import (
     render,
     single,
 )
+from unidle_agent.faults import Faults
 from unidle_agent.fields import HOST_FIELDS
 from unidle_agent.flight.recorder import FlightRecorder
 from unidle_agent.flight.ring import Ring
@@ -161,6 +162,11 @@ class Agent:
         slowest_s = max(settings.period_s, settings.dcgm_scrape_s if settings.dcgm_urls else 0)
         self._snapshot = Snapshot(keep_s=3 * slowest_s, keep_field_s=KEEP_FIELD_S)
         self._owners = watch(settings, pseudonymiser(settings))
+        self._faults = Faults(
+            "" if settings.replay else settings.kernel_log,  # this machine's is none of the recording's
+            names=settings.privacy == "internal",
+            job_of=self._owners.job_of,
+        )
         self._xids = XidCounts()
         on_flights = self._recorder.ask if self._recorder else lambda _: None
         self._delivery = Delivery(settings, on_flights) if settings.push_url else None
@@ -204,7 +210,7 @@ class Agent:
         sampled = families(self._snapshot.reading(), names or settings.names, settings.node_name)
         delivery = self._delivery.metrics() if self._delivery else []
         flights = self._recorder.metrics() if self._recorder else []
-        own = (*self._own_metrics(), *delivery, *flights)
+        own = (*self._own_metrics(), *self._faults.metrics(), *delivery, *flights)
         return render([*sampled, self._xids.metric(), *own], openmetrics)
 
     def health(self) -> Health:
@@ -216,6 +222,7 @@ class Agent:
             "gpus": len(tick.gpus) if tick else 0,
             "sources": {stats.name: stats.up for stats in self._sampler.stats},
             "problems": list(tick.problems) if tick else [],
+            "kernel_log": self._faults.problem or "read",
         }
         if self._delivery:
             document["push"] = self._delivery.document()
@@ -226,14 +233,15 @@ class Agent:
         if self._otlp:
             self._otlp.close()
         self._owners.close()
+        self._faults.close()
         if self._delivery:
             self._delivery.close()
         if self._recorder:
             self._recorder.close()
 
     def _complete(self, tick: Tick) -> Tick:
-        """What no source says: the owners, and what the flight recorder gives out."""
-        tick = self._owners.complete(tick)
+        """What no source says: the owners, the kernel's faults, and what the flight recorder gives out."""
+        tick = self._faults.complete(self._owners.complete(tick))
         return self._recorder.complete(tick) if self._recorder else tick
 
     def _take(self, tick: Tick) -> None:

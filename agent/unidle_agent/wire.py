@@ -68,6 +68,28 @@ class GpuFacts:
     """Of a MIG instance: the name that the driver and the kubelet have for it, `MIG-...`."""
 
 
+NODE = "*"
+"""In the place of a GPU's UUID: it happened to the whole node."""
+SXID, SXID_FATAL = "sxid", "sxid_fatal"
+"""Kinds of events: what an NVSwitch reported, by its own class."""
+KERNEL_WORDS, COUNTED_WORDS = "kernel log: ", "dcgm-exporter: "
+"""What the text of an event from there begins with; after the first, the words are the driver's own."""
+LINKS_PER_SWITCH = 256
+
+
+def part_of_switch(switch: int, link: int | None) -> int:
+    """`Event.part` of an NVSwitch's link, or of the switch as a whole."""
+    return switch * LINKS_PER_SWITCH + (
+        LINKS_PER_SWITCH - 1 if link is None else min(link, LINKS_PER_SWITCH - 2)
+    )
+
+
+def switch_and_link(part: int) -> tuple[int, int | None]:
+    """The switch and link of an `Event.part` that is not negative."""
+    switch, link = divmod(part, LINKS_PER_SWITCH)
+    return switch, None if link == LINKS_PER_SWITCH - 1 else link
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened to a GPU at an instant, as its driver reported it."""
@@ -75,12 +97,14 @@ class Event:
     time_ns: int
     """The node's clock when it was heard."""
     gpu: str
-    """UUID."""
+    """UUID, or NODE."""
     kind: str
-    """`xid`, `recovery_action`, `ecc_uncorrected`, ...: see `unidle_agent.sources.nvml_events`."""
+    """`xid`, `recovery_action`, `ecc_uncorrected`, ...: see `unidle_agent.sources.nvml_events`; SXID."""
     code: int
-    """The XID; otherwise what the driver gives with the event, 0 where it gives nothing."""
+    """The XID or SXid; otherwise what the driver gives with the event, 0 where it gives nothing."""
     text: str = ""
+    part: int = -1
+    """Which NVSwitch and link it is of, see `part_of_switch`; -1 where it is of none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -319,7 +343,12 @@ def _event(raw: Mapping[str, Any]) -> Event:
         kind=_text(raw["kind"], "events.kind"),
         code=_whole(raw["code"], "events.code"),
         text=text,
+        part=_part(raw.get("part", -1)),
     )
+
+
+def _part(value: object) -> int:
+    return -1 if value == -1 else _whole(value, "events.part")
 
 
 _FACT_KEYS = frozenset(item.name for item in fields(GpuFacts))

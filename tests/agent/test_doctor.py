@@ -16,6 +16,7 @@ from tests.agent.scripted_server import Reply, Request, dead_url, in_turn, servi
 from unidle_agent import checks, cli
 from unidle_agent.checks import CheckResult
 from unidle_agent.commands import doctor
+from unidle_agent.sources import kernel_log
 
 OK, WARN, FAIL, ABSENT = (
     CheckResult("pressure", "ok", "readable"),
@@ -260,6 +261,27 @@ def test_pressure_off_says_how_to_switch_it_on(tmp_path: Path) -> None:
     result = checks.pressure(tmp_path)
     assert result.status == "warn"
     assert "psi=1" in result.todo
+
+
+def test_a_kernel_log_out_of_reach_says_what_is_missed_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "kmsg"
+    monkeypatch.setenv("UNIDLE_AGENT_KERNEL_LOG", str(log))
+    assert checks.kernel_log().status == "absent"
+    os.mkfifo(log)
+    assert checks.kernel_log().status == "ok"
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(kernel_log.os, "open", refuse)
+    refused = checks.kernel_log()
+    assert refused.status == "warn"
+    assert "errors of NVSwitches not at all" in refused.found
+    assert "CAP_SYSLOG" in refused.todo
+    monkeypatch.setenv("UNIDLE_AGENT_KERNEL_LOG", "")
+    assert checks.kernel_log().status == "absent"
 
 
 def collector(token: str) -> Callable[[Request], Reply]:

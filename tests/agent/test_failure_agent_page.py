@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -101,6 +102,26 @@ def test_a_hung_driver_is_a_state_of_the_gpu_and_a_counted_restart(tmp_path: Pat
         assert json.loads(one.get("/health"))["ok"] is True
     restarts = of(page, 'unidle_agent_source_events_total{source="nvml",event="poller_restarts"}')
     assert int(restarts.split()[-1]) >= 1
+
+
+def test_an_xid_of_the_kernel_log_is_counted_once_on_the_gpu_at_its_address(tmp_path: Path) -> None:
+    library, answers, log = nvml_library.build(tmp_path), tmp_path / "answers", tmp_path / "kmsg"
+    cards = [nvml_library.gpu(0), nvml_library.gpu(1)]
+    nvml_library.write(answers, cards)
+    os.mkfifo(log)
+    given = nvml_library.environment(library, answers)
+    with running_agent(tmp_path / "s", given, nvml="on", kernel_log=str(log), period_s=0.5) as one:
+        until(lambda: cards[1]["uuid"] in one.get("/metrics"))
+        with log.open("wb", buffering=0) as end:
+            end.write(b"4,7,1000,-;NVRM: Xid (PCI:0000:1c:00): 31, pid=4242, name=python3, MMU Fault\n" * 3)
+            until(lambda: "unidle_gpu_xid_errors_total{" in one.get("/metrics"))
+        page = one.get("/metrics")
+        assert json.loads(one.get("/health"))["kernel_log"] == "read"
+    (line,) = of(page, "unidle_gpu_xid_errors_total{").splitlines()
+    assert f'uuid="{cards[1]["uuid"]}"' in line
+    assert 'xid="31"' in line
+    assert line.endswith(" 1")
+    assert 'unidle_agent_kernel_log_lines_total{outcome="folded"} 2\n' in page
 
 
 def of(page: str, name: str) -> str:

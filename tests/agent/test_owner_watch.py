@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.agent.owner_world import SLURM_V2, Node, gpu
 
 from unidle_agent.errors import SourceError
-from unidle_agent.owners import Claims
+from unidle_agent.owners import Claims, Holder
 from unidle_agent.owners.cgroup import CgroupSource
 from unidle_agent.owners.watch import OwnerWatch
 from unidle_agent.privacy import Pseudonymiser
@@ -130,6 +130,17 @@ def test_where_two_jobs_share_a_gpu_no_jobs_figures_are_its_own(tmp_path: Path) 
     (row,) = watch.complete(tick(gpu(0, 10, 11))).gpus
     assert row.values == {}
     assert row.facts.owner.job == "7,8"
+
+
+def test_the_job_of_a_process_on_a_gpu_is_known_by_its_pseudonym(tmp_path: Path) -> None:
+    node, pseudonyms = Node(tmp_path), Pseudonymiser(b"a key of this test")
+    node.process(10, SLURM_V2.format(job=7))
+    watch = OwnerWatch([CgroupSource(node.proc)], pseudonyms, 15.0, cgroups=node.cgroups)
+    assert watch.job_of(10) == ""
+    watch.refresh([gpu(0, 10)])
+    assert (watch.job_of(10), watch.job_of(11)) == ("7", "")
+    watch._holders = {12: Holder("people/training", source="test")}
+    assert watch.job_of(12) == pseudonyms.owner(Owner(job="people/training")).job != "people/training"
 
 
 def test_what_the_samples_bring_is_not_touched() -> None:

@@ -60,6 +60,7 @@ class OwnerWatch:
         self._owners: dict[str, Owner] = {}
         self._completed: dict[str, tuple[GpuFacts, Owner, GpuFacts]] = {}
         """UUID -> facts as they came, owner, the facts with that owner: seldom is any of them new."""
+        self._holders: Mapping[int, Holder] = {}
         self._job_cgroups: dict[str, Mapping[str, str]] = {}
         self._figures: dict[str, dict[str, Value]] = {}
         self._problems: tuple[str, ...] = ()
@@ -94,6 +95,12 @@ class OwnerWatch:
             return before
         sources = {**dict.fromkeys(figures, "cgroup"), **facts.sources}
         return facts, owner, replace(facts, owner=owner, sources=sources)
+
+    def job_of(self, pid: int) -> str:
+        """The job, as a pseudonym, of a process that was on a GPU at the last look; empty where not known."""
+        with self._news:
+            holder = self._holders.get(pid)
+        return self._pseudonyms.owner(Owner(job=holder.job)).job if holder else ""
 
     def start(self) -> None:
         """Begin to look by itself."""
@@ -140,7 +147,7 @@ class OwnerWatch:
             gpu.facts.uuid: cgroup for gpu in gpus if (cgroup := _job_cgroup(gpu, holders)) is not None
         }
         with self._news:
-            self._owners, self._problems = owners, tuple(problems)
+            self._owners, self._holders, self._problems = owners, holders, tuple(problems)
 
     def _answer(self, source: OwnerSource, gpus: Sequence[GpuReading], problems: list[str]) -> Claims:
         try:
