@@ -119,7 +119,8 @@ def _told(scene: Scene) -> list[Finding]:
         while waiting and waiting[-1].second < (instant + 1) * period_s:
             event = waiting.pop()
             time_ns = START_NS + event.second * SECOND_NS + SECOND_NS // 2
-            now.append(Happened(int(positions[event.gpu]), time_ns, event.kind, event.code))
+            at = int(positions[event.gpu])
+            now.append(Happened(at, time_ns, event.kind, event.code, event.text, event.part))
         return tuple(now)
 
     told: dict[str, Finding] = {}

@@ -16,6 +16,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Protocol
 
 from unidle_agent.exporter import Metric, single
 from unidle_agent.kernel_lines import SxidLine, XidLine, parse, pci_address
@@ -39,15 +40,35 @@ MOST_REMEMBERED = 1024
 CLASSES = {True: "fatal", False: "non-fatal", None: "unknown"}
 
 
+class Log(Protocol):
+    """A log of the kernel, as `KernelLog` is one."""
+
+    lost: int
+    full: int
+
+    def messages(self, mark: re.Pattern[bytes]) -> Iterator[str]:
+        """What is new in it."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
 class Faults:
     """Completes ticks. The kernel log at `path` (empty: none) may be out of reach: that is said once."""
 
-    def __init__(self, path: str, *, names: bool, job_of: Callable[[int], str] = lambda _: "") -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        names: bool,
+        job_of: Callable[[int], str] = lambda _: "",
+        open_log: Callable[[str], Log] = KernelLog,
+    ) -> None:
         """`names`: may the names of processes go on; `job_of` gives the job of a process, or nothing."""
         self.problem = ""
         """Why the log is not read; empty while it is."""
         self._names, self._job_of = names, job_of
-        self._log: KernelLog | None = None
+        self._log: Log | None = None
         self._counts = {"xid": 0, "sxid": 0, "folded": 0, "echo": 0, "no_gpu": 0, "left_out": 0, "garbled": 0}
         self._lines_ns: dict[tuple[str, int, int], tuple[int, int]] = {}
         """(GPU or switch, code, link) -> when it was last told by the log, and its last line."""
@@ -57,7 +78,7 @@ class Faults:
         """(switch, link, code, class) -> errors."""
         self._gpus: tuple[GpuReading, ...] = ()
         try:
-            self._log = KernelLog(path) if path else None
+            self._log = open_log(path) if path else None
         except OSError as error:
             self._stop(f"{path} cannot be read ({error.strerror})")
         if not path:

@@ -21,9 +21,11 @@ MOST_WORDS = 160
 
 _PCI = r"([0-9a-fA-F]{4,8}):([0-9a-fA-F]{2}):([0-9a-fA-F]{2})(?:\.[0-7])?"
 _ADDRESS = re.compile(_PCI)
-_CODE = r"(\d{1,6})(?![^,\s])(.*)"
-_XID = re.compile(rf"NVRM: Xid \(PCI:{_PCI}[^)]{{0,24}}\): {_CODE}", re.DOTALL)
-_SXID = re.compile(rf"nvidia-nvswitch(\d{{1,3}}): SXid \(PCI:{_PCI}\): {_CODE}", re.DOTALL)
+_XID = re.compile(rf"NVRM: Xid \(PCI:{_PCI}[^)]{{0,24}}\): (\d{{1,6}})(?![^,\s])(.*)", re.DOTALL)
+_SXID = re.compile(
+    rf"nvidia-nvswitch(\d{{1,3}}): SXid \(PCI:{_PCI}\): (\d{{5}}), *((?:fatal|non-fatal|severity|data)\b.*)",
+    re.DOTALL | re.IGNORECASE,
+)
 _PID = re.compile(r",?\s*pid='?(\d{1,10}|<unknown>)'?(?:,\s*|$)")
 _LINK = re.compile(r"\bLink (\d{1,3})\b")
 _STRANGE = re.compile(r"[^A-Za-z0-9 .,:;()_=+/@%#-]+")
@@ -74,8 +76,7 @@ def parse(line: str) -> XidLine | SxidLine | None:
         return XidLine(_address(domain, bus, device), int(code), pid, plain(name), plain(words))
     if found := _SXID.match(line):
         switch, domain, bus, device, code, rest = found.groups()
-        head = rest.lstrip(" ,").casefold()
-        fatal = True if head.startswith("fatal") else False if head.startswith("non-fatal") else None
+        fatal = {"fatal": True, "non-f": False}.get(rest[:5].casefold())
         link = _LINK.search(rest)
         return SxidLine(
             switch=int(switch),

@@ -77,6 +77,9 @@ class Happened:
     kind: str
     """That of `unidle_agent.wire.Event`; or REBOOTED, RESET: what the collector concludes itself."""
     code: int = 0
+    text: str = ""
+    part: int = -1
+    """As in the event."""
 
 
 REBOOTED, RESET = "rebooted", "counters_reset"

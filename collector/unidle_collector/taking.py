@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from zlib_ng import zlib_ng
 
 from unidle_agent.errors import UnidleError, WireError
-from unidle_agent.wire import Batch, Event, GpuFacts, Owner, decode
+from unidle_agent.wire import NODE, Batch, Event, GpuFacts, Owner, decode
 from unidle_agent.wire_flight import whole
 from unidle_collector.arrivals import Arrival
 from unidle_collector.engine import Engine
@@ -358,10 +358,10 @@ class Taking:
         for event in batch.events:
             time_ns = min(event.time_ns + shift_ns, node.last_push_ns + FUTURE_NS)
             for position, uuid in zip(node.positions.tolist(), node.gpus, strict=True):
-                if (
-                    whole(uuid) == event.gpu or uuid == event.gpu
-                ):  # a GPU's event is one of its instances, too
-                    self._window.events.take(Happened(position, time_ns, event.kind, event.code))
+                # A node's event is one of all its GPUs, a GPU's one of its instances.
+                if event.gpu in (NODE, whole(uuid), uuid):
+                    happened = Happened(position, time_ns, event.kind, event.code, event.text, event.part)
+                    self._window.events.take(happened)
 
     def _skew(self, name: str, node: NodeBook, received_ns: int, clock_ns: int | None) -> int:
         """How far the node's clock is behind ours, where that is worth a correction."""

@@ -2,7 +2,8 @@
 
 A code comes as an event of the driver, or as a change of `last_xid`, which sticks: only a change counts,
 and the first value that is ever seen may be old. Both may tell the same one, and one fault gives many
-lines: the same code on the same GPU within FOLD_NS is one.
+lines: the same code on the same GPU within FOLD_NS is one. What the kernel log says of it, where the agent
+may read that, is kept as its words; a restart forgets them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Literal
 
 import numpy as np
 
+from unidle_agent.kernel_lines import plain
+from unidle_agent.wire import KERNEL_WORDS
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import NEVER, SECOND_NS, PerGpu
 from unidle_collector.signals import View
@@ -109,22 +112,29 @@ class XidBook:
         self._a.make("first_ns", np.int64, NEVER, REMEMBERED)
         self._a.make("last_ns", np.int64, NEVER, REMEMBERED)
         self._a.make("count", np.int32, 0, REMEMBERED)
+        self._words: dict[tuple[int, int], str] = {}
+        """(GPU, code) -> what the kernel log said of it last."""
 
     def take(self, view: View) -> list[Hit]:
         """What is new at this step, oldest first."""
         hits = []
-        for gpu, time_ns, code in sorted(self._told(view), key=lambda told: told[1]):
+        for gpu, time_ns, code, words in sorted(self._told(view), key=lambda told: told[1]):
             entry = xid(code)
-            if entry.class_ in self._classes and self._count(gpu, time_ns, code):
+            if entry.class_ not in self._classes:
+                continue
+            if self._count(gpu, time_ns, code):
                 hits.append(Hit(gpu, time_ns, entry))
+            if words:
+                self._words[gpu, code] = words
         return hits
 
-    def _told(self, view: View) -> Iterator[tuple[int, int, int]]:
-        """(GPU, time, code) by event and by a change of the sticky value."""
+    def _told(self, view: View) -> Iterator[tuple[int, int, int, str]]:
+        """(GPU, time, code, words of the kernel log) by event and by a change of the sticky value."""
         step, sticky = view.step, self._a["sticky"]
         for event in step.events:
             if event.kind == "xid":
-                yield event.gpu, event.time_ns, event.code
+                words = event.text if event.text.startswith(KERNEL_WORDS) else ""
+                yield event.gpu, event.time_ns, event.code, plain(words)
         if "last_xid" not in step.columns:
             return
         now = step.get("last_xid")
@@ -135,7 +145,7 @@ class XidBook:
         sticky[changed] = now[changed]
         for gpu, was, code in zip(changed.tolist(), before.tolist(), now[changed].tolist(), strict=True):
             if was == was and code > 0:
-                yield gpu, step.end_ns, int(code)
+                yield gpu, step.end_ns, int(code), ""
 
     def _count(self, gpu: int, time_ns: int, code: int) -> bool:
         """Put it into the book; False where it was told before (a log gone through again) or folds."""
@@ -144,6 +154,7 @@ class XidBook:
         found = np.flatnonzero(codes == code)
         place = int(found[0]) if found.size else int(last.argmin())
         if not found.size:
+            self._words.pop((gpu, int(codes[place])), None)
             codes[place], a["first_ns"][place, gpu], a["count"][place, gpu] = code, time_ns, 0
         elif time_ns < last[place] + FOLD_NS:
             last[place] = max(time_ns, int(last[place]))
@@ -173,6 +184,10 @@ class XidBook:
         out = []
         for code, count in found.items():
             words = f"XID {code} ({xid(code).name}): {'once' if count == 1 else f'{count} times'}"
+            said = next(
+                (self._words[at] for at in ((gpu, code) for gpu in gpus.tolist()) if at in self._words), ""
+            )
+            words += f"; {said}" if said else ""
             out.append(Evidence("last_xid", float(code), "code", None, lasted_s, words))
         return out
 

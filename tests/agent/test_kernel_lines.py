@@ -50,7 +50,10 @@ SWITCH = "nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): "
             f"{SWITCH}19084, Severity 1 Engine instance 04",
             SxidLine(3, "0000:c1:00", 19084, None, None, "Severity 1 Engine instance 04"),
         ),
-        (f"{SWITCH}11001", SxidLine(3, "0000:c1:00", 11001, None, None, "")),
+        (
+            f"{SWITCH}19084, Data {{0x00000001, 0x00}}",
+            SxidLine(3, "0000:c1:00", 19084, None, None, "Data ?0x00000001, 0x00?"),
+        ),
     ],
 )
 def test_a_line_of_the_driver_is_read(line: str, said: XidLine | SxidLine) -> None:
@@ -67,6 +70,9 @@ def test_a_line_of_the_driver_is_read(line: str, said: XidLine | SxidLine) -> No
         "NVRM: Xid (PCI:0000:9b:00): , pid=1",
         "NVRM: Xid (PCI:0000:9b:00): 12345678901234567890",
         "nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 2003?, Fatal, Link 30",
+        "nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 2003, Fatal, Link 30",
+        "nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 20034, F?t?l, L",
+        "nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 20034",
         "nvidia-nvswitch: SXid (PCI:0000:c1:00.0): 20034, Fatal",
         "backup[77]: NVRM: Xid (PCI:0000:9b:00): 79, a program said so",
     ],

@@ -5,16 +5,17 @@ What it means
     hangs. The time of the GPU has failed until it is reset, or its node booted.
 
 Evidence
-    XIDs of the driver, as events or as changes of last_xid; recovery_action, what the driver asks for.
+    XIDs of the driver, as events or as changes of last_xid, with the kernel log's words where the agent may
+    read them; recovery_action, what the driver asks for.
 
 How it decides
     By the class of the XID in data/xids.toml, which is NVIDIA's catalogue and NVSentinel's where both
     agree: `reset` (fatal until the GPU is reset) or `reboot` (until the machine is booted or
     power-cycled). Codes on which they disagree, or which nobody lists, are never fatal: see xid_warning.
-    On at once; told after 3 s, so that an XID 79 whose GPU is lost is told as gpu_lost alone. Lines of
-    one code on one GPU within 10 s are one. Over when the driver's counters begin anew (reset, reload),
-    the machine was booted, the driver has asked for nothing for 30 s after it (its own word outweighs
-    the table), a lost GPU answers again, or another job has worked on the GPU for 60 s.
+    On at once. `reset` is told at once, `reboot` after 3 s, so that an XID 79 whose GPU is lost is told as
+    gpu_lost alone. Lines of one code on one GPU within 10 s are one. Over when the driver's counters begin
+    anew (reset, reload), the machine was booted, the driver has asked for nothing for 30 s after it (its own
+    word outweighs the table), a lost GPU answers again, or another job has worked on the GPU for 60 s.
 
 What to do
     Drain the node; reset the GPU when nothing runs on it, or boot the machine. Where it comes again on
@@ -121,8 +122,8 @@ class FatalXid:
         return out
 
     def delay_s(self, cause: str) -> float:
-        """Long enough for the GPU's state to come."""
-        return self.finding_delay_s
+        """After the code of a GPU that may be gone, long enough for its state to come."""
+        return self.finding_delay_s if cause == "reboot" else 0.0
 
     def about(
         self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float

@@ -6,13 +6,17 @@ variants and the seed. `seen` is a view of it: how often the agent looks, what g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unidle_agent.faults import Faults
 from unidle_agent.fields import BY_NAME
+from unidle_agent.sample import GpuReading, Tick
+from unidle_agent.wire import NODE, GpuFacts
 from unidle_collector.model import GpuRef
 from unidle_collector.recording import Recording
 from unidle_collector.simulator.asked import READ_EACH_S, told, usual
@@ -21,6 +25,7 @@ from unidle_collector.simulator.mechanisms.faults import (
     Effect,
     FaultVariant,
     Grows,
+    Logged,
     Reads,
     Rests,
     Silent,
@@ -66,6 +71,8 @@ PROFILED = ("sm_active_ratio", "tensor_active_ratio", "dram_active_ratio", "grap
 EXPORTER_HEALTH = ("last_xid", "rows_remapped_correctable", "rows_remapped_uncorrectable", "row_remap_failed")
 """What a dcgm-exporter sends of faults by default."""
 NEVER_ENDS_S = 10**9
+FIRST_BUS = 0x1B
+"""Of the PCI addresses of a node's GPUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +83,24 @@ class Event:
     gpu: int
     kind: str
     code: int = 0
+    text: str = ""
+    part: int = -1
+
+
+@dataclass(slots=True)
+class Said:
+    """A log of the kernel in which stands what was put there."""
+
+    lines: Sequence[str] = ()
+    lost: int = 0
+    full: int = 0
+
+    def messages(self, mark: re.Pattern[bytes]) -> Iterator[str]:
+        """Those lines with `mark` in them."""
+        return (line for line in self.lines if mark.search(line.encode()))
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 @dataclass(slots=True)
@@ -166,6 +191,8 @@ def _apply(effect: Effect, out: FaultTrial, rng: np.random.Generator) -> None:
         case Told(kinds, each_s):
             for second in _times(out, each_s, rng):
                 out.events += [Event(second, int(gpu), kind) for gpu in out.affected for kind in kinds]
+        case Logged():
+            _write(effect, out, rng)
         case Reads("gpu_state", values):
             for name, levels in columns.items():
                 levels[place] = values[0] if name == "gpu_state" else np.nan
@@ -193,6 +220,24 @@ def _log(effect: Xid, out: FaultTrial, rng: np.random.Generator) -> None:
         out.columns["last_xid"][second:, out.affected] = code
         if not effect.sticky:
             out.events += [Event(second, int(gpu), "xid", code) for gpu in out.affected for _ in range(lines)]
+
+
+def _write(effect: Logged, out: FaultTrial, rng: np.random.Generator) -> None:
+    """Put the lines into a kernel log, and take what the agent makes of them."""
+    gpus = range(out.columns["power_w"].shape[1])
+    addresses = [f"0000:{FIRST_BUS + gpu:02x}:00" for gpu in gpus]
+    rows = tuple(GpuReading(GpuFacts(str(gpu), gpu, pci_bus_id=f"{addresses[gpu]}.0"), {}) for gpu in gpus)
+    log = Said()
+    faults = Faults("simulated", names=False, open_log=lambda _: log)
+    for second in _times(out, effect.each_s, rng):
+        log.lines = [
+            line.format(pci=addresses[gpu])
+            for line in effect.lines
+            for gpu in (out.affected if "{pci}" in line else out.affected[:1])
+        ]
+        for event in faults.complete(Tick(second * SECOND_NS, rows, {}, ())).events:
+            of = gpus if event.gpu == NODE else (int(event.gpu),)
+            out.events += [Event(second, gpu, event.kind, event.code, event.text, event.part) for gpu in of]
 
 
 def _times(out: FaultTrial, each_s: Range, rng: np.random.Generator) -> list[int]:

@@ -40,6 +40,15 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
+class Logged:
+    """Lines of the kernel log, which the agent's own code reads: with `{pci}`, one for each affected GPU at
+    its address, else one for the node."""
+
+    lines: tuple[str, ...]
+    each_s: Range = NONE
+
+
+@dataclass(frozen=True, slots=True)
 class Reads:
     """A field reads one of `values`, on all affected GPUs the same; of host fields: on the node."""
 
@@ -78,7 +87,7 @@ class Zeros:
     """The profiling counters say 0."""
 
 
-Effect = Xid | Told | Reads | Grows | Rests | Clock | Silent | Zeros
+Effect = Xid | Told | Logged | Reads | Grows | Rests | Clock | Silent | Zeros
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +113,10 @@ ASKS_REBOOT = Reads("recovery_action", (float("nan"), 2.0, 7.0))
 """What the driver asks for after a fatal XID; older ones have no word for it."""
 OFF_THE_BUS = Reads("gpu_state", (1.0,))
 HANGS = Reads("gpu_state", (2.0,))
+
+XID_LINE = "NVRM: Xid (PCI:{pci}): "
+SXID_LINE = "nvidia-nvswitch2: SXid (PCI:0000:c4:00.0): "
+OTHER_SXID_LINE = "nvidia-nvswitch0: SXid (PCI:0000:c1:00.0): "
 
 FAULT_VARIANTS = (
     FaultVariant("a GPU hangs in a context switch", "tuning", ("xid.reset",), (Xid((109, 46, 95)), ASKS_RESET)),
@@ -161,6 +174,21 @@ FAULT_VARIANTS = (
         "symbol errors on a cable", "tuning", ("infiniband.errors",),
         (Grows("ib_link_errors", (40, 120), (10, 20)),), affected=ALL,
     ),
+    FaultVariant(
+        "a link of an NVSwitch fails for good", "tuning", ("nvswitch.fatal",),
+        (Logged((SXID_LINE + "20034, Fatal, Link 30 LTSSM fault up",
+                 SXID_LINE + "20034, Severity 1 Engine instance 30 Sub-engine instance 00")),), affected=ALL,
+    ),
+    FaultVariant(
+        "a link of an NVSwitch keeps retrying", "tuning", ("nvswitch.repeated",),
+        (Logged((SXID_LINE + "12028, Non-fatal, Link 44 egress non-posted",), each_s=(61, 100)),), affected=ALL,
+        onset_s=(330, 500),
+    ),
+    FaultVariant(
+        "a page fault in the kernel log alone, of a process named like another", "tuning",
+        ("xid_application.application",),
+        (Logged((XID_LINE + "31, pid=4242, name=a, 79, b, Ch 00000008, MMU Fault: ENGINE GRAPHICS",)),),
+    ),
     FaultVariant("half of the lanes", "tuning", ("pcie.width",), (Reads("pcie_width", (8.0,)),)),
     FaultVariant(
         "a riser of an older generation", "tuning", ("pcie.generation",),
@@ -187,6 +215,11 @@ FAULT_VARIANTS = (
     FaultVariant("a stray NVLink error", "tuning", (), (Grows("nvlink_errors", (1, 4), (700, 900)),)),
     FaultVariant("half of the ports never had a cable", "tuning", (), (
         Reads("ib_ports_active", (4.0,)), Reads("ib_ports_inactive", (4.0,))), affected=ALL, onset_s=NONE),
+    FaultVariant("a storm of lesser errors of an NVSwitch", "tuning", (),
+                 (Logged((SXID_LINE + "19084, Non-fatal, Link 04",), each_s=(1, 4)),), affected=ALL, lasts_s=(20, 50)),
+    FaultVariant("torn lines of the kernel log", "tuning", (), (Logged(
+        (XID_LINE + "7?, pid=12", "NVRM: Xid (PCI:0000:1b", SXID_LINE + "2003, ????", SXID_LINE + "Fatal, Link"),
+        each_s=(20, 60)),)),
     FaultVariant("a call that takes its time", "tuning", (), (HANGS,), lasts_s=(1, 5)),
     FaultVariant("a clock a second off", "tuning", (), (Clock((0.2, 2.0)),), affected=ALL),
     FaultVariant("an agent is restarted", "tuning", (), (Silent(),), affected=ALL, lasts_s=(5, 25)),
@@ -268,6 +301,22 @@ FAULT_VARIANTS = (
         (Grows("ib_link_errors", (1000, 90_000), (1, 8)),), affected=ALL,
     ),
     FaultVariant(
+        "two NVSwitches fail, the lines out of order", "held_out", ("nvswitch.fatal",),
+        (Logged((OTHER_SXID_LINE + "11001, Severity 1 Engine instance 04",
+                 SXID_LINE + "23001, Fatal, Link 07 ingress", OTHER_SXID_LINE + "11001, Fatal, ingress command"),
+                each_s=(100, 300)),), affected=ALL, works="in bursts",
+    ),
+    FaultVariant(
+        "two links of an NVSwitch that report in turns of two minutes", "held_out", ("nvswitch.repeated",),
+        (Logged((OTHER_SXID_LINE + "28006, Non-fatal, Link 12 MC TS", OTHER_SXID_LINE + "20009, Non-fatal, Link 13"),
+                each_s=(105, 130)),), affected=ALL, onset_s=(330, 500),
+    ),
+    FaultVariant(
+        "a fatal XID in the kernel log alone, line after line, without a process", "held_out", ("xid.reset",),
+        (Logged((XID_LINE + "62, pid='<unknown>', name=<unknown>, 0000(00002a40) 00000000 00000000",
+                 XID_LINE + "62, 2a40(0000) 00000000"), each_s=(1, 12)), ASKS_RESET),
+    ),
+    FaultVariant(
         "a quarter of the lanes or one, on empty GPUs, too", "held_out", ("pcie.width",),
         (Reads("pcie_width", (4.0, 1.0)), Rests()), works="never",
     ),
@@ -316,6 +365,16 @@ FAULT_VARIANTS = (
     FaultVariant(
         "a slower card for storage beside the eight", "held_out", (),
         (Reads("ib_ports_active", (9.0,)), Reads("ib_ports_slow", (1.0,))), affected=ALL, onset_s=NONE,
+    ),
+    FaultVariant(
+        "lesser errors of an NVSwitch, a different link each", "held_out", (),
+        (Logged(tuple(SXID_LINE + f"12028, Non-fatal, Link {link:02}" for link in range(3, 33, 3)), each_s=(300, 500)),),
+        affected=ALL,
+    ),
+    FaultVariant(
+        "words of the kernel log that quote another XID", "held_out", (), (Logged((
+            XID_LINE + "154, pid=77, name=x, GPU recovery action changed after NVRM: Xid (PCI:{pci}): 79, off",
+            XID_LINE + "45, pid=77, name=y, Xid 48"), each_s=(40, 90)),),
     ),
     FaultVariant("a call that nearly times out", "held_out", (), (HANGS,), lasts_s=(6, 8)),
     FaultVariant("a clock that drifts", "held_out", (), (Clock((2.5, 4.5)),), affected=ALL),
