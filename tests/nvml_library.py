@@ -88,6 +88,7 @@ def _device_calls() -> Gpu:
         "pcie.generation_max": 5,
         "fabric.state": 3,
         "fabric.health": 0x2A,
+        "sram.threshold_exceeded": 0,
     }
 
 
@@ -105,6 +106,10 @@ def _field_values() -> Gpu:
         "field.142": "u:2",
         "field.143": "u:1",
         "field.144": "u:1",
+        "field.303": "u:2",
+        "field.304": "u:1",
+        "field.305": "u:60",
+        "field.306": "u:0",
         "field.307": "u:0",
         "field.145": "u:0",
         "field.185": "u:612345",

@@ -83,6 +83,8 @@ CAUSES: Mapping[str, str] = {
     "slow_port": "port below its rate",
     "small_kernels": "small kernels, launch-bound",
     "software_thermal": "software thermal slowdown",
+    "spares_used_up": "no spare memory left",
+    "sram_threshold": "on-chip memory fails too often",
     "storage": "storage too slow",
     "straggler": "waits for a straggler",
     "tcp_fallback": "collectives over TCP",

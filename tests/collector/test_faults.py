@@ -100,6 +100,16 @@ MUST_FIRE = [
     ),
     Case("a failed row remap", HEALTHY | {"row_remap_failed": after(6, 1, 0)}, {"ecc": "remap_failed"}),
     Case("a pending bank remap", HEALTHY | {"bank_remap_pending": after(6, 1, 0)}, {"ecc": "remap_pending"}),
+    Case(
+        "on-chip memory past its threshold",
+        HEALTHY | {"sram_threshold_exceeded": after(6, 1, 0)},
+        {"ecc": "sram_threshold"},
+    ),
+    Case(
+        "a group of banks without spares",
+        HEALTHY | {"bank_groups_no_spares": after(6, 2, 0)},
+        {"ecc": "spares_used_up"},
+    ),
     Case("a pending row remap", HEALTHY | {"row_remap_pending": after(6, 1, 0)}, {"ecc": "remap_pending"}),
     Case(
         "uncorrectable errors that grow",
@@ -177,6 +187,11 @@ MUST_FIRE = [
 ]
 
 MUST_NOT_FIRE = [
+    Case(
+        "banks remapped with spares to go",
+        HEALTHY | {"bank_remaps_active": after(6, 3, 0), "bank_groups_no_spares": 0.0},
+        {},
+    ),
     Case("an XID that is there from the beginning may be old", HEALTHY | {"last_xid": 79.0}, {}),
     Case("echoes and trends are not told", HEALTHY | {"last_xid": sticky(6, 45)}, {}),
     Case("corrected errors, however many", HEALTHY | {"ecc_corrected_volatile": after(5, 1e6, 0)}, {}),

@@ -104,7 +104,10 @@ def test_a_fatal_xid_is_repaired_as_the_driver_asks_else_as_the_catalogue_says()
     ]
 
 
-@pytest.mark.parametrize(("field", "replaced"), [("row_remap_pending", False), ("row_remap_failed", True)])
+@pytest.mark.parametrize(
+    ("field", "replaced"),
+    [("row_remap_pending", False), ("row_remap_failed", True), ("sram_threshold_exceeded", True)],
+)
 def test_memory_is_reset_or_replaced_and_no_gain_is_claimed(field: str, replaced: bool) -> None:
     finding = broken(**{field: after(6, 1, 0)})
     (item,) = recommend([finding], finding.updated_ns)
@@ -112,6 +115,13 @@ def test_memory_is_reset_or_replaced_and_no_gain_is_claimed(field: str, replaced
     assert item.gain.high.gpu_h == 0
     assert ("have it replaced" in item.command) == replaced
     assert ("unidle agent release --for 10m" in item.command) == (not replaced)
+
+
+def test_spares_that_are_used_up_call_for_nothing_yet() -> None:
+    finding = broken(bank_groups_no_spares=after(6, 1, 0))
+    assert finding.severity == "info"
+    assert "bank_groups_no_spares is 1" in [item.text for item in finding.evidence]
+    assert recommend([finding], finding.updated_ns) == []
 
 
 def test_a_lost_gpu_wants_its_node_off_and_on() -> None:

@@ -390,6 +390,16 @@ Return nvmlDeviceGetGpuFabricInfoV(Device *device, FabricV2 *out) {
     return result;
 }
 
+typedef struct { unsigned version; unsigned long long counts[11]; unsigned exceeded; } SramStatusV1;
+Return nvmlDeviceGetSramEccErrorStatus(Device *device, SramStatusV1 *out) {
+    GPU_CALL(device);
+    if (out->version != (sizeof *out | 1u << 24)) return VERSION_MISMATCH;
+    long long exceeded = 0;
+    Return result = number(scope, "sram.threshold_exceeded", &exceeded);
+    out->exceeded = (unsigned)exceeded;
+    return result;
+}
+
 /* Several numbers that one call gives together: all of them, or the first failure. */
 static Return numbers(const char *scope, int count, const char *const keys[], long long out[]) {
     for (int i = 0; i < count; i++) {

@@ -328,6 +328,12 @@ def test_a_link_counter_that_no_link_has_is_unknown(nvml: FakeNvml, opened: Open
         ({"field__91": "u:0"}, "NVLink", {"nvlink_links"}),
         ({"pcie__width_max": None}, "pcie link", {"pcie_width", "pcie_width_max"}),
         ({"fabric__state": None}, "fabric", {"fabric_state", "fabric_health"}),
+        ({"sram__threshold_exceeded": None}, "sram errors", {"sram_threshold_exceeded"}),
+        (
+            {f"field__{number}": None for number in range(303, 308)},
+            "bank_remap_pending (field 307)",
+            {"bank_remap_pending", "bank_remaps_active", "bank_groups_no_spares"},
+        ),
         ({"field__230": None}, "recovery_action (field 230)", {"recovery_action"}),
     ],
 )

@@ -53,6 +53,12 @@ def _fabric(handle: Any) -> Any:
     return info
 
 
+def _sram(handle: Any) -> Any:
+    status = pynvml.c_nvmlEccSramErrorStatus_v1_t()
+    pynvml.nvmlDeviceGetSramEccErrorStatus(handle, ctypes.byref(status))
+    return status
+
+
 class _Platform(ctypes.Structure):
     """nvmlPlatformInfo_v2: nvidia-ml-py has its numbers as characters."""
 
@@ -154,6 +160,13 @@ CALLS: tuple[Call, ...] = (
         ("fabric.state", "fabric.health"),
         members=("state", "healthMask"),
         ask=_fabric,
+    ),
+    Call(
+        "nvmlDeviceGetSramEccErrorStatus",
+        "slow",
+        ("sram.uncorrected_parity", "sram.uncorrected_sec_ded", "sram.corrected", "sram.threshold_exceeded"),
+        members=("aggregateUncParity", "aggregateUncSecDed", "aggregateCor", "bThresholdExceeded"),
+        ask=_sram,
     ),
     _number("RemappedRows", "slow", "rows.corrected", "rows.uncorrected", "rows.pending", "rows.failed"),
 )

@@ -183,6 +183,12 @@ def fabric(device: Direct) -> Values:
     return {"fabric_state": info.state, "fabric_health": info.healthMask}
 
 
+def sram_errors(device: Direct) -> Values:
+    status = pynvml.c_nvmlEccSramErrorStatus_v1_t()
+    pynvml.nvmlDeviceGetSramEccErrorStatus(device.handle, ctypes.byref(status))
+    return {"sram_threshold_exceeded": status.bThresholdExceeded}
+
+
 def running_processes(device: Direct) -> tuple[int, ...]:
     """The ids of the compute processes that hold a context."""
     return tuple(process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses_v3(device.handle))
@@ -253,15 +259,20 @@ OWN_LOOK: tuple[frozenset[str], tuple[Ask, ...]] = (
 LOOKS_OF_WHOLE = (*LOOKS, OWN_LOOK)
 LOOK_FIELDS = ("power_instant_w",)
 
-SLOW_CALLS: tuple[tuple[Ask, ...], ...] = ((enforced_power_limit,), (fabric,))
+SLOW_CALLS: tuple[tuple[Ask, ...], ...] = ((enforced_power_limit,), (fabric,), (sram_errors,))
 """For physical GPUs, once in many passes; their links too."""
 SLOW_FIELDS = tuple(
     name
     for name, (number, _) in FIELD_IDS.items()
-    if number in (3, 4, 5, 6, 94, 142, 143, 144, 145, 230, 307)
+    if number in (3, 4, 5, 6, 94, 142, 143, 144, 145, 230, *range(303, 308))
 )
 """Fields of errors and repairs: they change rarely, and the driver takes longer over them."""
 FIELDS_OF_A_PASS = tuple(name for name in FIELD_IDS if name not in SLOW_FIELDS)
+
+WITH_ANOTHER = frozenset(
+    {"bank_remaps_active", "bank_remaps_inactive", "bank_groups_all_spares", "bank_groups_no_spares"}
+)
+"""Fields that a GPU has if it has bank_remap_pending: of their absence that one is said."""
 
 INSTEAD_OF_FIELD: dict[str, Ask] = {"power_w": power_usage, "energy_j": total_energy_consumption}
 """For GPUs that do not answer these in the batch of fields."""

@@ -226,7 +226,8 @@ class Device:
         # "Invalid argument" is what a driver says of a field id that is newer than itself.
         newer = code == pynvml.NVML_ERROR_INVALID_ARGUMENT
         what = f"{item.name} ({item.nvml})"
-        if self._note(what, pynvml.NVMLError(code), also=newer, quiet=item.name in calls.INSTEAD_OF_FIELD):
+        quiet = item.name in calls.INSTEAD_OF_FIELD or item.name in calls.WITH_ANOTHER
+        if self._note(what, pynvml.NVMLError(code), also=newer, quiet=quiet):
             self.refused.add(item.name)
             self.batches.clear()
 

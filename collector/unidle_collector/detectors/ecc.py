@@ -2,22 +2,27 @@
 
 What it means
     A double-bit error kills the work that touched it; the row is then to be remapped, which takes a
-    reset. When remapping fails, or memory cannot be retired, the GPU wants replacing.
+    reset. When remapping fails, memory cannot be retired, or the on-chip memory (SRAM) has failed more often
+    than the driver's threshold allows, the GPU wants replacing.
 
 Evidence
-    row_remap_failed, row_remap_pending, bank_remap_pending; growth of ecc_uncorrected_volatile,
+    row_remap_failed, row_remap_pending, bank_remap_pending, sram_threshold_exceeded, bank_groups_no_spares;
+    growth of ecc_uncorrected_volatile,
     ecc_uncorrected_aggregate and rows_remapped_uncorrectable; events of the driver for double-bit errors,
     poison and retired memory.
 
 How it decides
-    `remap_failed` and `remap_pending` for as long as the flag is set. `retirement_failed` and
+    `remap_failed`, `sram_threshold` and `remap_pending` for as long as the flag is set, `spares_used_up`
+    while a group of banks has no spare left: banks that were remapped with spares to go are no finding.
+    `retirement_failed` and
     `uncorrectable` for 30 min after the last event or growth, `retired` likewise; what a counter showed
     before the collector first saw it does not count. The worst of them is the cause. Corrected errors
     never count, however many: correction is what ECC is for. On at once.
 
 What to do
     remap_pending, retired: reset the GPU when it is next idle. uncorrectable: the same, and requeue what
-    ran. remap_failed, retirement_failed: drain the node and have the GPU replaced.
+    ran. remap_failed, retirement_failed, sram_threshold: drain the node and have the GPU replaced.
+    spares_used_up: nothing now; the next failure there is a remap_failed.
 
 How to silence it
     `silence = ["ecc:NODE"]` in `[collector]`.
@@ -30,30 +35,43 @@ from typing import ClassVar
 
 import numpy as np
 
+from unidle_agent.fields import BY_NAME
 from unidle_collector.detectors import About, Verdict, plural
 from unidle_collector.lasting import Lasting, drain, reset_gpus, where
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import NEVER, SECOND_NS
 from unidle_collector.signals import View
 
-CAUSES = ("remap_failed", "retirement_failed", "uncorrectable", "remap_pending", "retired")
+CAUSES = (
+    *("remap_failed", "retirement_failed", "sram_threshold"),
+    *("uncorrectable", "remap_pending", "retired", "spares_used_up"),
+)
 """The worst first."""
-FLAGS = {"row_remap_failed": 0, "row_remap_pending": 3, "bank_remap_pending": 3}
+REPLACE = CAUSES[:3]
+UNCORRECTABLE = CAUSES.index("uncorrectable")
+FLAGS = {
+    "row_remap_failed": CAUSES.index("remap_failed"),
+    "sram_threshold_exceeded": CAUSES.index("sram_threshold"),
+    "row_remap_pending": CAUSES.index("remap_pending"),
+    "bank_remap_pending": CAUSES.index("remap_pending"),
+    "bank_groups_no_spares": CAUSES.index("spares_used_up"),
+}
 EVENTS = {
-    "memory_retirement_failed": 1,
-    "ecc_uncorrected": 2,
-    "poison_fatal": 2,
-    "memory_retired": 4,
+    "memory_retirement_failed": CAUSES.index("retirement_failed"),
+    "ecc_uncorrected": UNCORRECTABLE,
+    "poison_fatal": UNCORRECTABLE,
+    "memory_retired": CAUSES.index("retired"),
 }
 """Kind of wire.Event -> cause; contained poison comes as XID 94, too, and single-bit storms are corrected."""
 COUNTERS = ("ecc_uncorrected_volatile", "ecc_uncorrected_aggregate", "rows_remapped_uncorrectable")
-UNCORRECTABLE = 2
 TITLES = (
     "remapping a memory row has failed on",
     "memory could not be retired on",
+    "errors of on-chip memory have passed the driver's threshold on",
     "uncorrectable memory errors on",
     "memory waits for a reset to be remapped on",
     "memory was retired on",
+    "no spare memory bank is left on",
 )
 
 
@@ -110,20 +128,24 @@ class Ecc(Lasting):
         node, numbers = where(view, gpus)
         errors = float(self._a["errors"][gpus].sum())
         evidence = [
-            Evidence(field, 1.0, "flag", 0.0, lasted_s, f"{field} is set")
+            Evidence(field, most, BY_NAME[field].unit.strip("{}"), 0.0, lasted_s, words)
             for field in FLAGS
-            if (self._a[field][gpus] > 0).any()
+            if (most := float(np.nan_to_num(self._a[field][gpus]).max())) > 0
+            and (words := f"{field} is set" if BY_NAME[field].unit == "{flag}" else f"{field} is {most:.0f}")
         ]
         if errors:
             words = f"{errors:.0f} uncorrectable errors or rows"
             evidence.append(Evidence("ecc_uncorrected_volatile", errors, "errors", 0.0, lasted_s, words))
-        replace = number <= 1
-        advice = (
-            f"{drain(node, f'{cause} on GPU {numbers}')}, and have the GPU replaced."
-            if replace
-            else f"When nothing runs on it: {reset_gpus(numbers)}."
-            + (" Requeue the job that ran on it." if number == UNCORRECTABLE else "")
-        )
+        replace = cause in REPLACE
+        if replace:
+            advice = f"{drain(node, f'{cause} on GPU {numbers}')}, and have the GPU replaced."
+        elif cause == "spares_used_up":
+            advice = (
+                f"Nothing now; the next bank that fails on GPU {numbers} cannot be remapped: replace it then."
+            )
+        else:
+            advice = f"When nothing runs on it: {reset_gpus(numbers)}."
+            advice += " Requeue the job that ran on it." if number == UNCORRECTABLE else ""
         return About(
             title=f"{TITLES[number]} {plural(gpus.size, 'GPU')}",
             severity="critical" if replace else "warning" if number == UNCORRECTABLE else "info",

@@ -3,7 +3,8 @@
 What it proposes
     For a row that waits to be remapped, retired memory and uncorrectable errors: to drain the node and reset
     the GPU when nothing runs there; the driver remaps the row on that occasion. Where remapping or
-    retirement failed: to drain the node and have the GPU replaced. Lever: fix.
+    retirement failed, or the on-chip memory has failed too often: to drain the node and have the GPU
+    replaced. For spares that are used up: nothing yet. Lever: fix.
 
 What it wins
     Nothing by the hour: the GPU works. It spares the crash of a job that would touch the row again, of
@@ -20,12 +21,12 @@ from unidle_collector.model import Finding, Recommendation
 from unidle_collector.recommend import gain_if_it_lasts
 from unidle_collector.repairs import drain, numbers, reset, resume, wait
 
-REPLACE = ("remap_failed", "retirement_failed")
+REPLACE = ("remap_failed", "retirement_failed", "sram_threshold")
 
 
 def advise(finding: Finding, now_ns: int) -> Recommendation | None:
     """Repair for a finding `ecc`, None for any other."""
-    if finding.kind != "ecc" or not finding.nodes:
+    if finding.kind != "ecc" or finding.cause == "spares_used_up" or not finding.nodes:
         return None
     node, count = finding.nodes[0], plural(len(finding.gpus), "GPU")
     replaces = finding.cause in REPLACE

@@ -62,7 +62,8 @@ SLOW = {
     "nvlink_recoveries_failed": 0.0, "fabric_health": float(0xAA), "recovery_action": 0.0,
     "ecc_corrected_volatile": 0.0, "ecc_uncorrected_volatile": 0.0, "ecc_uncorrected_aggregate": 0.0,
     "rows_remapped_correctable": 0.0, "rows_remapped_uncorrectable": 0.0, "row_remap_failed": 0.0,
-    "row_remap_pending": 0.0, "bank_remap_pending": 0.0, "ib_ports_active": 8.0, "ib_ports_inactive": 0.0,
+    "row_remap_pending": 0.0, "bank_remap_pending": 0.0, "sram_threshold_exceeded": 0.0,
+    "bank_remaps_active": 0.0, "bank_groups_no_spares": 0.0, "ib_ports_active": 8.0, "ib_ports_inactive": 0.0,
     "ib_ports_slow": 0.0,
     "ib_link_errors": 0.0,
 }  # fmt: skip

@@ -148,6 +148,10 @@ FAULT_VARIANTS = (
     FaultVariant(
         "a row waits for a reset", "tuning", ("ecc.remap_pending",), (Reads("row_remap_pending", (1.0,)),)
     ),
+    FaultVariant("on-chip memory fails too often", "tuning", ("ecc.sram_threshold",),
+                 (Reads("sram_threshold_exceeded", (1.0,)), Grows("ecc_uncorrected_aggregate", (1, 1), (1e6, 1e6)))),
+    FaultVariant("a group of banks has no spare left", "tuning", ("ecc.spares_used_up",),
+                 (Reads("bank_remaps_active", (4.0, 8.0)), Reads("bank_groups_no_spares", (1.0,)))),
     FaultVariant("memory is retired", "tuning", ("ecc.retired",), (Told(("memory_retired",)),)),
     FaultVariant(
         "links of one GPU go down", "tuning", ("nvlink.links_down",), (Reads("nvlink_links_up", (12.0, 9.0)),)
@@ -205,6 +209,7 @@ FAULT_VARIANTS = (
     FaultVariant(
         "a corrected error now and then", "tuning", (), (Grows("ecc_corrected_volatile", (1, 2), (60, 300)),)
     ),
+    FaultVariant("a bank is remapped, with spares to go", "tuning", (), (Reads("bank_remaps_active", (1.0, 2.0)),)),
     FaultVariant(
         "empty GPUs lower their PCIe generation", "tuning", (), (Rests(),), affected=ALL, works="never"
     ),
@@ -269,6 +274,10 @@ FAULT_VARIANTS = (
         "rows wait on half of the node", "held_out", ("ecc.remap_pending",),
         (Reads("row_remap_pending", (1.0,)),), affected=(0.5, 0.5),
     ),
+    FaultVariant("the SRAM flag alone, on two GPUs", "held_out", ("ecc.sram_threshold",),
+                 (Reads("sram_threshold_exceeded", (1.0,)),), affected=(0.25, 0.25)),
+    FaultVariant("no spares left on a GPU since before anybody looked", "held_out", ("ecc.spares_used_up",),
+                 (Reads("bank_groups_no_spares", (2.0, 5.0)),), onset_s=NONE),
     FaultVariant("memory is retired again and again", "held_out", ("ecc.retired",),
                  (Told(("memory_retired",), each_s=(100, 300)),)),
     FaultVariant(
@@ -349,6 +358,8 @@ FAULT_VARIANTS = (
         (Grows("ecc_corrected_volatile", (500, 90_000), (1, 20)), Xid((92,)),
          Told(("ecc_storm",))),
     ),
+    FaultVariant("banks remapped long ago on half of the node", "held_out", (),
+                 (Reads("bank_remaps_active", (3.0, 6.0)),), affected=(0.5, 0.5), onset_s=NONE),
     FaultVariant(
         "GPUs lower their PCIe generation between bursts", "held_out", (), (Rests(),), affected=ALL,
         works="in bursts",
