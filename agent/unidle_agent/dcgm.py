@@ -13,6 +13,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from unidle_agent.dcgm_faults import FAMILIES, Counted
 from unidle_agent.dcgm_values import METRICS, Metric, base_value, missing, number
 from unidle_agent.sample import GpuReading, Value
 from unidle_agent.wire import GpuFacts, Owner
@@ -61,6 +62,8 @@ class Page:
     """UUIDs that several jobs or pods hold at once (time-slicing): their samples came once per job."""
     times_ns: tuple[int, ...] = ()
     """The distinct timestamps that samples carry, ascending; usually none."""
+    faults: Counted = field(default_factory=Counted)
+    """XIDs and SXids that it counts."""
 
 
 def parse_page(text: str | bytes, *, complete: bool = True) -> Page:
@@ -152,6 +155,7 @@ class _Reader:
         self.series: dict[str, _Series | None] = {}
         self.gpus: dict[str, _Gpu] = {}
         self.families: dict[str, set[str]] = {}
+        self.faults = Counted()
         self.pending: list[tuple[_Gpu, Metric, Value]] = []
 
     def bad(self, at: int, line: str, why: str) -> None:
@@ -203,6 +207,9 @@ class _Reader:
             self.families[series.host] = set()
         self.families[series.host].add(name)
         if metric is None or not series.key:
+            uuid = series.key.rpartition("\n")[2]
+            if name in FAMILIES and self.faults.take(name, uuid, series.labels, value):
+                return
             self.unmapped[name] = self.unmapped.get(name, 0) + 1
             return
         gpu = series.entry
@@ -247,6 +254,7 @@ class _Reader:
             unmapped=self.unmapped,
             missing=self.missing,
             shared=shared,
+            faults=self.faults,
             times_ns=tuple(sorted(time for text in self.times if (time := _time_ns(text)) is not None)),
         )
 

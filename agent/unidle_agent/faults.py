@@ -73,7 +73,7 @@ class Faults:
         self._lines_ns: dict[tuple[str, int, int], tuple[int, int]] = {}
         """(GPU or switch, code, link) -> when it was last told by the log, and its last line."""
         self._others_ns: dict[tuple[str, int], int] = {}
-        """(GPU, code) -> when another source last told it, by itself."""
+        """(GPU, code) -> when NVML last told it, by itself."""
         self._switches: dict[tuple[int, int, int, str], int] = {}
         """(switch, link, code, class) -> errors."""
         self._gpus: tuple[GpuReading, ...] = ()
@@ -227,9 +227,10 @@ class Faults:
         other_ns = self._others_ns.get((gpu, event.code)) if counted else None
         if _within(line_ns, event.time_ns, window_s) or _within(other_ns, event.time_ns, window_s):
             return True
-        if len(self._others_ns) >= MOST_REMEMBERED:
-            self._others_ns.clear()
-        self._others_ns[gpu, event.code] = event.time_ns
+        if not counted:
+            if len(self._others_ns) >= MOST_REMEMBERED:
+                self._others_ns.clear()
+            self._others_ns[gpu, event.code] = event.time_ns
         return False
 
     def _stop(self, why: str) -> None:

@@ -179,7 +179,8 @@ def test_what_dcgm_exporter_counts_half_a_minute_later_is_the_same_fault(ring: R
     ring.say(xid(31))
     assert len(at(faults, 0, by_nvml(0, 94))) == 2
     assert at(faults, 34, counted(34, 31), counted(34, 94)) == ()
-    assert at(faults, 36, counted(36, 62)) == (counted(36, 62),)
+    for second in (36, 41):  # of an exporter alone, each count is news
+        assert at(faults, second, counted(second, 62)) == (counted(second, 62),)
 
 
 def test_an_sxid_is_the_nodes_with_its_class_switch_and_link(ring: Ring, faults: Faults) -> None:

@@ -93,6 +93,15 @@ def test_the_words_of_the_kernel_log_are_evidence_of_an_xid_and_harm_nobody() ->
     assert other.told[0].evidence[0].text == "XID 31 (GPU memory page fault): once"
 
 
+def test_an_exporters_count_and_its_sticky_value_are_one_xid() -> None:
+    fleet = Fleet(gpus=1)
+    fleet.live(10, last_xid=0.0)
+    (counted,) = fleet.xid(31, 0)
+    fleet.live(1, replace(counted, text="dcgm-exporter: 1 more"), last_xid=31.0)
+    fleet.live(5, last_xid=31.0)
+    assert [finding.evidence[0].text for finding in fleet.told] == ["XID 31 (GPU memory page fault): once"]
+
+
 def test_a_fatal_xid_that_a_reset_repairs_is_told_within_a_step() -> None:
     fleet = Fleet()
     fleet.live(60)

@@ -7,6 +7,8 @@ which is no sample. The exporter itself takes a sample every 30 s by default (it
 `--collect-interval`): scraping faster than that brings the same values again, as the exporter reports
 them for that moment.
 
+XIDs and SXids that a page counts beyond the page before are events (`unidle_agent.dcgm_faults`).
+
 A page that is torn loses the torn lines, one that is too big or does not come in time is a problem that
 is said and counted, and the next scrape tries again. After three intervals without a page its GPUs are
 no longer known.
@@ -21,6 +23,7 @@ from dataclasses import replace
 
 from unidle_agent import fetch
 from unidle_agent.dcgm import parse_page
+from unidle_agent.dcgm_faults import News
 from unidle_agent.errors import SourceError
 from unidle_agent.sample import GpuReading, Reading
 
@@ -47,13 +50,15 @@ class DcgmExporterSource:
         *,
         max_bytes: int = MAX_PAGE_BYTES,
         monotonic: Callable[[], float] = time.monotonic,
+        time_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         fetch.target(url, "agent.dcgm_urls")
         self.url = url
         self.counts = {"scrapes": 0, "failed_scrapes": 0, "too_big": 0, "torn_pages": 0, "bad_lines": 0}
         self._scrape_s = scrape_s
         self._max_bytes = max_bytes
-        self._monotonic = monotonic
+        self._monotonic, self._time_ns = monotonic, time_ns
+        self._news = News()
         self._due_s = monotonic()
         self._page_s = float("-inf")
         self._known: tuple[GpuReading, ...] = ()
@@ -105,7 +110,8 @@ class DcgmExporterSource:
         self._page_s = self._monotonic()
         self._known = page.gpus
         self._problems = tuple(f"{self.url}: {problem}" for problem in problems)
-        return Reading(gpus=page.gpus, problems=self._problems)
+        events = self._news.events(page.faults, self._time_ns(), whole=answer.whole and not page.bad_lines)
+        return Reading(gpus=page.gpus, problems=self._problems, events=events)
 
     def _without_values(self, now_s: float) -> tuple[GpuReading, ...]:
         if now_s - self._page_s > STALE_AFTER * self._scrape_s:
