@@ -85,7 +85,8 @@ class FatalXid:
         a = self._a
         for hit in self._book.take(view):
             if not a["fatal"][hit.gpu]:
-                a["fatal"][hit.gpu], a["since"][hit.gpu] = True, hit.time_ns
+                # A step ends at a whole multiple of the period; the tick that heard of it is a moment later.
+                a["fatal"][hit.gpu], a["since"][hit.gpu] = True, min(hit.time_ns, view.step.end_ns)
                 for name, value in (("was_lost", False), ("other_job", False), ("works_since", NEVER)):
                     a[name][hit.gpu] = value
                 a["action"][hit.gpu] = np.nan
