@@ -71,7 +71,9 @@ class Faults:
         self._log: Log | None = None
         self._counts = {"xid": 0, "sxid": 0, "folded": 0, "echo": 0, "no_gpu": 0, "left_out": 0, "garbled": 0}
         self._lines_ns: dict[tuple[str, int, int], tuple[int, int]] = {}
-        """(GPU or switch, code, link) -> when it was last told by the log, and its last line."""
+        """(GPU, or class and switch, code, link) -> when it was last told by the log, and its last line."""
+        self._errors_ns: dict[tuple[str, int], int] = {}
+        """(switch, code) -> when an error of it was last told."""
         self._others_ns: dict[tuple[str, int], int] = {}
         """(GPU, code) -> when NVML last told it, by itself."""
         self._switches: dict[tuple[int, int, int, str], int] = {}
@@ -112,9 +114,10 @@ class Faults:
                 },
                 count,
             )
-            for (switch, link, code, word), count in self._switches.items()
+            for (switch, link, code, word), count in list(self._switches.items())  # the sampler adds to it
         ]
         lines = [({"outcome": outcome}, count) for outcome, count in self._counts.items()]
+        read = self._log
         return [
             single(
                 "unidle_agent_kernel_log_up", "gauge", "1 while the kernel log is read", int(not self.problem)
@@ -124,13 +127,13 @@ class Faults:
                 "unidle_agent_kernel_log_lost_total",
                 "counter",
                 "records that were overwritten before they were read",
-                self._log.lost if self._log else 0,
+                read.lost if read else 0,
             ),
             single(
                 "unidle_agent_kernel_log_full_total",
                 "counter",
                 "looks that ended at their bound, with more to read",
-                self._log.full if self._log else 0,
+                read.full if read else 0,
             ),
             Metric("unidle_nvswitch_sxid_errors_total", "counter", "errors that NVSwitches reported", errors),
         ]
@@ -174,15 +177,16 @@ class Faults:
         return Event(now_ns, gpu, "xid", line.code, KERNEL_WORDS + self._words(line))
 
     def _of_switch(self, line: SxidLine, now_ns: int) -> Event | None:
-        follows = line.fatal is None and any(
-            key[:2] == (line.pci, line.code) and _within(told_ns, now_ns, FOLD_S)
-            for key, (told_ns, _) in self._lines_ns.items()
-        )
-        link = -1 if line.link is None else line.link
-        if not self._is_new((line.pci, line.code, link), now_ns, told_already=follows):
+        error = (line.pci, line.code)
+        follows = line.fatal is None and _within(self._errors_ns.get(error), now_ns, FOLD_S)
+        link, word = -1 if line.link is None else line.link, CLASSES[line.fatal]
+        if not self._is_new((f"{word} {line.pci}", line.code, link), now_ns, told_already=follows):
             return None
+        if len(self._errors_ns) >= MOST_REMEMBERED:
+            self._errors_ns.clear()
+        self._errors_ns[error] = now_ns
         self._counts["sxid"] += 1
-        key = (line.switch, link, line.code, CLASSES[line.fatal])
+        key = (line.switch, link, line.code, word)
         if key in self._switches or len(self._switches) < MOST_REMEMBERED:
             self._switches[key] = self._switches.get(key, 0) + 1
         return Event(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 MOST_NAME = 15
 """Bytes of a process's name in the kernel (TASK_COMM_LEN less its end)."""
@@ -59,6 +60,7 @@ class SxidLine:
     words: str
 
 
+@lru_cache(maxsize=256)
 def pci_address(text: str) -> str | None:
     """`text` as the kernel log writes it: domain of 4 digits, no function, lower case; None for no address.
 
@@ -73,6 +75,7 @@ def parse(line: str) -> XidLine | SxidLine | None:
     if found := _XID.match(line):
         domain, bus, device, code, rest = found.groups()
         pid, name, words = _process(rest)
+        words = words.partition("name=")[0]  # a driver that names a process elsewhere, too
         return XidLine(_address(domain, bus, device), int(code), pid, plain(name), plain(words))
     if found := _SXID.match(line):
         switch, domain, bus, device, code, rest = found.groups()

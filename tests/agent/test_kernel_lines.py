@@ -28,6 +28,10 @@ SWITCH = "nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): "
             XidLine("0000:9b:00", 13, 77, "nccl test", "Graphics Exception: ESR 0x50c=0x1"),
         ),
         (f"{GPU}48, An uncorrectable error", XidLine("0000:9b:00", 48, None, "", "An uncorrectable error")),
+        (
+            f"{GPU}31, Ch 00000008, pid=7, name=anna, MMU Fault",
+            XidLine("0000:9b:00", 31, None, "", "Ch 00000008, pid=7"),
+        ),
         (f"{GPU}8", XidLine("0000:9b:00", 8, None, "", "")),
         (f"{GPU}45, pid=7", XidLine("0000:9b:00", 45, 7, "", "")),
         (

@@ -205,6 +205,11 @@ def test_lines_without_a_class_follow_the_first_of_their_error(ring: Ring, fault
     assert [event.kind for event in at(faults, 1)] == ["sxid"]
 
 
+def test_a_fatal_line_is_told_though_one_without_a_class_came_before(ring: Ring, faults: Faults) -> None:
+    ring.say(sxid(11001, "Severity 1 Engine instance 04"), sxid(11001, "Fatal, ingress command"))
+    assert [event.kind for event in at(faults, 0)] == ["sxid", "sxid_fatal"]
+
+
 def test_a_line_of_a_gpu_that_is_not_sampled_is_counted(ring: Ring, faults: Faults) -> None:
     ring.say(xid(79, pci="0000:17:00"), "NVRM: Xid (PCI:0000:9b): 7?, torn")
     assert at(faults, 0) == ()
