@@ -131,7 +131,7 @@ class NvSwitch(Lasting):
             title=f"{switch} {'failed' if fatal else 'keeps reporting errors'}, SXid {code}: "
             f"{plural(gpus.size, 'GPU')} behind it",
             severity="critical" if fatal else "warning",
-            confidence=0.9 if fatal else 0.7,
+            confidence=0.9 if fatal else 0.8,
             evidence=(Evidence("sxid", float(code), "code", None, lasted_s, words),),
             advice=(
                 f"{why}; when nothing runs there, boot the machine, or reset all its GPUs together "
