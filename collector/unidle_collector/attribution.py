@@ -55,7 +55,8 @@ class Attribution:
         self._poller: Poller | None = None
         if source is not None:
             self._poller = Poller(source, poll_s, self._deliver, keep=keep, clock_ns=clock_ns)
-        self.ownership = Ownership(self._poller.stale_after_ns if self._poller else 0)
+        stale_after_ns = self._poller.stale_after_ns if self._poller else 0
+        self.ownership = Ownership(stale_after_ns, engine.dimensions)
 
     def restore(self) -> None:
         """Take up the scheduler's last word of before a restart: no job is to look like a new one."""

@@ -11,6 +11,7 @@ from unidle_agent.wire import Owner
 from unidle_collector import detectors
 from unidle_collector.detectors import Detector
 from unidle_collector.detectors.idle import Idle
+from unidle_collector.dimensions import JobDimensions
 from unidle_collector.findings import Book, Change
 from unidle_collector.inventory import Inventory
 from unidle_collector.layout import parts
@@ -34,6 +35,7 @@ class Engine:
         """`steps`: how many there will be in all, where that is known."""
         self.period_s = period_s
         self.inventory = Inventory()
+        self.dimensions = JobDimensions()
         self._size = self.inventory.capacity
         self._signals = Signals(self.inventory, period_s)
         self._detectors: list[Detector] = [make(self._size, period_s) for make in detectors.makers()]

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from unidle_agent.wire import Owner
 from unidle_collector.buckets import HOUR_NS, Packed
+from unidle_collector.dimensions import Dimensions, first_of
 from unidle_collector.engine import Engine
 from unidle_collector.inventory import Inventory, Tenure
 from unidle_collector.model import GpuRef
@@ -52,6 +53,8 @@ class Hour:
     sums: Packed
     """Its tenures are positions in `tenures`."""
     tenures: list[Tenure]
+    dimensions: list[Dimensions]
+    """Of the job of each tenure."""
     gpus: Gpus
     codes: list[str]
     """`state.cause` by number."""
@@ -65,7 +68,8 @@ class Hour:
         place = np.zeros(int(every.max(initial=0)) + 1, dtype=np.int32)
         place[every] = np.arange(every.size)
         tenures = [engine.inventory.tenures[number] for number in every.tolist()]
-        return cls(sums.moved(place), tenures, gpus, names(engine), given)
+        dimensions = [engine.dimensions.of(one.owner.job) for one in tenures]
+        return cls(sums.moved(place), tenures, dimensions, gpus, names(engine), given)
 
     def table(self) -> pa.Table:
         """One row per GPU, owner and state with its cause (or field, for what was measured)."""
@@ -90,6 +94,8 @@ class Hour:
                 "share": column([gpus.share[one.gpu] for one in self.tenures], pa.float64()),
                 "simulated": pa.array([gpus.simulated[one.gpu] for one in self.tenures]).take(place),
                 "owner": column([owners[one.owner] for one in self.tenures], pa.string()),
+                "team": column([one.team for one in self.dimensions], pa.string()),
+                "partition": column([one.partition for one in self.dimensions], pa.string()),
                 "what": pa.DictionaryArray.from_arrays(
                     pa.array(what.astype(np.int32)), pa.array([*self.codes, *MEASURED])
                 ),
@@ -118,9 +124,18 @@ def codes_of(engine: Engine, wanted: list[str]) -> tuple[Array, list[str]]:
     return np.array([own.get(name, own["unknown."]) for name in wanted], dtype=np.int8), gone
 
 
+def with_dimensions(table: pa.Table) -> pa.Table:
+    """The table of an hour, be it of before teams and partitions were kept with it: they are unknown then."""
+    for name in ("team", "partition"):
+        if name not in table.schema.names:
+            table = table.append_column(name, pa.array([""] * len(table)).dictionary_encode())
+    return table
+
+
 def packed(engine: Engine, table: pa.Table) -> Packed:
-    """The sums of a table of an hour, whose GPUs and owners become known to the engine."""
-    keys = ["node", "gpu", "index", "model", "share", "simulated", "owner"]
+    """The sums of a table of an hour, whose GPUs, owners and jobs become known to the engine."""
+    table = with_dimensions(table)
+    keys = ["node", "gpu", "index", "model", "share", "simulated", "owner", "team", "partition"]
     distinct = table.select(keys).group_by(keys, use_threads=False).aggregate([]).to_pylist()
     numbers = {}
     for row in distinct:
@@ -128,7 +143,9 @@ def packed(engine: Engine, table: pa.Table) -> Packed:
         position = engine.inventory.find(ref.node, ref.gpu)
         if position is None:
             position = engine.add(ref, row["share"], row["simulated"])
-        number = engine.inventory.tenure(position, Owner(**json.loads(row["owner"])))
+        owner = Owner(**json.loads(row["owner"]))
+        engine.dimensions.learn(first_of(owner.job), Dimensions(row["team"], row["partition"]))
+        number = engine.inventory.tenure(position, owner)
         numbers[row["node"], row["gpu"], row["owner"]] = number
     columns = [table[name].to_pylist() for name in ("node", "gpu", "owner")]
     tenure = np.array([numbers[key] for key in zip(*columns, strict=True)], dtype=np.int32)

@@ -14,7 +14,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from unidle_agent.wire import Batch, Owner
 from unidle_collector.buckets import HOUR_NS, Packed
+from unidle_collector.dimensions import Dimensions, first_of
 from unidle_collector.engine import Engine
 from unidle_collector.hours import GIVEN, Gpus, Hour, codes_of, hour_file, hour_of, packed
 from unidle_collector.inventory import Tenure
@@ -137,7 +138,10 @@ def snapshot(engine: Engine, reached_ns: int) -> Snapshot:
         "spans": [begin for begin, _ in spans],
         "findings": engine.book.kept(),
     }
-    return Snapshot(header, arrays, gpus, [inventory.tenures[n] for n in needed.tolist()], hours)
+    tenures = [inventory.tenures[number] for number in needed.tolist()]
+    jobs = {first_of(tenure.owner.job) for tenure in tenures}
+    header["dimensions"] = {job: astuple(engine.dimensions.of(job)) for job in sorted(jobs)}
+    return Snapshot(header, arrays, gpus, tenures, hours)
 
 
 def write(kept: Snapshot, directory: Path, keep_ns: int = KEEP_NS) -> None:
@@ -267,6 +271,8 @@ def restore_from(
         except (OSError, pa.ArrowException, KeyError) as error:
             hour = datetime.fromtimestamp(begin // SECOND_NS, UTC)
             note += f"{hour}: expected the accounts of an hour, came {error}: that hour is left out. "
+    for job, said in header.get("dimensions", {}).items():  # after those of the hours, which are older
+        engine.dimensions.learn(job, Dimensions(*said))
     return Restored(int(header["reached_ns"]), note.strip())
 
 

@@ -23,17 +23,14 @@ nodes that one job has as a whole, or nobody.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from unidle_agent.owners.resolve import CONFLICT, NOT_ALLOCATED, ORPHAN, OUTSIDE, SHARED, STALE
 from unidle_agent.wire import Owner
+from unidle_collector.dimensions import Dimensions, JobDimensions
 from unidle_collector.scheduler import Grant, Job, Node, Snapshot
 from unidle_collector.scheduler.names import epoch
-
-MOST_REMEMBERED = 100_000
-"""Jobs whose team and partition are remembered after they ended: about 25 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +42,6 @@ class Place:
     """The device's minor number, else its index."""
     whole: bool = True
     """False for a MIG instance."""
-
-
-@dataclass(frozen=True, slots=True)
-class Dimensions:
-    """What time is accounted by beside the job; empty is unknown."""
-
-    team: str = ""
-    partition: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,13 +169,14 @@ class _OnNode:
 class Ownership:
     """Both words on every GPU; without a scheduler it gives the agents' back as they are."""
 
-    def __init__(self, stale_after_ns: int = 0) -> None:
+    def __init__(self, stale_after_ns: int = 0, known: JobDimensions | None = None) -> None:
+        """`known` remembers team and partition of jobs, over restarts where it is the engine's."""
         self._stale_after_ns = stale_after_ns
         self._snapshot: Snapshot | None = None
         self._nodes: dict[str, _OnNode] = {}
         self._running: dict[str, Job] = {}
         self._said: dict[int, tuple[Place, Owner, int]] = {}
-        self._known: OrderedDict[str, Dimensions] = OrderedDict()
+        self._known = known or JobDimensions()
         self.unlike: set[int] = set()
         """GPUs whose agent hides names by another key than this collector."""
 
@@ -208,10 +198,7 @@ class Ownership:
         }
         self._nodes = _by_node(snapshot)
         for job in (*snapshot.ended.values(), *snapshot.jobs):
-            self._known[job.id] = Dimensions(job.team, job.partition)
-            self._known.move_to_end(job.id)
-        while len(self._known) > MOST_REMEMBERED:
-            self._known.popitem(last=False)
+            self._known.learn(job.id, Dimensions(job.team, job.partition))
 
     def heard(self) -> list[int]:
         """Positions of the GPUs that agents have said anything of."""
@@ -234,7 +221,7 @@ class Ownership:
 
     def dimensions(self, job: str) -> Dimensions:
         """Team and partition of a job, running or remembered."""
-        return self._known.get(job.partition(",")[0], Dimensions())
+        return self._known.of(job)
 
 
 def _by_node(snapshot: Snapshot) -> dict[str, _OnNode]:

@@ -22,16 +22,20 @@ from unidle_agent.errors import UnidleError
 from unidle_agent.wire import Owner
 from unidle_collector.buckets import HOUR_NS
 from unidle_collector.catalogue import catalogue
-from unidle_collector.hours import MEASURED
+from unidle_collector.dimensions import Dimensions
+from unidle_collector.hours import MEASURED, with_dimensions
 from unidle_collector.keeping import Keeper
 from unidle_collector.ledger import Code
 from unidle_collector.model import GpuRef
 from unidle_collector.pergpu import Floats
 from unidle_collector.tally import Tally, pairs_of
 
-RefKey = Callable[[GpuRef, Owner], str | None]
-"""The account that the time of a GPU under an owner counts in; None leaves it out."""
+RefKey = Callable[[GpuRef, Owner, Dimensions], str | None]
+"""The account that the time of a GPU under an owner counts in, with what was kept of its job beside it; None
+leaves it out."""
 
+OF_GPU = ("index", "model", "share")
+"""Columns of an hour that say what a GPU is."""
 MOST_KEPT_BYTES = 64 * 2**20
 """Of results, all together."""
 
@@ -82,7 +86,7 @@ class PastHours:
             found = self._results.pop(key, None)
             if found is None:
                 adding = _Adding(asked, self._codes)
-                for begin, read in hours.items():
+                for begin, read in reversed(hours.items()):  # what was said of a job last holds
                     try:
                         adding.add(read())
                     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
@@ -122,7 +126,8 @@ class _Adding:
         """[seconds of known power | integral and known seconds of either activity, groups]"""
 
     def add(self, table: pa.Table) -> None:
-        """Take an hour's table (see hours.Hour)."""
+        """Take an hour's table (see hours.Hour); the newest comes first."""
+        table = with_dimensions(table)
         (node, nodes), (gpu, gpus), (owner, owners) = (_encoded(table, n) for n in ("node", "gpu", "owner"))
         both = (node.astype(np.int64) * len(gpus) + gpu) * len(owners) + owner
         encoded = pa.array(both).dictionary_encode()
@@ -140,20 +145,23 @@ class _Adding:
         if new:
             rows = np.zeros(len(names), dtype=np.int64)
             rows[place[::-1]] = np.arange(place.size)[::-1]  # the first row of each
-            about = table.select(["index", "model", "share"]).take(pa.array(rows[new])).to_pylist()
+            about = table.select([*OF_GPU, "team", "partition"]).take(pa.array(rows[new])).to_pylist()
             for number, row in zip(new, about, strict=True):
-                self._meet(names[number], row["index"], row["model"], row["share"])
+                kept = Dimensions(row["team"], row["partition"])
+                self._meet(names[number], kept, *(row[name] for name in OF_GPU))
             self._grow()
         met = np.array([self._known[name] for name in names], dtype=np.int64)[place]
         self._book(table, np.array(self._group)[met], np.array(self._share)[met], np.array(self._price)[met])
 
-    def _meet(self, name: tuple[str, str, str], index: int | None, model: str, share: float) -> None:
+    def _meet(
+        self, name: tuple[str, str, str], kept: Dimensions, index: int | None, model: str, share: float
+    ) -> None:
         """Remember what a GPU under an owner counts as."""
         node, gpu, text = name
         owner = self._owners.get(text)
         if owner is None:
             owner = self._owners[text] = Owner(**json.loads(text))
-        key = self._asked.key_of(GpuRef(node, gpu, index, model), owner)
+        key = self._asked.key_of(GpuRef(node, gpu, index, model), owner, kept)
         entry = catalogue().model(model)
         group = -1 if key is None else self._groups.setdefault(key, len(self._groups))
         self._known[name] = len(self._known)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from unidle_agent.errors import UnidleError
 from unidle_collector.buckets import FINE_NS, HOUR_NS
+from unidle_collector.dimensions import NOTHING
 from unidle_collector.gpu_sheet import STALE_S
 from unidle_collector.grouping import Grouping, KeyOf
 from unidle_collector.live import Live
@@ -330,22 +331,25 @@ def _told(live: Live, by: str) -> int | None:
 def key_of(live: Live, by: str) -> KeyOf:
     """The account that a tenure counts in, by any dimension but `hour`; raises AskedWrongError."""
     refs, key = live.engine.inventory.refs, dimension(live, by)
-    return lambda tenure: key(refs[tenure.gpu], tenure.owner)
+    return lambda tenure: key(refs[tenure.gpu], tenure.owner, NOTHING)
 
 
 def dimension(live: Live, by: str) -> RefKey:
-    """The account that the time of a GPU under an owner counts in; as `key_of`."""
+    """The account that the time of a GPU under an owner counts in; as `key_of`.
+
+    What is known of a job now comes before what was kept with an hour of it.
+    """
     of_job, site = live.attribution.ownership.dimensions, live.settings.site
     keys: dict[str, RefKey] = {
-        "fleet": lambda _ref, _owner: "fleet",
-        "gpu": lambda ref, _owner: f"{ref.node}/{ref.gpu}",
-        "node": lambda ref, _owner: ref.node,
-        "model": lambda ref, _owner: ref.model or UNKNOWN,
-        "job": lambda _ref, owner: owner.job or None,
-        "user": lambda _ref, owner: owner.user or None,
-        "team": lambda _ref, owner: of_job(owner.job).team or UNKNOWN,
-        "partition": lambda _ref, owner: of_job(owner.job).partition or UNKNOWN,
-        "site": lambda _ref, _owner: site,
+        "fleet": lambda _ref, _owner, _kept: "fleet",
+        "gpu": lambda ref, _owner, _kept: f"{ref.node}/{ref.gpu}",
+        "node": lambda ref, _owner, _kept: ref.node,
+        "model": lambda ref, _owner, _kept: ref.model or UNKNOWN,
+        "job": lambda _ref, owner, _kept: owner.job or None,
+        "user": lambda _ref, owner, _kept: owner.user or None,
+        "team": lambda _ref, owner, kept: of_job(owner.job).team or kept.team or UNKNOWN,
+        "partition": lambda _ref, owner, kept: of_job(owner.job).partition or kept.partition or UNKNOWN,
+        "site": lambda _ref, _owner, _kept: site,
     }
     if by not in keys:
         raise AskedWrongError(f"by: expected {', '.join((*keys, HOUR))}, came {by!r}")

@@ -15,6 +15,7 @@ from tests.collector.test_live import COOL, HELD, play
 from unidle_agent.wire import Owner
 from unidle_collector import keeping
 from unidle_collector.buckets import HOUR_NS
+from unidle_collector.dimensions import NOTHING
 from unidle_collector.engine import Engine
 from unidle_collector.grouping import Grouping
 from unidle_collector.model import GpuRef
@@ -28,10 +29,10 @@ HOURS = 6
 H100, STRANGE = "NVIDIA H100 80GB HBM3", "of which no price is known"
 
 KEYS: dict[str, Any] = {
-    "fleet": lambda _ref, _owner: "fleet",
-    "gpu": lambda ref, _owner: ref.gpu,
-    "job": lambda _ref, owner: owner.job or None,
-    "model": lambda ref, _owner: ref.model,
+    "fleet": lambda _ref, _owner, _kept: "fleet",
+    "gpu": lambda ref, _owner, _kept: ref.gpu,
+    "job": lambda _ref, owner, _kept: owner.job or None,
+    "model": lambda ref, _owner, _kept: ref.model,
 }
 
 
@@ -66,10 +67,10 @@ def test_wherever_memory_begins_the_accounts_are_those_that_were_booked(
     engine = Engine(300.0, keep_accounts_ns=None)
     booked(np.random.default_rng(seed), engine)
     refs, key = engine.inventory.refs, KEYS[by]
-    whole = engine.ledger.tally(lambda tenure: key(refs[tenure.gpu], tenure.owner), BEGIN, end_ns)
+    whole = engine.ledger.tally(lambda tenure: key(refs[tenure.gpu], tenure.owner, NOTHING), BEGIN, end_ns)
     keeping.write(keeping.snapshot(engine, end_ns), directory)
     until_ns = BEGIN + min(held, HOURS - 2) * HOUR_NS  # the last two hours are not over yet
-    groups = Grouping(lambda tenure: key(refs[tenure.gpu], tenure.owner))
+    groups = Grouping(lambda tenure: key(refs[tenure.gpu], tenure.owner, NOTHING))
     now = engine.ledger.tally(groups, until_ns, end_ns)
     past = PastHours(keeping.InFiles(directory, 0), engine.ledger.codes)
     asked = Asked(by, key, None, BEGIN, until_ns, engine.inventory.find, now)

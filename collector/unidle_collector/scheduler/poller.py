@@ -18,12 +18,15 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from unidle_collector.model import SchedulerNow
-from unidle_collector.scheduler import SchedulerError, Snapshot, Source
+from unidle_collector.scheduler import Job, SchedulerError, Snapshot, Source
 
 log = logging.getLogger("unidle.collector")
 
 MOST_WAIT_S = 300.0
 STALE_POLLS = 3
+JUST_OVER_NS = 300 * 10**9
+"""A job that is over is kept this long with the last snapshot: several times as long as it may take until the
+accounts, which know its team, are saved."""
 SECOND_NS = 1_000_000_000
 
 
@@ -58,6 +61,8 @@ class Poller:
         self._clock_ns = clock_ns
         self._monotonic = monotonic
         self._seen = _Seen()
+        self._over: dict[str, tuple[int, Job]] = {}
+        """Jobs that no snapshot names any more, with the time of the first one that did not."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scheduler-poller", daemon=True)
 
@@ -73,6 +78,7 @@ class Poller:
         if snapshot.scheduler != self._source.name:
             return None
         self._seen = _Seen(snapshot)
+        self._over = {job: (snapshot.taken_ns, was) for job, was in snapshot.ended.items()}
         return snapshot
 
     def start(self) -> None:
@@ -104,7 +110,7 @@ class Poller:
             self._deliver(None)
         else:
             self._seen = _Seen(snapshot, self._monotonic() - begin)
-            self._keep(snapshot)
+            self._keep(snapshot, seen.snapshot)
             self._deliver(snapshot)
         return max(0.0, wait_s - (self._monotonic() - begin))
 
@@ -131,16 +137,29 @@ class Poller:
             problems=snapshot.problems,
         )
 
-    def _keep(self, snapshot: Snapshot) -> None:
+    def _keep(self, snapshot: Snapshot, before: Snapshot | None) -> None:
         """On a full disk the answer still holds; only a restart would not know it."""
         if self._file is None:
             return
+        over = self._just_over(snapshot, before)
         draft = self._file.with_suffix(".draft")
         try:
-            draft.write_bytes(_snapshots().dump_json(replace(snapshot, ended={})))
+            draft.write_bytes(_snapshots().dump_json(replace(snapshot, ended=over)))
             draft.replace(self._file)
         except OSError as error:
             log.warning("%s: the scheduler's word cannot be kept: %s", self._file, error.strerror)
+
+    def _just_over(self, now: Snapshot, before: Snapshot | None) -> dict[str, Job]:
+        here = {job.id for job in now.jobs}
+        for job in before.jobs if before else ():
+            if job.id not in here and job.state != "pending":
+                self._over[job.id] = (now.taken_ns, job)
+        self._over = {
+            job: (since_ns, was)
+            for job, (since_ns, was) in self._over.items()
+            if job not in here and now.taken_ns - since_ns < JUST_OVER_NS
+        }
+        return {job: was for job, (_, was) in self._over.items()}
 
     def _run(self) -> None:
         while True:
