@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -123,17 +124,18 @@ class Tally:
         return arrays + sum(map(len, self.keys)) + 64 * len(self.keys)
 
     def accounts(self, first: int = 0, count: int | None = None) -> Iterator[Account]:
-        """Accounts of the groups that have any time, from the `first` on."""
-        there = np.flatnonzero(self.seconds.any(axis=0))
-        for group in there[first : None if count is None else first + count].tolist():
+        """Accounts of the groups that have any time, in the order of their keys, from the `first` on."""
+        for group in self._there()[first : None if count is None else first + count]:
             yield self._account(group)
 
     def behind(self, key: str) -> int:
-        """How many accounts come before the first one behind that of `key`, which may have no time itself."""
-        if key not in self.keys:
-            return 0
-        there = np.flatnonzero(self.seconds.any(axis=0))
-        return int(np.searchsorted(there, self.keys.index(key), side="right"))
+        """How many accounts come before the first one behind `key`, which need not be there any more."""
+        return bisect_right(self._there(), key, key=self.keys.__getitem__)
+
+    def _there(self) -> list[int]:
+        """The order is that of the keys: it is the same whatever was read first, and after a restart."""
+        there: list[int] = np.flatnonzero(self.seconds.any(axis=0)).tolist()
+        return sorted(there, key=self.keys.__getitem__)
 
     def _account(self, group: int) -> Account:
         seconds, states = self.seconds[:, group], np.array([state for state, _ in self.codes])

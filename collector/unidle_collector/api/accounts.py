@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated
 
@@ -37,17 +37,13 @@ def routes(desk: Desk) -> APIRouter:
     async def accounts(
         request: Request, page: Paged, by: By = "job", window_s: LongWindowS = 3600.0
     ) -> Response:
-        """Where the time went: GPU-seconds by state and cause, and what was lost.
+        """Where the time went: GPU-seconds by state and cause, and what was lost; in the order of the keys.
 
         Over whole spans of five minutes, of hours where they are older than a day, as far back as accounts
         are kept (`keep_state_days`). What is older than eight days is read from disk, which may take seconds.
         """
         if by == reading.HOUR:
-            spans = page.cut(await desk.ask(lambda: reading.spans(live, window_s)), lambda span: (span[0],))
-            asked = [await desk.ask(partial(reading.asked_hour, live, span)) for span in spans.items]
-            run = desk.beside if all(one.in_memory for one in asked) else desk.long
-            hours = await run(lambda: list(_hours(live, spans.items, asked)))
-            return await listing(desk, request, Account, Cut(hours, spans.following))
+            return await listing(desk, request, Account, await _by_hour(desk, page, window_s))
         whole = await desk.ask(lambda: reading.asked(live, by, window_s))
         if whole is None:
             nothing: Cut[Account] = Cut([])
@@ -59,9 +55,24 @@ def routes(desk: Desk) -> APIRouter:
     return router
 
 
-def _hours(live: Live, spans: Sequence[tuple[int, int]], asked: Sequence[Asked]) -> Iterator[Account]:
-    for span, one in zip(spans, asked, strict=True):
-        yield from reading.named(live.past.whole(one), span).accounts()
+async def _by_hour(desk: Desk, page: Page, window_s: float) -> Cut[Account]:
+    """A page of hours: of spans without any time there is no account, so it may take more of them."""
+    live = desk.live
+    spans = await desk.ask(lambda: reading.spans(live, window_s))
+    first = page.first(spans, lambda span: (span[0],))
+    found: list[Account] = []
+    while first < len(spans) and len(found) <= page.limit:
+        here = spans[first : first + page.limit + 1 - len(found)]
+        first += len(here)
+        asked = [await desk.ask(partial(reading.asked_hour, live, span)) for span in here]
+        run = desk.beside if all(one.in_memory for one in asked) else desk.long
+        found += await run(partial(_hours, live, here, asked))
+    return page.of(found, lambda account: (int(account.key),))
+
+
+def _hours(live: Live, spans: Sequence[tuple[int, int]], asked: Sequence[Asked]) -> list[Account]:
+    tallies = [reading.named(live.past.whole(one), span) for span, one in zip(spans, asked, strict=True)]
+    return [account for tally in tallies for account in tally.accounts()]
 
 
 def _cut(page: Page, tally: Tally) -> Cut[Account]:

@@ -45,13 +45,17 @@ class Page:
 
     def cut(self, items: Sequence[T], key: Callable[[T], Key]) -> Cut[T]:
         """The page of `items`, which are in ascending order of `key`."""
-        first = 0
-        if self.after is not None:
-            try:
-                first = bisect_right(items, self.after, key=key)
-            except TypeError as error:
-                raise self.wrong() from error
+        first = self.first(items, key)
         return self.of(list(items[first : first + self.limit + 1]), key)
+
+    def first(self, items: Sequence[T], key: Callable[[T], Key]) -> int:
+        """Where the page begins in `items`, which are in ascending order of `key`."""
+        if self.after is None:
+            return 0
+        try:
+            return bisect_right(items, self.after, key=key)
+        except TypeError as error:
+            raise self.wrong() from error
 
     def of(self, items: list[T], key: Callable[[T], Key]) -> Cut[T]:
         """The page that begins with `items`: one more than `limit` where there is a next one."""
