@@ -133,9 +133,7 @@ def test_without_a_read_token_nothing_is_answered_once_there_is_one(tmp_path: Pa
         state.close()
 
 
-@pytest.mark.parametrize(
-    "flags", [["--remote-write"], ["--scrape-targets", "h:9400"], ["--federation-file", "f"]]
-)
+@pytest.mark.parametrize("flags", [["--remote-write"], ["--scrape-targets", "h:9400"]])
 def test_what_a_collector_of_shards_does_not_do_is_refused_and_not_left_out(
     tmp_path: Path, flags: list[str]
 ) -> None:
@@ -144,3 +142,14 @@ def test_what_a_collector_of_shards_does_not_do_is_refused_and_not_left_out(
     args = ["--nats-url", "nats://127.0.0.1:1", "--data-dir", str(tmp_path), *flags]
     with pytest.raises(SettingError, match=r"nothing beside nats_url"):
         command.run(parser.parse_args(args))
+
+
+def test_a_report_to_a_federation_needs_the_token_that_collectors_ask_each_other_with(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    command.arguments(parser)
+    state = open_state(tmp_path / "state.sqlite")
+    state.save_tokens([make("read", "r", FakeTime(1_700_000_000)(), None)[1]])
+    state.close()
+    args = ["--nats-url", "nats://127.0.0.1:1", "--data-dir", str(tmp_path), "--federation-file", "f"]
+    with pytest.raises(SettingError, match="the same token on all collectors of the site"):
+        command.run(parser.parse_args([*args, "--bind", "192.0.2.1"]))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,16 +16,22 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import TypeAdapter
 from starlette.testclient import TestClient
 from tests.collector.api_server import listening
 from tests.collector.pushing import START_S, Site, batch
 from tests.collector.test_live import COOL, HELD
+from tests.federation.reports import TOKEN
+from tests.federation.test_federation_policy import write
 from tests.shards.nats_servers import free_ports
 
+from unidle_agent.settings import Secret
 from unidle_agent.shards import SHARDS, shard_of
 from unidle_agent.wire import Batch, encode
 from unidle_collector.api import reading_app
 from unidle_collector.client import Client
+from unidle_collector.federation.report import DIMENSIONS, WINDOWS_S, SiteReport
 from unidle_collector.ingest.tokens import Tokens
 from unidle_collector.settings import CollectorSettings
 from unidle_collector.shards.app import ShardsApp
@@ -50,7 +57,7 @@ class Collector:
         self.holder, self.leases = name, leases
         self.settings = CollectorSettings(data_dir=folder, allowed_hosts=("testserver", "127.0.0.1"))
         self.problems: dict[str, str] = {}
-        self.counters = dict.fromkeys(("takeovers", "shards_lost", "writes_fenced"), 0)
+        self.counters: Counter[str] = Counter()
         self.parts: list[Part] = []
         self.state = open_state(folder / f"{name}.sqlite")
         self.incidents = SimpleNamespace(
@@ -126,6 +133,9 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
             one.settle(30 * number + 33)
     leases = [Lease(shard, "a", "", 1, 9.0) for shard in range(SHARDS)]
     with ExitStack() as stack:
+        patched = stack.enter_context(pytest.MonkeyPatch.context())
+        # What is compared here must not depend on how busy the machine is.
+        patched.setattr("unidle_collector.shards.app.Asking", partial(Asking, deadline_s=60.0))
         b = Collector("b", folder, leases, {shard: sites[shard] for shard in THERE})
         url = stack.enter_context(listening(b))
         for shard in THERE:
@@ -257,6 +267,50 @@ def test_wrong_questions_get_the_words_of_a_single_collector(both: Both) -> None
         assert together.json()["detail"]
 
 
+def metrics(http: TestClient, path: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Values by name and labels; those of shards added up."""
+    reply = http.get(path)
+    assert reply.status_code == 200, reply.text
+    found: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
+    for family in text_string_to_metric_families(reply.text):
+        for sample in family.samples:
+            key = sample.name, frozenset(item for item in sample.labels.items() if item[0] != "shard")
+            found[key] = found.get(key, 0.0) + sample.value
+    return found
+
+
+OF_FLEET = ("unidle_fleet_", "unidle_account_", "unidle_findings", "unidle_open_findings", "unidle_gpus")
+
+
+def test_metrics_of_the_site_are_those_of_a_single_collector_from_whichever_is_scraped(both: Both) -> None:
+    alone = metrics(both.single.http, "/metrics")
+    expected = {key: value for key, value in alone.items() if key[0].startswith(OF_FLEET)}
+    assert {name for name, _ in expected} >= {"unidle_account_gpu_seconds_total", "unidle_findings"}
+    for one in (both.a, both.b):
+        together = metrics(one.http, "/metrics/site")
+        of_fleet = {key: value for key, value in together.items() if key[0].startswith(OF_FLEET)}
+        assert of_fleet == pytest.approx(expected)
+        assert together["unidle_site_shard_up", frozenset()] == SHARDS
+
+
+def test_metrics_of_a_shard_that_is_away_are_not_there_and_its_gpus_are_unknown(both: Both) -> None:
+    leases = list(both.a.leases)
+    leases[4] = Lease(4, "", "", 1, -1.0)
+    http = again(both, leases).http
+    text = http.get("/metrics/site").text
+    assert '\nunidle_site_shard_up{shard="4"} 0\n' in text
+    assert '\nunidle_site_shard_up{shard="8"} 1\n' in text
+    assert "\nunidle_site_gpus_away 2\n" in text
+    assert '\nunidle_fleet_gpus{state="unknown"} 2\n' in text
+    assert '\nunidle_gpus{simulated="0"} 6\n' in text
+    assert 'total{shard="4"' not in text
+    assert 'total{shard="8"' in text
+    nobody = [Lease(shard, "", "", 1, -1.0) for shard in range(SHARDS)]
+    assert again(both, nobody).http.get("/metrics/site").status_code == 503, "no empty fleet"
+    assert again(both, nobody).http.get("/metrics").status_code == 200
+    assert both.a.http.get("/metrics/site", headers={"Authorization": ""}).status_code == 401
+
+
 def test_every_path_of_a_single_collector_is_there_with_its_parameters(both: Both) -> None:
     alone = reading_app(both.single.live, both.single.tokens).openapi()["paths"]
     together = both.a.http.get("/openapi.json").json()["paths"]
@@ -343,12 +397,12 @@ def test_where_no_shard_answers_there_is_no_empty_list(both: Both) -> None:
 def test_a_shard_that_does_not_answer_is_named_and_its_gpus_are_unknown(both: Both) -> None:
     leases, (port,) = both.a.leases, free_ports(1)
     before = list(leases)
-    leases[4] = Lease(4, "b", f"http://127.0.0.1:{port}", 1, 9.0)
+    leases[4] = Lease(4, "c", f"http://127.0.0.1:{port}", 1, 9.0)
     leases[5] = Lease(5, "", "", 1, -1.0)
     try:
         asked = again(both)
         fleet = asked.http.get("/api/v1/fleet")
-        assert "shard 4: b at http" in fleet.headers["x-unidle-gaps"]
+        assert "shard 4: c at http" in fleet.headers["x-unidle-gaps"]
         told = fleet.json()
         assert [gap.partition(":")[0] for gap in told["gaps"]] == ["shard 4", "shard 5"]
         assert "connection refused" in told["gaps"][0]
@@ -366,3 +420,100 @@ def test_a_shard_that_does_not_answer_is_named_and_its_gpus_are_unknown(both: Bo
         assert (series.status_code, "shard 4" in series.json()["detail"]) == (503, True)
     finally:
         leases[:] = before
+
+
+POLICY = """smallest_group = 3
+[share]
+anywhere = ["fleet.now", "accounts.fleet", "accounts.hour", "findings.counts", "health"]
+inside = [
+    "accounts.model", "accounts.team", "accounts.cause", "accounts.job", "accounts.user", "eur",
+    "recommendations.totals",
+]
+"""
+
+
+def reporting(of: Collector, folder: Path) -> TestClient:
+    """The same collector with a policy, and a receiver that asks it; a reader's token does not lead there."""
+    of.settings = replace(
+        of.settings,
+        federation_file=str(write(folder, POLICY)),
+        jurisdiction="EU",
+        site="fra",
+        read_token=Secret(READ),
+    )
+    app = ShardsApp(of, Tokens(of.state, time.time_ns, shared_read=READ))  # type: ignore[arg-type]
+    return TestClient(app, headers={"Authorization": f"Bearer {TOKEN}"})
+
+
+def told(http: TestClient) -> SiteReport:
+    reply = http.get("/api/v1/federation")
+    assert reply.status_code == 200, reply.text
+    return TypeAdapter(SiteReport).validate_json(reply.content)
+
+
+def test_the_report_to_a_federation_is_that_of_a_single_collector_from_whichever_is_asked(
+    both: Both, tmp_path: Path
+) -> None:
+    live = both.single.live
+    before, live.settings = (
+        live.settings,
+        replace(live.settings, federation_file=str(write(tmp_path, POLICY)), jurisdiction="EU", site="fra"),
+    )
+    try:
+        app = reading_app(live, both.single.tokens)
+    finally:
+        live.settings = before
+    alone = told(TestClient(app, headers={"Authorization": f"Bearer {TOKEN}"}))
+    a, b = again(both), both.b
+    b.state = a.state  # what they share
+    for http in (reporting(a, tmp_path), reporting(b, tmp_path)):
+        whole = told(http)
+        assert whole.now is not None
+        assert near(asdict(whole.now)) == near(asdict(alone.now))  # type: ignore[arg-type]
+        assert (whole.policy.merged, whole.simulated) == (alone.policy.merged, alone.simulated)
+        for window_s in WINDOWS_S:
+            for by in DIMENSIONS:
+                mine, theirs = whole.accounts(window_s, by), alone.accounts(window_s, by)
+                assert (mine is None) is (theirs is None), by
+                assert {one.key: near(asdict(one)) for one in mine or ()} == {
+                    one.key: near(asdict(one)) for one in theirs or ()
+                }, by
+        assert [near(asdict(one)) for one in whole.findings or ()] == [
+            near(asdict(one)) for one in alone.findings or ()
+        ]
+        assert near([asdict(one) for one in whole.recommendations or ()]) == near(
+            [asdict(one) for one in alone.recommendations or ()]
+        )
+        assert http.get("/api/v1/fleet").status_code == 401, "a receiver is no reader"
+        assert http.get("/api/v1/federation/part?window_s=3600&by=user").status_code == 401
+        part = http.get("/shards/3/api/v1/federation", follow_redirects=False)
+        assert part.status_code in (307, 401), "no report of a part of a site"
+    ids = {told(reporting(one, tmp_path)).site_id for one in (a, b, a)}
+    assert len(ids) == 1, "counted once, whichever answers"
+    reader = {"Authorization": f"Bearer {READ}"}
+    crossings = reporting(b, tmp_path).get("/api/v1/federation/crossings", headers=reader).json()
+    assert len(crossings) == 5, "each answer by each collector, in one log"
+    assert both.a.http.get("/api/v1/federation").status_code == 401
+
+
+def test_gpus_of_a_shard_that_is_away_are_unknown_to_the_federation(both: Both, tmp_path: Path) -> None:
+    whole = told(reporting(again(both), tmp_path))
+    leases = list(both.a.leases)
+    leases[4] = Lease(4, "", "", 1, -1.0)
+    less = told(reporting(again(both, leases), tmp_path))
+    assert less.now is not None
+    assert whole.now is not None
+    assert (less.now.gpus, less.now.states["unknown"]) == (whole.now.gpus, 2)
+    for by in ("fleet", "hour"):
+        mine, theirs = less.accounts(86_400.0, by), whole.accounts(86_400.0, by)
+        assert mine is not None
+        assert theirs is not None
+        for one, other in zip(mine, theirs, strict=True):
+            assert one.gpus == other.gpus
+            assert sum(one.seconds.values()) >= sum(other.seconds.values())
+            assert one.seconds["unknown"] > other.seconds["unknown"]
+    assert less.health is not None
+    assert less.health.ok is False
+    nobody = [Lease(shard, "", "", 1, -1.0) for shard in range(SHARDS)]
+    away = reporting(again(both, nobody), tmp_path).get("/api/v1/federation")
+    assert (away.status_code, away.headers["retry-after"]) == (503, "10")

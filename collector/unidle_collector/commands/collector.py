@@ -15,9 +15,9 @@ agents that file with --push-token-file. Reading needs a read token as soon as o
 address is not a loopback address.
 
 Past one machine, --nats-url: rows come from NATS JetStream instead of by HTTP, and any number of collectors
-share the nodes in shards (docs/scale-out.md). Each answers for the whole site, and serves GET /api/v1/shards,
-/api/v1/collector (is anything wrong with this one) and /shards/N/api/v1/... of every shard, by a redirect
-where another holds it.
+share the nodes in shards (docs/scale-out.md). Each answers for the whole site, /metrics/site included, and
+serves GET /api/v1/shards, /api/v1/collector (is anything wrong with this one) and /shards/N/api/v1/... of
+every shard, by a redirect where another holds it.
 
 Stop with Ctrl-C or SIGTERM; what was acknowledged is on disk at any
 instant.
@@ -60,7 +60,7 @@ from unidle_collector.prometheus.scraper import Scraper, wanted
 from unidle_collector.settings import CollectorSettings
 from unidle_collector.store.opening import open_shared_state, open_store
 
-NOT_WITH_NATS = ("remote_write", "scrape_targets", "scrape_file_sd", "scrape_http_sd", "federation_file")
+NOT_WITH_NATS = ("remote_write", "scrape_targets", "scrape_file_sd", "scrape_http_sd")
 """Settings of what a collector of shards does not do."""
 
 
@@ -80,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
             "",
             settings.bind,
         )
+    if settings.nats_url:
+        _check_of_shards(settings, loopback)
     tls = _tls(settings)
     check_free(settings.bind, settings.port)
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
@@ -144,12 +146,24 @@ def _serve(settings: CollectorSettings, app: PushApp, tls: dict[str, Any]) -> No
     )
 
 
-def _run_shards(settings: CollectorSettings, tls: dict[str, Any], loopback: bool) -> int:
-    """Serve as one of several collectors, by way of NATS, until told to stop."""
+def _check_of_shards(settings: CollectorSettings, loopback: bool) -> None:
+    """Raises SettingError where a collector of shards cannot be what the settings ask for."""
     for key in NOT_WITH_NATS:
         if value := getattr(settings, key):
             expected = "nothing beside nats_url: rows come by way of NATS only (docs/scale-out.md)"
             raise SettingError(f"collector.{key}", expected, value, "settings")
+    if settings.federation_file and not loopback and not settings.read_token:
+        raise SettingError(
+            "collector.read_token",
+            "the same token on all collectors of the site, because a report is made of what they ask each "
+            "other (docs/scale-out.md)",
+            "",
+            settings.federation_file,
+        )
+
+
+def _run_shards(settings: CollectorSettings, tls: dict[str, Any], loopback: bool) -> int:
+    """Serve as one of several collectors, by way of NATS, until told to stop."""
     try:
         from unidle_collector.shards.app import ShardsApp  # needs nats-py, an extra of its own
         from unidle_collector.shards.service import Shards

@@ -4,13 +4,16 @@ GET /api/v1/...               the whole site, as of a single collector; any coll
 GET /api/v1/shards            who holds which shard, and how far it is
 GET /api/v1/collector         is anything wrong with this collector
 GET /shards/N/...             the whole API of shard N, from here or by a redirect to who holds it
+GET /api/v1/federation        the site's report, for receivers of its policy
 GET /metrics                  of this collector
+GET /metrics/site             of the whole site: any collector answers the same, so one of them is scraped
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -24,12 +27,18 @@ from unidle_agent.errors import UnidleError
 from unidle_collector.api import create_app
 from unidle_collector.api.app import answer_errors
 from unidle_collector.api.describe import complete
+from unidle_collector.api.forms import ERRORS
+from unidle_collector.api.scraped import TEXT
+from unidle_collector.federation.gate import PATH as FEDERATION_PATH
+from unidle_collector.federation.gate import Gate, mount_gate
 from unidle_collector.ingest.door import PATH as PUSH_PATH
 from unidle_collector.ingest.tokens import Tokens
 from unidle_collector.live import Live
 from unidle_collector.shards.service import Shards
 from unidle_collector.shards.view.asking import PASSED_ON, Asking, Reader, gap_words
-from unidle_collector.shards.view.routes import routes
+from unidle_collector.shards.view.federation import SITE_ID, OfShards
+from unidle_collector.shards.view.metrics import page_of
+from unidle_collector.shards.view.routes import reader_of, routes
 from unidle_collector.shards.view.site import Site
 
 Scope = MutableMapping[str, Any]
@@ -148,6 +157,8 @@ def _own(shards: Shards, tokens: Tokens, asking: Asking) -> FastAPI:
 
     @app.middleware("http")
     async def guard(request: Request, follow: Callable[[Request], Awaitable[Response]]) -> Response:
+        if request.url.path == FEDERATION_PATH:  # which has its own answer to who may
+            return await follow(request)
         if not (tokens.reading_is_open() or tokens.may_read(request.headers.get("authorization", ""))):
             text = "expected the header 'Authorization: Bearer TOKEN' with a read token"
             return JSONResponse({"detail": text}, 401, {"WWW-Authenticate": "Bearer"})
@@ -184,8 +195,19 @@ def _own(shards: Shards, tokens: Tokens, asking: Asking) -> FastAPI:
 
     @app.get("/metrics", include_in_schema=False)
     def metrics() -> PlainTextResponse:
-        return PlainTextResponse(render(shards), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return PlainTextResponse(render(shards), media_type=TEXT)
 
+    @app.get("/metrics/site", include_in_schema=False)
+    async def metrics_of_site(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(await page_of(site, reader_of(request)), media_type=TEXT)
+
+    def count(what: str) -> None:
+        shards.counters[what] += 1
+
+    site_id = shards.state.meta_once(SITE_ID, uuid.uuid4().hex)
+    whole = OfShards(site, site_id, shards.settings.read_token)
+    gate = Gate(shards.settings, whole, shards.state, site.clock_ns, count)
+    mount_gate(app, gate, shards.state, ERRORS)
     app.include_router(routes(site))
     complete(app, pushes=False)
     return app

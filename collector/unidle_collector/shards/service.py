@@ -186,6 +186,7 @@ class Shards:
         keeper = one.keeper = InState(state, one.epoch, self._keep_state_ns)
         settings = replace(
             self.settings,
+            federation_file="",  # a site tells one report, made of all its shards
             data_dir=self.settings.data_dir / "shards" / f"{one.shard:02d}",
             window_mb=max(16.0, 2 * self.settings.window_mb / SHARDS),
         )

@@ -67,12 +67,20 @@ def connect(where: Path | str, schema: str = "") -> sa.Engine:
     return engine
 
 
+def insert_new(engine: sa.Engine, table: sa.Table) -> Any:
+    """Insert a row unless there is one that has its key."""
+    return _insert(engine, table).on_conflict_do_nothing(index_elements=list(table.primary_key))
+
+
 def upsert(engine: sa.Engine, table: sa.Table) -> Any:
     """Insert a row, or replace the one that has its key."""
-    insert = postgresql.insert if is_postgresql(engine) else sqlite.insert
-    statement = insert(table)
+    statement = _insert(engine, table)
     others = {column.name: statement.excluded[column.name] for column in table.c if not column.primary_key}
     return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=others)
+
+
+def _insert(engine: sa.Engine, table: sa.Table) -> Any:
+    return (postgresql.insert if is_postgresql(engine) else sqlite.insert)(table)
 
 
 def is_postgresql(engine: sa.Engine) -> bool:

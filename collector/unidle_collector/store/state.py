@@ -232,6 +232,12 @@ class State:
         """Keep one value."""
         self._upsert_all(tables.meta, [{"key": key, "value": value}])
 
+    def meta_once(self, key: str, value: str) -> str:
+        """The value kept under `key`; this one where there was none, whoever else asks at the same time."""
+        with self._writing() as connection:
+            connection.execute(database.insert_new(self._engine, tables.meta), [{"key": key, "value": value}])
+        return self.meta(key) or value
+
     def tokens(self) -> list[Token]:
         """Every token that was ever made, oldest first."""
         rows = self._rows(sa.select(tables.tokens).order_by(tables.tokens.c.created_ns, tables.tokens.c.id))

@@ -89,12 +89,15 @@ class Site:
         uptime_s = time.monotonic() - self._started_s
         return merging.health(found, self.problems(), await self.away(reader), uptime_s=uptime_s)
 
-    async def fleet(self, reader: Reader, window_s: float) -> Fleet:
-        """Everything at a glance."""
-        parts, held, findings, open_incidents = await asyncio.gather(
+    async def fleet(
+        self, reader: Reader, window_s: float, findings: Sequence[Finding] | None = None
+    ) -> Fleet:
+        """Everything at a glance; `findings` where they were asked for already."""
+        if findings is None:
+            findings = await self.findings(reader)
+        parts, held, open_incidents = await asyncio.gather(
             self.asking.records(reader, Fleet, f"{API}/fleet", [("window_s", window_s)]),
             self.asking.lists(reader, _Held, f"{API}/jobs"),
-            self.findings(reader),
             asyncio.to_thread(self.state.open_count),
         )
         return merging.fleet(
