@@ -62,7 +62,7 @@ class Attribution:
         """Take up the scheduler's last word of before a restart: no job is to look like a new one."""
         snapshot = self._poller.restore() if self._poller else None
         if snapshot is not None:
-            self.ownership.take(snapshot)
+            self._hear_of(snapshot)
 
     def start(self) -> None:
         """Begin to ask the scheduler, where there is one."""
@@ -82,7 +82,7 @@ class Attribution:
     def take(self, snapshot: Snapshot | None) -> None:
         """The scheduler's word, or None: the last one has grown older."""
         if snapshot is not None:
-            self.ownership.take(snapshot)
+            self._hear_of(snapshot)
             self._of_nodes(
                 "out_of_service", {node.name for node in snapshot.nodes if node.down or not node.available}
             )
@@ -90,6 +90,12 @@ class Attribution:
         elif (now := self.status()) is not None and now.stale:
             self._of_nodes("node_down", set())
         self._join(self.ownership.heard())
+
+    def _hear_of(self, snapshot: Snapshot) -> None:
+        self.ownership.take(snapshot)
+        self._engine.inventory.granted = {
+            job.id: sum(grant.gpus or 0 for grant in job.grants) for job in snapshot.jobs if job.grants
+        }
 
     def _of_nodes(self, name: str, nodes: set[str]) -> None:
         """Mark the GPUs of `nodes`, and no others."""

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unidle_collector.detectors import About, Detector, Verdict, give_way
+from unidle_collector.detectors import About, Detector, Verdict, compares, give_way, plural
 from unidle_collector.inventory import Inventory
 from unidle_collector.jobmates import natural
 from unidle_collector.model import CauseShare, Cost, Finding, GpuRef
@@ -269,6 +269,8 @@ class Book:
         cause = entry.votes.most_common(1)[0][0]
         now = view.step.end_ns
         about = detector.about(view, positions, cause, (now - entry.since_ns) / SECOND_NS)
+        if entry.subject_kind == "job" and compares(detector):
+            about = _bounded(about, self._inventory.beyond(entry.subject))
         entry.asks_flight, entry.told_after_s = about.asks_flight, about.told_after_s
         confidence, runners_up = _likely(entry, about, cause)
         inventory = self._inventory
@@ -326,6 +328,19 @@ class Book:
             cost_so_far=_cost(np.array(entry.left)),
             cost_per_h=Cost(0.0, 0.0, 0.0),
         )
+
+
+def _bounded(about: About, beyond: tuple[int, int] | None) -> About:
+    """A comparison that did not see all GPUs of a job says so: what matters may be among the others."""
+    if beyond is None:
+        return about
+    here, whole = beyond
+    text = (
+        f" Only {here} of the job's {plural(whole, 'GPU')} were compared, those that one collector or shard "
+        "sees: look at the others, too, before you leave a node out."
+    )
+    title = f"{about.title} ({here} of {plural(whole, 'GPU')} of the job compared)"
+    return replace(about, title=title, advice=about.advice + text)
 
 
 def _likely(entry: _Open, about: About, cause: str) -> tuple[float, tuple[CauseShare, ...]]:

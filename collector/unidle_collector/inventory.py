@@ -60,6 +60,10 @@ class Inventory:
         self._nodes: dict[str, int] = {}
         self._models: dict[str, int] = {}
         self._jobs: dict[str, int] = {"": 0}
+        self.granted: dict[str, int] = {}
+        """Job -> GPUs that its scheduler gave it."""
+        self.at_site: dict[str, int] = {}
+        """Job -> GPUs of it that any part of the site sees, this one included."""
         self.renamed = 0
         """How often more became known of what a GPU is called, or its model."""
 
@@ -81,6 +85,18 @@ class Inventory:
         """How many jobs hold a GPU now."""
         held = self.a["job"][: len(self)]
         return int(np.unique(held[held > 0]).size)
+
+    def held(self) -> dict[str, int]:
+        """Job -> GPUs here that it holds now."""
+        numbers, counts = np.unique(self.a["job"][: len(self)], return_counts=True)
+        names = list(self._jobs)
+        return {names[n]: c for n, c in zip(numbers.tolist(), counts.tolist(), strict=True) if n > 0}
+
+    def beyond(self, job: str) -> tuple[int, int] | None:
+        """(GPUs of a job here, all that it has), None where these are all, or nobody knows of more."""
+        here = int((self.a["job"][: len(self)] == self._jobs.get(job, -1)).sum())
+        whole = max(self.granted.get(job, 0), self.at_site.get(job, 0))
+        return (here, whole) if whole > here else None
 
     def find(self, node: str, gpu: str) -> int | None:
         """Position of a GPU, or None."""

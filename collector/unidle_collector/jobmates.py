@@ -195,6 +195,7 @@ class OutOfStep(ABC):
     state: ClassVar[State | None] = "starved"
     explains: ClassVar[tuple[str, ...]] = ("starvation",)
     groups_by: ClassVar[Literal["job", "node"]] = "job"
+    compares_gpus: ClassVar[bool] = True
     finding_delay_s: ClassVar[float] = 600.0
     accounting_delay_s: ClassVar[float] = 90.0
     grace: ClassVar[str] = "until a job has started (activity 10 % over 30 s, and 60 s more), at most 10 min"

@@ -103,6 +103,12 @@ def explained(detector: Detector) -> tuple[str, ...]:
     return kinds
 
 
+def compares(detector: Detector) -> bool:
+    """Does its verdict rest on the GPUs of a job side by side: then it says which of them it saw."""
+    found: bool = getattr(detector, "compares_gpus", False)
+    return found
+
+
 def give_way(verdicts: Iterable[tuple[Detector, Verdict]], *, booked: bool = False) -> Verdicts:
     """The verdicts, those off where a detector that knows more says the cause: one cause is one finding.
 

@@ -22,8 +22,9 @@ How it decides
     its power limit costs who works more. Else it is a heavier stage of a pipeline (pipeline_imbalance).
     Held for 35 s and 6 samples; over after 60 s. What the others lose is booked as `straggler` within 90 s:
     1 - their tensor activity over the slow one's. A person is told after 10 min.
-    Where SM, tensor or DRAM activity of one of its GPUs is unknown nothing is said of a job. A job whose slow
-    rank waits for its own host shows equal tensor activity everywhere, and is not found.
+    Where SM, tensor or DRAM activity of one of its GPUs is unknown nothing is said of a job. Where it has
+    GPUs that this collector does not see, the title says how many were compared. A job whose slow rank waits
+    for its own host shows equal tensor activity everywhere, and is not found.
 
 What to do
     Drain the slow node or leave it out, where its clocks are low; else give its rank the same work as others.

@@ -6,6 +6,7 @@ Finished hours are rows of their own, Parquet in a column; everything else is on
 from __future__ import annotations
 
 import io
+import json
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,6 +21,7 @@ from unidle_agent.wire import Batch
 from unidle_collector import keeping
 from unidle_collector.engine import Engine
 from unidle_collector.ledger import KEEP_NS
+from unidle_collector.shards.job_sizes import JOBS
 from unidle_collector.shards.progress import Pace, Progress
 from unidle_collector.store import State, Store, tables
 
@@ -55,25 +57,28 @@ class InState:
         kept = keeping.snapshot(engine, reached_ns)
         position, held = self.progress.mark(reached_ns)
         mark = {"position": position, "held": held, "pace_ns": self.pace(), "reached_ns": reached_ns}
-        return replace(kept, mark=mark)
+        return replace(kept, mark=(mark, engine.inventory.held()))
 
     def write(self, kept: keeping.Snapshot) -> None:
         """See Keeper; raises FencedError when the shard is another's."""
         file = io.BytesIO()
         keeping.write_arrays(file, keeping.whole_header(kept), kept.arrays)
+        mark, jobs = kept.mark
         row = {
             "id": 1,
             "epoch": self._epoch,
-            **kept.mark,
+            **mark,
             "document": zlib.compress(file.getvalue(), 1),
             "nodes": len({ref.node for ref in kept.gpus.refs}),
             "gpus": len(kept.gpus.refs),
         }
         hours = [{"hour_ns": hour, "document": _parquet(of.table())} for hour, of in kept.hours]
         old = sa.delete(tables.account_hours).where(
-            tables.account_hours.c.hour_ns < kept.mark["reached_ns"] - max(self._keep_ns, KEEP_NS)
+            tables.account_hours.c.hour_ns < mark["reached_ns"] - max(self._keep_ns, KEEP_NS)
         )
-        self._state.save_rows({tables.account_hours: hours, tables.checkpoints: [row]}, [old])
+        told = [{"key": JOBS, "value": json.dumps(jobs)}]
+        rows = {tables.account_hours: hours, tables.checkpoints: [row], tables.meta: told}
+        self._state.save_rows(rows, [old])
         self.saves += 1
 
     def hours(self, start_ns: int, end_ns: int) -> dict[int, Callable[[], pa.Table]]:

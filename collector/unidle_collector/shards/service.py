@@ -30,6 +30,7 @@ from unidle_collector.live import Live
 from unidle_collector.settings import CollectorSettings
 from unidle_collector.shards.checkpoint import InState
 from unidle_collector.shards.feed import Feed
+from unidle_collector.shards.job_sizes import JobSizes
 from unidle_collector.shards.leases import BEAT_S, Lease, Leases, fence
 from unidle_collector.shards.one_scheduler import OneScheduler
 from unidle_collector.shards.view.incidents import SiteIncidents
@@ -73,6 +74,9 @@ class Shards:
         self.leases = Leases(self._engine, holder, url)
         self._keep_state_ns = int(settings.keep_state_days * 86_400e9)
         self.incidents = SiteIncidents(self._engine, self._keep_state_ns, clock_ns)
+        self._sizes = JobSizes(
+            self._engine, lambda: [one.live for one in list(self.held.values()) if one.live is not None]
+        )
         self.held: dict[int, Held] = {}
         self.counters: Counter[str] = Counter()
         self.problems: dict[str, str] = {}
@@ -93,6 +97,7 @@ class Shards:
         for thread in self._threads:
             thread.start()
         self.incidents.start()
+        self._sizes.start()
 
     def stop(self) -> None:
         """Save and release every shard, so that others take them at once."""
@@ -104,6 +109,7 @@ class Shards:
         for thread in closing:
             thread.join(timeout=CLOSE_S)
         self.incidents.stop()
+        self._sizes.stop()
         if self._client is not None:
             with contextlib.suppress(Error, OSError, TimeoutError):
                 asyncio.run_coroutine_threadsafe(self._client.close(), self._loop).result(5)
