@@ -26,6 +26,19 @@ Fields = Annotated[
 def routes(desk: Desk, scraper: Scraper | None) -> APIRouter:
     """Everything without a past."""
     router = APIRouter(prefix="/api/v1", tags=["now"], responses=ERRORS)
+    _at_a_glance(router, desk)
+    _lists(router, desk)
+
+    @router.get("/targets", response_model=list[TargetNow], responses=LISTED)
+    async def targets(request: Request, page: Paged) -> Response:
+        """Every exporter that is scraped, as its last scrape found it."""
+        found = sorted(scraper.targets() if scraper is not None else [], key=_target_key)
+        return await listing(desk, request, TargetNow, page.cut(found, _target_key))
+
+    return router
+
+
+def _at_a_glance(router: APIRouter, desk: Desk) -> None:
     live = desk.live
 
     @router.get("/health")
@@ -37,6 +50,15 @@ def routes(desk: Desk, scraper: Scraper | None) -> APIRouter:
     async def fleet(window_s: WindowS = 3600.0) -> Fleet:
         """Everything at a glance."""
         return await desk.ask(lambda: reading.fleet(live, window_s))
+
+    @router.get("/queue")
+    async def queue() -> Queue:
+        """What waits for GPUs, as the scheduler says."""
+        return await desk.ask(lambda: reading.queue(live))
+
+
+def _lists(router: APIRouter, desk: Desk) -> None:
+    live = desk.live
 
     @router.get("/gpus", response_model=list[GpuNow], responses={**LISTED, **MISSING})
     async def gpus(request: Request, page: Paged, node: Node = "", fields: Fields = None) -> Response:
@@ -78,19 +100,6 @@ def routes(desk: Desk, scraper: Scraper | None) -> APIRouter:
             return Cut(reading.jobs(live, here.items), here.following)
 
         return await listing(desk, request, JobNow, await desk.ask(look))
-
-    @router.get("/queue")
-    async def queue() -> Queue:
-        """What waits for GPUs, as the scheduler says."""
-        return await desk.ask(lambda: reading.queue(live))
-
-    @router.get("/targets", response_model=list[TargetNow], responses=LISTED)
-    async def targets(request: Request, page: Paged) -> Response:
-        """Every exporter that is scraped, as its last scrape found it."""
-        found = sorted(scraper.targets() if scraper is not None else [], key=_target_key)
-        return await listing(desk, request, TargetNow, page.cut(found, _target_key))
-
-    return router
 
 
 def _target_key(target: TargetNow) -> tuple[str, str]:

@@ -43,6 +43,19 @@ def create_app(
     def now() -> list[SiteNow]:
         return merging.sites(following.seen(), clock_ns(), settings.poll_s)
 
+    _guard(app, token, now)
+
+    @app.exception_handler(merging.AskedWrongError)
+    async def asked_wrong(_: Request, error: merging.AskedWrongError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 422)
+
+    _questions(app, settings.name, now, clock_ns)
+    return app
+
+
+def _guard(app: FastAPI, token: str, now: Callable[[], list[SiteNow]]) -> None:
+    """Who may ask, and the word SIMULATED on every answer that it belongs on."""
+
     @app.middleware("http")
     async def guard(request: Request, follow: Callable[[Request], Awaitable[Response]]) -> Response:
         said = request.headers.get("authorization", "")
@@ -54,10 +67,11 @@ def create_app(
             response.headers["X-Unidle-Simulated"] = "SIMULATED"
         return response
 
-    @app.exception_handler(merging.AskedWrongError)
-    async def asked_wrong(_: Request, error: merging.AskedWrongError) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, 422)
 
+def _questions(
+    app: FastAPI, name: str, now: Callable[[], list[SiteNow]], clock_ns: Callable[[], int]
+) -> None:
+    """What can be asked."""
     started_ns = clock_ns()
 
     @app.get("/api/v1/health")
@@ -73,7 +87,7 @@ def create_app(
     @app.get("/api/v1/fleet")
     def fleet(window_s: float = Window, site: str = Site) -> Fleet:
         """All sites at a glance, or one."""
-        return merging.fleet(settings.name, merging.chosen(now(), site), window_s, clock_ns())
+        return merging.fleet(name, merging.chosen(now(), site), window_s, clock_ns())
 
     @app.get("/api/v1/accounts")
     def accounts(by: str = "site", window_s: float = Window, site: str = Site) -> list[Account]:
@@ -88,8 +102,6 @@ def create_app(
     def elsewhere(rest: str) -> JSONResponse:
         text = f"{rest}: rows stay with their sites; /api/v1/sites lists the collectors that hold them"
         return JSONResponse({"detail": text}, 404)
-
-    return app
 
 
 def _health(sites: list[SiteNow], now_ns: int, started_ns: int) -> Health:

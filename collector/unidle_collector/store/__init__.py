@@ -18,7 +18,6 @@ log (the newest one or two minutes) is for the collector's live window to answer
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator
@@ -34,6 +33,7 @@ from unidle_agent.fields import BY_NAME
 from unidle_agent.wire import Batch, decode
 from unidle_collector.store.compaction import DAY_NS, HOUR_NS, compact
 from unidle_collector.store.conversion import convert
+from unidle_collector.store.directory import size, take
 from unidle_collector.store.errors import StoreError, StoreFull
 from unidle_collector.store.histograms import Histograms, Quantile, quantile
 from unidle_collector.store.known_facts import KnownFacts
@@ -104,17 +104,7 @@ class Store:
              "segments_removed", "segments_removed_bytes", "state_rows_removed"), 0
         )  # fmt: skip
         self._log_directory = directory / "log"
-        try:
-            self._log_directory.mkdir(parents=True, exist_ok=True)
-            if links is not None:
-                links.mkdir(parents=True, exist_ok=True)
-            (directory / "segments").mkdir(exist_ok=True)
-            self._held = _hold(directory)
-        except OSError as error:
-            raise StoreError(
-                f"{directory}: expected a directory that can be written, came {error}: "
-                "give another one or correct its owner"
-            ) from error
+        self._held = take(directory, links)
         try:
             self.segments = Segments(directory / "segments")
             self.segments.clean()
@@ -249,11 +239,11 @@ class Store:
         `accounts`."""
         present = self.segments.counting()
         return {
-            "log": _size(self._log_directory, "*"),
+            "log": size(self._log_directory, "*"),
             "segments": sum(s.size_bytes for s in present if s.level == "raw"),
             "rollups": sum(s.size_bytes for s in present if s.level != "raw"),
-            "state": _size(self.directory, "state.sqlite*"),
-            "accounts": _size(self.directory / "accounts", "*") + _size(self.directory / "accounts", "*/*"),
+            "state": size(self.directory, "state.sqlite*"),
+            "accounts": size(self.directory / "accounts", "*") + size(self.directory / "accounts", "*/*"),
         }
 
     def counters(self) -> dict[str, int]:
@@ -375,27 +365,3 @@ class Store:
     def _count(self, **counts: int) -> None:
         for name, count in counts.items():
             self._counters[name] += count
-
-
-def _hold(directory: Path) -> int:
-    """Lock `directory` for this process until the descriptor that comes back is closed."""
-    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(fd)
-        raise StoreError(
-            f"{directory}: expected a directory of our own, another collector is using it: "
-            "stop that one or give another directory"
-        ) from error
-    return fd
-
-
-def _size(directory: Path, pattern: str) -> int:
-    total = 0
-    for path in directory.glob(pattern):
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:  # merged or removed meanwhile
-            continue
-    return total

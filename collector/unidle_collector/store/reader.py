@@ -157,34 +157,21 @@ class Reader:
             if name not in BY_NAME:
                 raise StoreError(f"expected a field of docs/telemetry.md, came {name!r}")
         temporary = path.with_name(path.name + TEMPORARY)
-        only: dict[str, list[str]] = {"nodes": list(nodes)} if nodes else {}
-        only |= {"of_gpus": list(gpus)} if gpus else {}
-        where = " AND list_contains($nodes, node)" if nodes else ""
-        where += " AND list_contains($of_gpus, gpu)" if gpus else ""
+        where = "time_ns >= $start_ns AND time_ns < $end_ns"
+        asked: dict[str, Any] = {"path": str(temporary), "start_ns": start_ns, "end_ns": end_ns}
+        for column, wanted in (("node", nodes), ("gpu", gpus)):
+            if wanted:
+                where += f" AND list_contains($only_{column}, {column})"
+                asked[f"only_{column}"] = list(wanted)
 
         def query(files: Sequence[Segment]) -> int:
-            rows_of, hosts = _paths(files, "gpu"), _paths(files, "host")
-            if not rows_of:
+            if not _paths(files, "gpu"):
                 ends = (datetime.fromtimestamp(at_ns / 1e9, UTC) for at_ns in (start_ns, end_ns))
                 first, last = (f"{end:%Y-%m-%d %H:%M:%S}" for end in ends)
                 raise StoreError(f"expected rows from {first} to {last} UTC, the store has none")
-            paths = {"gpus": rows_of, "hosts": hosts} if hosts else {"gpus": rows_of}
-            columns = "time_ns, node, gpu, job, simulated" + self._plain_columns("g", rows_of, fields)
-            joined = ""
-            if hosts:
-                columns += self._plain_columns("h", hosts, fields)
-                joined = (
-                    "LEFT JOIN (SELECT DISTINCT ON (node, time_ns) * EXCLUDE (simulated)"
-                    " FROM read_parquet($hosts, union_by_name = true)) h USING (node, time_ns)"
-                )
-            sql = f"""
-                COPY (
-                    SELECT {columns} FROM read_parquet($gpus, union_by_name = true) g {joined}
-                    WHERE time_ns >= $start_ns AND time_ns < $end_ns {where} ORDER BY node, gpu, time_ns
-                ) TO $path ({formats[path.suffix]})
-            """  # noqa: S608  # made of names of the field table
-            rows = self._rows(sql, path=str(temporary), start_ns=start_ns, end_ns=end_ns, **paths, **only)
-            return int(rows[0][0])
+            select, paths = self._with_hosts(files, fields, where)
+            copied = self._rows(f"COPY ({select}) TO $path ({formats[path.suffix]})", **asked, **paths)
+            return int(copied[0][0])
 
         try:
             written = self._over(start_ns, end_ns, query)
@@ -194,6 +181,26 @@ class Reader:
         finally:
             temporary.unlink(missing_ok=True)
         return written
+
+    def _with_hosts(
+        self, files: Sequence[Segment], fields: Sequence[str], where: str
+    ) -> tuple[str, dict[str, list[str]]]:
+        """SQL of the rows of GPUs with their host's beside them, and the files that it names."""
+        gpus, hosts = _paths(files, "gpu"), _paths(files, "host")
+        columns = "time_ns, node, gpu, job, simulated" + self._plain_columns("g", gpus, fields)
+        paths, joined = {"gpus": gpus}, ""
+        if hosts:
+            paths["hosts"] = hosts
+            columns += self._plain_columns("h", hosts, fields)
+            joined = (
+                "LEFT JOIN (SELECT DISTINCT ON (node, time_ns) * EXCLUDE (simulated)"
+                " FROM read_parquet($hosts, union_by_name = true)) h USING (node, time_ns)"
+            )
+        sql = f"""
+            SELECT {columns} FROM read_parquet($gpus, union_by_name = true) g {joined}
+            WHERE {where} ORDER BY node, gpu, time_ns
+        """  # noqa: S608  # made of names of the field table
+        return sql, paths
 
     def close(self) -> None:
         """Let go of the database."""
