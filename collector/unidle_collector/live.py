@@ -12,7 +12,6 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -22,12 +21,10 @@ from unidle_agent.errors import UnidleError
 from unidle_collector import keeping, scheduler
 from unidle_collector.attribution import Attribution
 from unidle_collector.engine import Engine
-from unidle_collector.findings import Change
 from unidle_collector.grouping import Grouping
+from unidle_collector.incident_log import IncidentLog
 from unidle_collector.late import LateRows
-from unidle_collector.model import Incident
 from unidle_collector.past_hours import PastHours
-from unidle_collector.recommend import recommend
 from unidle_collector.series import open_feed, open_series
 from unidle_collector.settings import CollectorSettings
 from unidle_collector.settled import Settled
@@ -55,8 +52,6 @@ DECIDE_EACH_S = 6.0
 UPKEEP_EACH_S = 20.0
 MOST_DEFERRED = 5
 """Times in a row that a snapshot waits for late rows."""
-STATE_PATIENCE = 10
-"""A state database that took a while to fail is left alone for this many times as long."""
 QUESTIONS_AT_ONCE = 8
 """Questions answered before the pushes that came meanwhile have their turn, however many readers ask."""
 SAVE_EACH_S = 60.0
@@ -142,7 +137,9 @@ class Live:
         self.past = PastHours(self._keeper, self.engine.ledger.codes)
         self.groupings: dict[str, tuple[Hashable, Grouping]] = {}
         """Dimension of the accounts -> what its groups rest on, and the groups."""
-        self.tick_s, self.finding_delay_s = Timings(), Timings()
+        self.tick_s = Timings()
+        self._incidents = IncidentLog(self.state, self.taking, clock_ns, lambda: self._thread.is_alive())
+        self.finding_delay_s = self._incidents.delay_s
         self.notes: list[str] = []
         """What the start has to say, for people."""
         self.started_ns = clock_ns()
@@ -161,9 +158,6 @@ class Live:
         """Held from a snapshot until it is written, so that an older one never takes the place of a newer."""
         self._saved_ns = 0
         """When accounts and timers were last saved."""
-        self._unkept: deque[Change] = deque()
-        """Changes that the state database has not taken yet, in order."""
-        self._keep_again_s = 0.0
         self._by_broker = accounted is not None
         self._deferred = 0
 
@@ -280,13 +274,13 @@ class Live:
                 began_s = time.perf_counter()
                 with self._unbroken("steps"):
                     self.late.before(step)
-                    self._unkept += self.engine.step(step)
+                    self._incidents.add(self.engine.step(step))
                 self.tick_s.add(time.perf_counter() - began_s)
-                self._keep()
+                self._incidents.keep()
                 self.counters["steps"] += 1
             due -= STEPS_AT_ONCE
             self._answer_waiting()
-        self._keep()
+        self._incidents.keep()
         self.taking.count_flaws()
         self.late.take(self.window.late)
         self.window.late.clear()
@@ -307,52 +301,6 @@ class Live:
                 _answer(item)
             else:
                 self._queue.put(item)
-
-    def _keep(self) -> None:
-        """A finding that was told, changed or ended becomes an event of its incident; none is left out."""
-        began_s = time.monotonic()
-        if not self._unkept or began_s < self._keep_again_s:
-            return
-        try:
-            while self._unkept:
-                self._keep_one(self._unkept[0])
-                change = self._unkept.popleft()
-                self.counters[f"findings_{change.what}"] += 1
-                self._note_delay(change)
-                self.problems.pop("state", None)
-        except UnidleError as error:
-            self.problems["state"] = str(error)
-            failed_s = time.monotonic()
-            self._keep_again_s = failed_s + STATE_PATIENCE * (failed_s - began_s)
-
-    def _note_delay(self, change: Change) -> None:
-        """How long ago the rows came by which a finding was told."""
-        if change.what != "told" or not self._thread.is_alive():  # a replay's rows came long ago
-            return
-        at_ns = change.finding.updated_ns
-        arrived = [self.taking.arrived_ns(node, at_ns) for node in {ref.node for ref in change.finding.gpus}]
-        known = [at_ns for at_ns in arrived if at_ns is not None]
-        if known:
-            self.finding_delay_s.add((self.clock_ns() - max(known)) / 1e9)
-
-    def _keep_one(self, change: Change) -> None:
-        finding, now = change.finding, change.finding.updated_ns
-        before = self.state.incident(finding.id)
-        if before is not None and before.finding.updated_ns >= now:
-            return  # known from before a restart, whose rows are gone through again
-        over = change.what == "ended"
-        incident = Incident(
-            id=finding.id,
-            state="resolved" if over else "open",
-            revision=before.revision + 1 if before else 1,
-            opened_ns=before.opened_ns if before else now,
-            resolved_ns=now if over else None,
-            finding=finding,
-            recommendations=() if over else tuple(recommend([finding], now)),
-        )
-        self.state.save_incident(incident, now)
-        if change.asks_flight:
-            self.taking.flights.ask(finding)
 
     # -- keeping ---------------------------------------------------------------------------------
 
