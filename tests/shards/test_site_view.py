@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -31,7 +33,7 @@ from unidle_agent.shards import SHARDS, shard_of
 from unidle_agent.wire import Batch, encode
 from unidle_collector.api import reading_app
 from unidle_collector.client import Client
-from unidle_collector.federation.report import DIMENSIONS, WINDOWS_S, SiteReport
+from unidle_collector.federation.report import DIMENSIONS, OTHERS, WINDOWS_S, SiteReport
 from unidle_collector.ingest.tokens import Tokens
 from unidle_collector.settings import CollectorSettings
 from unidle_collector.shards.app import ShardsApp
@@ -291,6 +293,10 @@ def test_metrics_of_the_site_are_those_of_a_single_collector_from_whichever_is_s
         of_fleet = {key: value for key, value in together.items() if key[0].startswith(OF_FLEET)}
         assert of_fleet == pytest.approx(expected)
         assert together["unidle_site_shard_up", frozenset()] == SHARDS
+    if promtool := shutil.which("promtool"):
+        page = both.a.http.get("/metrics/site").text
+        checked = subprocess.run([promtool, "check", "metrics"], input=page, capture_output=True, text=True)
+        assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
 
 
 def test_metrics_of_a_shard_that_is_away_are_not_there_and_its_gpus_are_unknown(both: Both) -> None:
@@ -432,11 +438,11 @@ inside = [
 """
 
 
-def reporting(of: Collector, folder: Path) -> TestClient:
+def reporting(of: Collector, folder: Path, policy: str = POLICY) -> TestClient:
     """The same collector with a policy, and a receiver that asks it; a reader's token does not lead there."""
     of.settings = replace(
         of.settings,
-        federation_file=str(write(folder, POLICY)),
+        federation_file=str(write(folder, policy)),
         jurisdiction="EU",
         site="fra",
         read_token=Secret(READ),
@@ -494,6 +500,9 @@ def test_the_report_to_a_federation_is_that_of_a_single_collector_from_whichever
     crossings = reporting(b, tmp_path).get("/api/v1/federation/crossings", headers=reader).json()
     assert len(crossings) == 5, "each answer by each collector, in one log"
     assert both.a.http.get("/api/v1/federation").status_code == 401
+    little = told(reporting(a, tmp_path, '[share]\nanywhere = ["fleet.now"]'))
+    assert little.now is not None
+    assert [window.by for window in little.windows] == [{}] * len(WINDOWS_S)
 
 
 def test_gpus_of_a_shard_that_is_away_are_unknown_to_the_federation(both: Both, tmp_path: Path) -> None:
@@ -512,6 +521,10 @@ def test_gpus_of_a_shard_that_is_away_are_unknown_to_the_federation(both: Both, 
             assert one.gpus == other.gpus
             assert sum(one.seconds.values()) >= sum(other.seconds.values())
             assert one.seconds["unknown"] > other.seconds["unknown"]
+    for by in ("model", "team"):  # beside the report of before, a group could be what one person did
+        (one,) = less.accounts(86_400.0, by) or ()
+        assert one.key == OTHERS
+        assert one.gpus == 6
     assert less.health is not None
     assert less.health.ok is False
     nobody = [Lease(shard, "", "", 1, -1.0) for shard in range(SHARDS)]

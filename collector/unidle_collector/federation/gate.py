@@ -32,6 +32,7 @@ T = TypeVar("T")
 PATH = "/api/v1/federation"
 PART = "/api/v1/federation/part"
 """What a report is made of, for readers of the site: collectors of shards ask each other for it."""
+Wanted = Annotated[list[str], Query(description="of DIMENSIONS; others are not known here")]
 MADE_EACH_S = 2.0
 """A report to the same receiver is not made more often: the same one crosses again."""
 ANSWER_WITHIN_S = 30.0
@@ -144,10 +145,8 @@ def mount(app: FastAPI, live: Live, errors: dict[int | str, dict[str, Any]]) -> 
     mount_gate(app, Gate(live.settings, site, live.state, live.clock_ns, count), live.state, errors)
 
     @app.get(PART, include_in_schema=False)
-    async def of_part(
-        request: Request, window_s: float, by: Annotated[list[str] | None, Query()] = None
-    ) -> Part:
-        return await site.part(request, window_s, [name for name in by or () if name in DIMENSIONS])
+    async def of_part(request: Request, window_s: float, by: Wanted) -> Part:
+        return await site.part(request, window_s, [name for name in by if name in DIMENSIONS])
 
 
 def mount_gate(app: FastAPI, gate: Gate, state: State, errors: dict[int | str, dict[str, Any]]) -> None:

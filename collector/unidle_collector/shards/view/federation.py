@@ -1,7 +1,8 @@
 """A site in shards as a federation hears of it: the parts of all shards added up, and only then what crosses.
 
 Groups are as small as they are over the whole site, so persons are counted over all shards before any group
-is told apart. A shard that does not answer is in the report as GPUs of which nobody knows anything.
+is told apart. A shard that does not answer is in the report as GPUs of which nobody knows anything, and no
+group is told apart meanwhile: what it lacks beside the last report could be what one person did.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from collections.abc import Collection, Mapping
 from fastapi import Request
 
 from unidle_agent.settings import Secret
+from unidle_collector.federation.adding import add_accounts
 from unidle_collector.federation.gate import PART
 from unidle_collector.federation.parts import About, Part, now_of, wellness_of
-from unidle_collector.federation.report import WINDOWS_S
+from unidle_collector.federation.report import GROUPED, OTHERS, WINDOWS_S
 from unidle_collector.model import Account
 from unidle_collector.pergpu import SECOND_NS
 from unidle_collector.shards.view import merging
@@ -33,12 +35,14 @@ class OfShards:
 
     async def part(self, request: Request, window_s: float, wanted: Collection[str]) -> Part:
         """See Site; raises NoAnswerError where no shard answers."""
+        if not wanted:
+            return Part({}, {})
         reader = self._reader(request)
         query: Query = [("window_s", window_s), *(("by", name) for name in wanted)]
         found = await self._site.asking.records(reader, Part, PART, query)
         if not found:
             raise none_answers(reader)
-        whole = together(found)
+        whole = as_one(together(found)) if reader.gaps else together(found)
         gpus = sum(shard.gpus for shard in await self._site.away(reader))
         by = {name: tuple(_with_away(name, one, gpus) for one in told) for name, told in whole.by.items()}
         return Part(by, whole.persons)
@@ -83,6 +87,17 @@ def together(parts: Mapping[int, Part]) -> Part:
         {name: tuple(merging.accounts(accounts)) for name, accounts in by.items()},
         {name: {key: tuple(sorted(who)) for key, who in groups.items()} for name, groups in persons.items()},
     )
+
+
+def as_one(whole: Part) -> Part:
+    """The same with all groups of a dimension as one."""
+    by, persons = dict(whole.by), dict(whole.persons)
+    for name in GROUPED:
+        if accounts := by.get(name):
+            by[name] = (add_accounts(OTHERS, accounts),)
+            who = {person for group in whole.persons.get(name, {}).values() for person in group}
+            persons[name] = {OTHERS: tuple(sorted(who))}
+    return Part(by, persons)
 
 
 def _with_away(name: str, account: Account, gpus: int) -> Account:
