@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from unidle_alerts import words
-from unidle_collector.model import Evidence, Finding, Incident, Recommendation
+from unidle_collector.model import Evidence, Finding, GpuRef, Incident, Recommendation
 from unidle_collector.spoken import cause_words
 
 MAX_COMMAND_CHARS = 1000
@@ -67,11 +67,11 @@ def action(incident: Incident) -> Action:
     return Action("", "")
 
 
-def affected(finding: Finding) -> list[str]:
+def affected(gpus: tuple[GpuRef, ...]) -> list[str]:
     """One line per node, most GPUs first: `node001: GPU 0, 1, 2 (B200)`."""
     by_node: dict[str, list[str]] = {}
     models: dict[str, set[str]] = {}
-    for gpu in finding.gpus:
+    for gpu in gpus:
         by_node.setdefault(gpu.node, []).append(gpu.gpu if gpu.index is None else str(gpu.index))
         models.setdefault(gpu.node, set()).add(gpu.model)
     lines = []

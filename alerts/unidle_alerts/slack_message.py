@@ -70,6 +70,7 @@ def _opened(notice: Notice, incident: Incident) -> list[Block]:
         *_job(finding),
         ("Since", f"{words.utc(finding.since_ns)}, {words.span(finding.since_ns, notice.now_ns)}"),
         ("Where", words.size(finding)),
+        *([("Waits for", "; ".join(affected(finding.held_back_by)))] if finding.held_back_by else []),
         ("Cost now", words.rate(finding.cost_per_h)),
         ("So far", words.total(finding.cost_so_far)),
         ("Confidence", words.percent(finding.confidence)),
@@ -85,7 +86,9 @@ def _opened(notice: Notice, incident: Incident) -> list[Block]:
     if do.command:
         blocks.append(_code(do.command))
     if len(finding.gpus) > 1:
-        blocks.append(_section("Affected", *_each(_first(affected(finding), TOP, "node"), MAX_LINE_CHARS)))
+        blocks.append(
+            _section("Affected", *_each(_first(affected(finding.gpus), TOP, "node"), MAX_LINE_CHARS))
+        )
     return blocks
 
 

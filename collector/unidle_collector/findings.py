@@ -295,6 +295,7 @@ class Book:
             user=", ".join(sorted(users)),
             nodes=tuple(dict.fromkeys(ref.node for ref in refs)),
             gpus=refs,
+            held_back_by=about.held_back_by,
             runners_up=runners_up,
             evidence=about.evidence,
             cost_so_far=_cost(self._lost(detector.kind, entry)),

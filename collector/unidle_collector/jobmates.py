@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unidle_collector.detectors import Verdict, mean_of
-from unidle_collector.model import State
+from unidle_collector.model import GpuRef, State
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu
 from unidle_collector.signals import NOTHING_RAN, View
 
@@ -262,6 +262,10 @@ class OutOfStep(ABC):
         """Those that set the pace of the job of `gpus`."""
         job = view.inventory.a["job"]
         return np.flatnonzero(self._a["slow"] & (job == job[gpus[0]]))
+
+    def slow_refs(self, view: View, gpus: Positions) -> tuple[GpuRef, ...]:
+        """The same by name."""
+        return tuple(view.inventory.refs[int(gpu)] for gpu in self.slow_of(view, gpus))
 
     def delay_s(self, cause: str) -> float:  # noqa: ARG002 (others tell causes apart)
         """10 min: longer than an evaluation or a profile."""

@@ -90,6 +90,9 @@ class Finding:
     user: str = ""
     nodes: tuple[str, ...] = ()
     gpus: tuple[GpuRef, ...] = ()
+    held_back_by: tuple[GpuRef, ...] = ()
+    """GPUs that those of `gpus` wait for: a job's slow one, or its heaviest pipeline stage; most kinds have
+    none."""
     runners_up: tuple[CauseShare, ...] = ()
     evidence: tuple[Evidence, ...] = ()
     cost_so_far: Cost = Cost(0.0, None, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from unidle_collector.detectors import duration, plural
@@ -26,8 +26,9 @@ def story(finding: Finding) -> list[tuple[str, str]]:
     """
     end_ns = finding.ended_ns or finding.updated_ns
     over = f", over since {utc(finding.ended_ns)}" if finding.ended_ns is not None else ""
-    rows = [
-        ("subject", subject(finding)),
+    rows = [("subject", subject(finding))]
+    rows += [("waits for", places(finding.held_back_by))] if finding.held_back_by else []
+    rows += [
         ("since", f"{utc(finding.since_ns)}, for {duration((end_ns - finding.since_ns) / 1e9)}{over}"),
         ("cause", cause(finding)),
         ("cost so far", cost(finding.cost_so_far)),
@@ -51,16 +52,21 @@ def cause(finding: Finding) -> str:
 
 
 def subject(finding: Finding) -> str:
-    """`job 4711: GPU 0-7 of n1`, whole nodes beyond a few counted."""
+    """`job 4711: GPU 0-7 of n1`."""
+    head, shown = f"{finding.subject_kind} {finding.subject}", places(finding.gpus)
+    return f"{head}: {shown}" if shown else head
+
+
+def places(gpus: Sequence[GpuRef]) -> str:
+    """`GPU 0-7 of n1; GPU 0 of n2`, whole nodes beyond a few counted."""
     nodes: dict[str, list[GpuRef]] = {}
-    for ref in finding.gpus:
+    for ref in gpus:
         nodes.setdefault(ref.node, []).append(ref)
     where = [f"{_numbers(refs)} of {node}" for node, refs in nodes.items()]
     shown = "; ".join(where[:FEW])
     if len(where) > FEW:
-        shown += f"; {plural(len(where) - FEW, 'more node')}, {plural(len(finding.gpus), 'GPU')} in all"
-    head = f"{finding.subject_kind} {finding.subject}"
-    return f"{head}: {shown}" if shown else head
+        shown += f"; {plural(len(where) - FEW, 'more node')}, {plural(len(gpus), 'GPU')} in all"
+    return shown
 
 
 def cost(of: Cost) -> str:

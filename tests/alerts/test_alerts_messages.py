@@ -170,6 +170,15 @@ def test_an_open_incident_says_what_since_when_where_why_what_it_costs_and_what_
     assert button["url"] == "https://unidle.example.org/?incident=inc-1"
 
 
+@pytest.mark.parametrize("content", ["full", "ids_only"])
+def test_a_job_that_waits_for_one_gpu_names_it_at_every_content_level(content: str) -> None:
+    slow = (GpuRef("gpu-09", "GPU-x", 3, "NVIDIA B200"),)
+    incident = permitted(make_incident(kind="straggler", cause="straggler", held_back_by=slow), content)
+    assert "Waits for\ngpu-09: GPU 3 (NVIDIA B200)" in shown(
+        payload(notice_of("opened", incident), DASHBOARD)
+    )
+
+
 def test_a_resolved_incident_says_how_long_and_what_in_total_with_the_same_id() -> None:
     text = shown(payload(notice_of("resolved", make_incident()), DASHBOARD))
     assert "RESOLVED · idle: memory held, nothing runs" in text

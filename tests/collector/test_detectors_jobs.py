@@ -343,7 +343,18 @@ def test_the_lost_time_of_those_that_wait_is_booked_and_the_slow_one_is_producti
     assert "GPU 3 of node-9" in finding.title
     assert len(finding.gpus) == 7
     assert finding.cost_per_h.gpu_h == pytest.approx(7 * 0.45, rel=0.1)
+    assert [(ref.node, ref.index) for ref in finding.held_back_by] == [("node-9", 3)]
     assert [(c.cause, c.probability) for c in finding.runners_up] == [("pipeline_imbalance", 0.35)]
+
+
+def test_the_gpus_of_the_heaviest_stage_are_named() -> None:
+    finding = one(replay(job(waiting(LAST_HEAVY))))
+    assert [ref.index for ref in finding.held_back_by] == [6, 7]
+    assert {ref.index for ref in finding.gpus} == set(range(6))
+
+
+def test_gpus_that_wait_for_a_network_wait_for_no_other_gpu() -> None:
+    assert one(replay(job(TCP, nodes=2))).held_back_by == ()
 
 
 def test_a_node_is_named_by_its_name_and_a_low_clock_by_what_to_do() -> None:

@@ -12,7 +12,7 @@ from tests.collector.fleets import HEALTHY, HELD, recording
 from tests.collector.test_detectors import one_gpu
 from tests.collector.test_faults import after, sticky
 
-from unidle_collector.model import Finding
+from unidle_collector.model import Finding, GpuRef
 from unidle_collector.recommend import HORIZON_H, gain_if_it_lasts, recommend
 from unidle_collector.replay import replay
 
@@ -77,6 +77,46 @@ def test_causes_between_the_gpus_of_a_job_call_for_one_change_to_it(
     assert {part.name for part in fields(item) if getattr(item, part.name) in ("", ())} <= {"job", "user"}
 
 
+SLOW = (GpuRef("node-2", "GPU-b", 3), GpuRef("node-2", "GPU-c", 5), GpuRef("node-9", "GPU-d", None))
+
+
+def test_a_straggler_is_left_out_by_its_own_node_and_gpus() -> None:
+    finding = idle(kind="straggler", cause="straggler", held_back_by=SLOW, job="4711")
+    (item,) = recommend([finding], finding.updated_ns)
+    lines = item.command.splitlines()
+    assert "ssh node-2 nvidia-smi -q -d CLOCK,PERFORMANCE -i 3,5" in lines
+    assert "ssh node-9 nvidia-smi -q -d CLOCK,PERFORMANCE -i GPU-d" in lines
+    assert [line.split()[2] for line in lines if "State=drain" in line] == [
+        "NodeName=node-2",
+        "NodeName=node-9",
+    ]
+    assert lines[-1].startswith("scontrol requeue 4711 ")
+    assert item.undo.splitlines() == [
+        f"scontrol update NodeName={node} State=resume" for node in ("node-2", "node-9")
+    ]
+
+
+def test_a_straggler_under_kubernetes_has_its_node_cordoned() -> None:
+    finding = idle(kind="straggler", cause="straggler", held_back_by=SLOW[:1], job="team/pod-1")
+    (item,) = recommend([finding], finding.updated_ns)
+    assert "kubectl cordon node-2" in item.command.splitlines()
+    assert item.undo == "kubectl uncordon node-2"
+    assert "scontrol" not in item.command
+
+
+def test_a_straggler_that_nobody_names_drains_no_node() -> None:
+    finding = idle(kind="straggler", cause="straggler", held_back_by=())
+    (item,) = recommend([finding], finding.updated_ns)
+    assert "State=drain" not in item.command
+    assert finding.id in item.command
+
+
+def test_the_heaviest_stage_is_named_where_its_layers_are_to_be_moved() -> None:
+    finding = idle(kind="pipeline_imbalance", cause="pipeline_imbalance", held_back_by=SLOW[:2])
+    (item,) = recommend([finding], finding.updated_ns)
+    assert "the stage on GPU 3, 5 of node-2" in item.command
+
+
 def test_a_fallback_that_is_not_certain_calls_for_nothing() -> None:
     finding = idle(kind="tcp_fallback", cause="undetermined")
     assert recommend([finding], finding.updated_ns) == []
@@ -131,9 +171,14 @@ def test_a_lost_gpu_wants_its_node_off_and_on() -> None:
     assert "gpu-reset" not in item.command
 
 
-@pytest.mark.parametrize("finding", [fatal(119), fatal(79), lost()], ids=["reset", "reboot", "lost"])
+@pytest.mark.parametrize(
+    "finding",
+    [fatal(119), fatal(79), lost(), idle(kind="straggler", cause="straggler")],
+    ids=["reset", "reboot", "lost", "straggler"],
+)
 def test_a_nodes_name_never_becomes_a_second_command(finding: Finding) -> None:
-    (item,) = recommend([replace(finding, nodes=("a;rm -rf /",))], finding.updated_ns)
+    odd = GpuRef("a;rm -rf /", "a;rm -rf /")
+    (item,) = recommend([replace(finding, nodes=(odd.node,), held_back_by=(odd,))], finding.updated_ns)
     for line in item.command.splitlines():
         assert not any(
             word in (";", "rm") or word.startswith("rm") for word in shlex.split(line, comments=True)

@@ -57,6 +57,14 @@ def test_every_part_of_a_finding_has_its_line() -> None:
     ]
 
 
+def test_whom_it_waits_for_stands_beside_what_it_is_about() -> None:
+    waiting = dataclasses.replace(FINDING, held_back_by=(GpuRef("n7", "GPU-x", 3),))
+    assert story(waiting)[:2] == [
+        ("subject", "job 4711: GPU 0-1, 3 of n1; GPU 0 of n2"),
+        ("waits for", "GPU 3 of n7"),
+    ]
+
+
 def test_what_is_over_has_an_end_and_costs_nothing_more() -> None:
     lines = dict(story(dataclasses.replace(FINDING, ended_ns=START_NS + 600 * 10**9)))
     assert lines["since"].endswith("for 10 min, over since 2023-11-14 22:23:20 UTC")

@@ -254,6 +254,13 @@ def test_evidence_of_the_host_is_asked_for_without_a_gpu() -> None:
     assert {one.node for one in series} <= set(API.incidents()[0].finding.nodes)
 
 
+def test_who_waits_is_drawn_beside_whom_it_waits_for() -> None:
+    finding = replace(API.incidents()[0].finding, held_back_by=(GpuRef("n9", "GPU-slow", 3),))
+    series = incidents.evidence_series(finding)
+    assert ("n9", "GPU-slow") in {(one.node, one.gpu) for one in series}
+    assert {one.gpu for one in series} & {ref.gpu for ref in finding.gpus}
+
+
 def test_the_window_of_the_evidence_holds_the_time_before_the_incident() -> None:
     incident = API.incidents()[0]
     window_s = incidents.series_window_s(incident, NOW_NS)

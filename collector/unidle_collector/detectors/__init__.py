@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
-from unidle_collector.model import Evidence, Severity, State
+from unidle_collector.model import Evidence, GpuRef, Severity, State
 from unidle_collector.pergpu import Bools, Floats, Times
 from unidle_collector.signals import View
 
@@ -52,6 +52,8 @@ class About:
     shares: Mapping[str, float] = field(default_factory=dict)
     """Cause -> probability at this step, all together 1, where the detector works them out: their mean
     over the finding's life stands for `confidence` and `runners_up`."""
+    held_back_by: tuple[GpuRef, ...] = ()
+    """The GPUs that they wait for, where it is others of the same job."""
     asks_flight: bool = False
     """Whether the last two minutes of its GPUs at full rate help to understand it."""
     told_after_s: float | None = None

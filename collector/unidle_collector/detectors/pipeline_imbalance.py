@@ -102,6 +102,7 @@ class PipelineImbalance(OutOfStep):
             ),
             confirm="the time of one micro-batch by stage, or unidle diagnose --timeline",
             runners_up=(("straggler", 0.2),),
+            held_back_by=self.slow_refs(view, gpus),
         )
 
 

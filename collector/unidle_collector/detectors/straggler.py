@@ -114,6 +114,7 @@ class Straggler(OutOfStep):
                 f"CLOCK,PERFORMANCE on {', '.join(nodes)}"
             ),
             runners_up=(("pipeline_imbalance", round(1 - confidence, 2)),),
+            held_back_by=self.slow_refs(view, gpus),
         )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from unidle_collector.model import Finding, Recommendation
 from unidle_collector.recommend import change_of_job
+from unidle_collector.story import places
 
 
 def advise(finding: Finding, now_ns: int) -> Recommendation | None:
@@ -29,6 +30,7 @@ def advise(finding: Finding, now_ns: int) -> Recommendation | None:
         risk="a checkpoint of the old split may have to be converted",
         assumptions=("layers can be moved in steps small enough to even the stages out",),
         command=(
+            f"# fewer layers for the stage on {places(finding.held_back_by) or 'the GPUs that work most'}\n"
             "# Megatron-LM: --decoder-first-pipeline-num-layers N --decoder-last-pipeline-num-layers N, or\n"
             "# --account-for-embedding-in-pipeline-split --account-for-loss-in-pipeline-split"
         ),

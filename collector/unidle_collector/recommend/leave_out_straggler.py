@@ -30,10 +30,45 @@ def advise(finding: Finding, now_ns: int) -> Recommendation | None:
         constraint="another place of the same size, or a change to the owner's script",
         risk="the work since the last checkpoint is lost if the job is started again now",
         assumptions=("without it the job runs at the pace of the others",),
-        command=(
-            f"unidle explain {shell(finding.id)}  # names it, and says whether it is slow or has more work\n"
-            "# slow: submit again after a checkpoint with sbatch --exclude=NODE, and drain the node"
-        ),
-        undo="submit again without --exclude",
+        command=_command(finding),
+        undo=_undo(finding),
         measure="tensor activity by GPU of the job's next run: least over most",
     )
+
+
+def _slow(finding: Finding) -> dict[str, str]:
+    """Node -> its slow GPUs, as `nvidia-smi -i` takes them."""
+    out: dict[str, list[str]] = {}
+    for ref in finding.held_back_by:
+        out.setdefault(ref.node, []).append(ref.gpu if ref.index is None else str(ref.index))
+    return {node: ",".join(gpus) for node, gpus in sorted(out.items())}
+
+
+def _command(finding: Finding) -> str:
+    """First what tells a slow GPU from one with more work, then what to do about a slow one."""
+    explain = f"unidle explain {shell(finding.id)}"
+    slow = _slow(finding)
+    if not slow:
+        return f"{explain}  # names the slow node; submit again with sbatch --exclude of it"
+    looks = [
+        f"ssh {shell(node)} nvidia-smi -q -d CLOCK,PERFORMANCE -i {shell(gpus)}"
+        for node, gpus in slow.items()
+    ]
+    unless = "# where its clocks are low or a slowdown is active; else its rank has more work:"
+    return "\n".join([explain, *looks, unless, *_away(finding, list(slow))])
+
+
+def _away(finding: Finding, nodes: list[str]) -> list[str]:
+    if "/" in finding.job:
+        cordons = [f"kubectl cordon {shell(node)}" for node in nodes]
+        return [*cordons, "# after a checkpoint: delete the pods, so that they start elsewhere"]
+    reason = shell(f"unidle: straggler, {finding.id}")
+    drains = [f"scontrol update NodeName={shell(node)} State=drain Reason={reason}" for node in nodes]
+    if finding.job.isdigit():
+        return [*drains, f"scontrol requeue {finding.job}  # after a checkpoint, with the owner's consent"]
+    return [*drains, f"# after a checkpoint: sbatch --exclude={shell(','.join(nodes))}"]
+
+
+def _undo(finding: Finding) -> str:
+    back = "kubectl uncordon {}" if "/" in finding.job else "scontrol update NodeName={} State=resume"
+    return "\n".join(back.format(shell(node)) for node in _slow(finding)) or "submit again without --exclude"

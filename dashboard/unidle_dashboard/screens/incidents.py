@@ -157,10 +157,16 @@ def _facts(incident: Incident) -> Html:
             "GPUs",
             "; ".join(f"{node} {gpus}" for node, gpus in incidents.affected(finding.gpus)) or "none named",
         ),
+        *_waits_for(finding),
         ("Incident", f"{incident.id}, revision {incident.revision}"),
     ]
     pairs = [el(kind, text) for row in rows for kind, text in zip(("dt", "dd"), row, strict=True)]
     return el("dl", *pairs, cls="u-facts")
+
+
+def _waits_for(finding: Finding) -> list[tuple[str, str]]:
+    where = "; ".join(f"{node} {gpus}" for node, gpus in incidents.affected(finding.held_back_by))
+    return [("Waits for", where)] if where else []
 
 
 def _likelihoods(finding: Finding) -> Html:

@@ -98,8 +98,12 @@ def commands(incident: Incident) -> list[tuple[str, str]]:
 
 
 def evidence_series(finding: Finding, most_gpus: int = 4) -> list[EvidenceSeries]:
-    """What can be drawn: every field of the evidence that is in the table, for the first GPUs."""
+    """What can be drawn: every field of the evidence that is in the table, for the first GPUs.
+
+    Where they wait for others the first of those comes first: beside it their wait is seen.
+    """
     found = []
+    shown = (*finding.held_back_by[:1], *finding.gpus)[:most_gpus]
     for piece in finding.evidence:
         field = BY_NAME.get(piece.field)
         if field is None or field.kind == "state":
@@ -107,7 +111,7 @@ def evidence_series(finding: Finding, most_gpus: int = 4) -> list[EvidenceSeries
         if field.scope == "host":
             found += [_host_series(piece, node) for node in finding.nodes[:most_gpus]]
         else:
-            found += [_gpu_series(piece, gpu) for gpu in finding.gpus[:most_gpus]]
+            found += [_gpu_series(piece, gpu) for gpu in shown]
     return list({(one.node, one.gpu, one.field): one for one in found}.values())
 
 
