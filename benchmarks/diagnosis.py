@@ -55,8 +55,9 @@ RUN_S = 2400
 GPUS_PER_RUN = 8
 RUNS_AT_ONCE = 30
 """Nodes of one recording: what memory allows, and enough that a step's fixed cost is shared."""
-REREAD_S = 600
-"""The account of the last 20 minutes still changes; it is read again this often."""
+CHANGES_S, REREAD_S = 1200, 300
+"""The account of the last 20 minutes still changes, and all of it is read again this often: what is known
+after 15 minutes only (a session left open) has to be read before its begin is older than those 20."""
 UNALLOCATED = "unallocated"
 SILENT = (HEALTHY, UNALLOCATED, CANNOT_TELL)
 """Answers that name no cause."""
@@ -100,8 +101,8 @@ class Seen:
     parts: list[Minutes] = field(default_factory=list)
     delays_s: dict[str, list[float]] = field(default_factory=dict)
     """By kind, and by `kind.cause`."""
-    sure: list[tuple[float, bool]] = field(default_factory=list)
-    """Of each cause that a finding named when it was told: (its probability, is it true)."""
+    sure: list[scoring.Said] = field(default_factory=list)
+    """Of each finding when it was told, the causes that it named."""
     by_variant: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     """Of each variant, (right, scored) GPU-minutes per run."""
 
@@ -129,12 +130,12 @@ def watch(recording: Recording) -> Watched:
     live = np.zeros((recording.instants, len(positions)), dtype=np.int16)
     answer = np.zeros_like(live)
     told: list[Finding] = []
-    reread = max(1, round(REREAD_S / recording.period_s))
+    reread, changes_in = (max(1, round(span / recording.period_s)) for span in (REREAD_S, CHANGES_S))
     for instant, changes in enumerate(play(recording, engine, positions)):
         told += [change.finding for change in changes if change.what == "told"]
         live[instant] = codes[engine.ledger.booked(ends[instant : instant + 1])[0][positions]]
         if instant % reread == reread - 1 or instant == recording.instants - 1:
-            begin = max(0, instant + 1 - 2 * reread)
+            begin = max(0, instant + 1 - changes_in)
             answer[begin : instant + 1] = codes[engine.ledger.booked(ends[begin : instant + 1])[:, positions]]
     return Watched(answer, live, labels, tuple(told))
 
@@ -227,8 +228,8 @@ def _note(
                     seen.delays_s.setdefault(name, []).append(delay_s)
 
 
-def _sure(recording: Recording, truth: Truth, told: Sequence[Finding]) -> list[tuple[float, bool]]:
-    """(probability, is it true) of every cause that the findings name; true is what was wrong in its time."""
+def _sure(recording: Recording, truth: Truth, told: Sequence[Finding]) -> list[scoring.Said]:
+    """The causes that each finding names; true is what was wrong in its time."""
     place = {(ref.node, ref.gpu): at for at, ref in enumerate(recording.gpus)}
     out = []
     for finding in told:
@@ -240,9 +241,8 @@ def _sure(recording: Recording, truth: Truth, told: Sequence[Finding]) -> list[t
         true = truth.labels[int(np.bincount(wrong).argmax())] if wrong.size else HEALTHY
         causes = [(finding.cause, finding.confidence)]
         causes += [(other.cause, other.probability) for other in finding.runners_up]
-        out += [
-            (share, true == _label(finding.kind, cause)) for cause, share in causes if cause != "undetermined"
-        ]
+        named = [(share, cause) for cause, share in causes if cause != "undetermined"]
+        out.append(tuple((share, true == _label(finding.kind, cause)) for share, cause in named))
     return out
 
 
@@ -370,6 +370,7 @@ def figures_of(seen: dict[str, Seen], told: Sequence[Alarms]) -> dict[str, Any]:
         per_kind[name] = _kind(minutes, name)
     hours = sum(alarms.gpu_hours for alarms in told)
     false = [text for alarms in told for text in alarms.told]
+    sure = [said for one in seen.values() for said in one.sure]
     return {
         "macro_f1": scoring.macro_f1(minutes, SILENT),
         "per_kind": per_kind,
@@ -387,7 +388,8 @@ def figures_of(seen: dict[str, Seen], told: Sequence[Alarms]) -> dict[str, Any]:
             if name != "full"
         },
         "wrong_cause_ratio": scoring.wrong_cause_ratio(minutes, SILENT),
-        "certainty": scoring.certainty([pair for one in seen.values() for pair in one.sure]),
+        "certainty": scoring.certainty([pair for said in sure for pair in said]),
+        "certainty_loss": scoring.losses(sure),
         "false_finding_titles": sorted(set(false)),
     }
 
@@ -431,6 +433,7 @@ def table(figures: dict[str, Any], seen: dict[str, Seen]) -> None:
             f"{one['said']:.2f} in the mean, {one['true']:.2f} of them true"
         )
     for key in (
+        "certainty_loss",
         "false_finding_titles",
         "delay_s_p95",
         "degraded",

@@ -21,6 +21,11 @@ from numpy.typing import NDArray
 Z = 1.959964
 """Of a two-sided interval of 95 %."""
 CANNOT_TELL = "cannot tell"
+LEAST_SAID = 0.001
+"""What was said to be less likely, or not said at all, counts as this in a log loss."""
+
+Said = tuple[tuple[float, bool], ...]
+"""Of each cause that a finding names: (its probability, is it true)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +174,22 @@ def poisson_upper(count: int, confidence: float = 0.95) -> float:
             term *= mean / (k + 1)
         low, high = (mean, high) if total > 1 - confidence else (low, mean)
     return high
+
+
+def losses(findings: Sequence[Said]) -> dict[str, float]:
+    """How far from the truth the probabilities of `findings` were, in the mean of their number `n`.
+
+    What the named causes leave of 1 is that of none of them. `log_loss` is -ln of what the truth got (at
+    least LEAST_SAID), `brier` the sum over all of (said - true) squared; of both 0 is best.
+    """
+    logs, squares = [], []
+    for said in findings:
+        rest, none = 1.0 - sum(share for share, _ in said), not any(true for _, true in said)
+        every = [*said, (rest, none)]
+        logs.append(-math.log(max(LEAST_SAID, sum(share for share, true in every if true))))
+        squares.append(sum((share - true) ** 2 for share, true in every))
+    n = len(findings)
+    return {"n": n, "log_loss": sum(logs) / n, "brier": sum(squares) / n} if n else {"n": 0}
 
 
 def certainty(said: Sequence[tuple[float, bool]], bins: int = 10) -> list[dict[str, float]]:

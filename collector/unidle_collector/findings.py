@@ -33,8 +33,6 @@ RELEARN_NS = 1500 * SECOND_NS
 JOULES_PER_KWH = 3.6e6
 WORTH_A_WORD = 0.01
 """Causes less likely than this are not named."""
-SUREST = 0.99
-"""No cause is told as surer: what it was weighed against are the causes that we know of."""
 
 Positions = NDArray[np.intp]
 
@@ -355,7 +353,7 @@ def _likely(entry: _Open, about: About, cause: str) -> tuple[float, tuple[CauseS
         ((share / total, name) for name, share in entry.shares.items() if name != cause), reverse=True
     )
     runners_up = tuple(CauseShare(name, share) for share, name in others if share >= WORTH_A_WORD)
-    return min(SUREST, entry.shares.get(cause, 0.0) / total), runners_up
+    return entry.shares.get(cause, 0.0) / total, runners_up
 
 
 def _is_due(entry: _Open, detector: Detector, now: int) -> bool:

@@ -1,9 +1,10 @@
 """Work that keeps the FP32 pipes busy and the tensor cores idle: what two detectors ask, each in its way.
 
 Thresholds are ratios 0-1 of means over 60 s. Tensor activity below 2 % is none: trainings that use the cores
-badly show up to 5.2 % (DATE'24). SM activity and the FP32 pipes have to be high together, so that waiting and
-small kernels are left to `starvation`; work bound by memory bandwidth gains nothing. FP64 is another matter:
-who computes in it has no choice, and nothing here looks at it.
+badly show up to 5.2 % (DATE'24). SM activity has to be half at least: below that `starvation` says what it
+waits for. FP32 pipes busy in a quarter of the cycles are half of what such SMs do. Work bound by memory
+bandwidth gains nothing. FP64 is another matter: who computes in it has no choice, and nothing here looks at
+it.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGp
 from unidle_collector.signals import View
 
 TENSOR_IDLE, TENSOR_USED = 0.02, 0.04
-FP32_BUSY, FP32_OVER = 0.35, 0.30
-SM_BUSY, SM_OVER = 0.55, 0.50
+FP32_BUSY, FP32_OVER = 0.25, 0.20
+SM_BUSY, SM_OVER = 0.50, 0.45
 DRAM_BOUND = 0.60
 ON_AFTER_S, OFF_AFTER_S, FORGET_S = 300.0, 120.0, 1800.0
 SAID_FOR_S = 600.0

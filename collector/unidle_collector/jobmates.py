@@ -151,11 +151,15 @@ def both_ways(view: View, network: Literal["ib", "net"]) -> Floats:
 
 
 def _pace(view: View, gpus: Positions, was_even: bool) -> Pace:
-    refs = [view.inventory.refs[int(gpu)] for gpu in gpus]
-    order = sorted(range(gpus.size), key=lambda n: (natural(refs[n].node), refs[n].index or 0))
-    gpus = gpus[order]
+    gpus = by_rank(view, gpus)
     tensor = view.means.mean("tensor_active_ratio")[gpus]
     return Pace(gpus, view.inventory.a["node"][gpus], tensor / tensor.max(), was_even)
+
+
+def by_rank(view: View, gpus: Positions) -> Positions:
+    """In the order in which launchers number them: by node name, then by number."""
+    refs = [view.inventory.refs[int(gpu)] for gpu in gpus]
+    return gpus[sorted(range(gpus.size), key=lambda n: (natural(refs[n].node), refs[n].index or 0))]
 
 
 def slowed_down(view: View, slow: Positions, others: Positions) -> bool:

@@ -6,9 +6,10 @@ them has the smallest, which is unknown where one is unknown and none speaks aga
 ORDER with a margin of at least 0 is the cause; without one it cannot be told.
 
 Probabilities follow the same order. A cause with margin m fits with the odds 2 ** (STEEP * m): evens at the
-threshold, and UNKNOWN_FITS where its signs are unknown. Each takes its share of what those before it leave,
-and what all leave is `undetermined`. STEEP was chosen by tuning runs; benchmarks/diagnosis.py prints how
-often causes of each probability are true.
+threshold, 28 to 1 a quarter beyond it, UNKNOWN_FITS where its signs are unknown. Each takes its share of what
+those before it leave. What is left, and what causes with unknown signs took, is shared out evenly among those
+and `undetermined`; and NONE_OF_THESE is kept for `undetermined` all the time. STEEP was chosen by tuning
+runs; benchmarks/diagnosis.py prints how often causes of each probability are true.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from unidle_collector.signals import View
 UNDETERMINED = "undetermined"
 ORDER = ("communication", "storage", "host_to_device", "cpu_preprocessing", "small_kernels")
 """Spinning in collectives looks busy, the others do not; the CPU may be busy with the reads or copies."""
-STEEP = 5.0
+STEEP = 15.0
 UNKNOWN_FITS = 1 / len(ORDER)
+NONE_OF_THESE = 0.05
+"""One in twenty is kept for what nobody simulated: no cause is told as surer than the rest."""
 WIDEST = 4.0
 """Margins are cut here: sixteen times the threshold is as good as a thousand times."""
 LEAST = 1e-6
@@ -174,12 +177,14 @@ def decided(of: Floats) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
 
 def likely(of: Floats) -> dict[str, float]:
     """Cause -> its mean probability over the n GPUs of `margins`, `undetermined` among them; adds up to 1."""
-    fits = 1.0 / (1.0 + np.exp2(-STEEP * np.nan_to_num(of)))
-    fits = np.where(np.isnan(of), UNKNOWN_FITS, fits)
+    unknown = np.isnan(of)
+    fits = np.where(unknown, UNKNOWN_FITS, 1.0 / (1.0 + np.exp2(-STEEP * np.nan_to_num(of))))
     left = np.cumprod(1.0 - fits, axis=0)
-    taken = fits * np.concatenate((np.ones_like(left[:1]), left[:-1]))
-    shares = dict(zip(ORDER, taken.mean(axis=1).tolist(), strict=True))
-    return {**shares, UNDETERMINED: float(left[-1].mean())}
+    taken = np.where(unknown, 0.0, fits * np.concatenate((np.ones_like(left[:1]), left[:-1])))
+    open_to_all = (1.0 - taken.sum(axis=0)) / (unknown.sum(axis=0) + 1)
+    told = (1.0 - NONE_OF_THESE) * np.where(unknown, open_to_all, taken)
+    shares = dict(zip(ORDER, told.mean(axis=1).tolist(), strict=True))
+    return {**shares, UNDETERMINED: 1.0 - sum(shares.values())}
 
 
 def _over(value: Floats, threshold: Floats | float) -> Floats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from unidle_collector.detectors import percent
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import Floats
 from unidle_collector.signals import MOVES_BYTES_PER_S
-from unidle_collector.starving import UNDETERMINED, Signs, Thresholds
+from unidle_collector.starving import ORDER, WIDEST, Signs, Thresholds
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +177,10 @@ SOURCES: tuple[tuple[str, tuple[str, ...], str], ...] = (
 """What is missed, the signs that are all unknown then, and how to get them."""
 
 
-def cannot_tell(found: Signs, shares: Mapping[str, float]) -> str:
-    """Why no cause is named: what is missing and how to get it, or how near the nearest cause is."""
-    few = " If it serves requests, they are few: serve them with fewer GPUs." if _rarely_asked(found) else ""
+def cannot_tell(found: Signs, margins: Floats) -> str:
+    """Why no cause is named: what is missing and how to get it, or which cause is nearest by its `margins`
+    [causes of ORDER, n]."""
+    light = HARDLY_USED if hardly_used(found) else ""
     missing = [
         (what, how)
         for what, names, how in SOURCES
@@ -187,19 +188,28 @@ def cannot_tell(found: Signs, shares: Mapping[str, float]) -> str:
     ]
     if missing:
         unknown, how = (tuple(column) for column in zip(*missing, strict=True))
-        return f"Cannot tell the cause, because nothing is known of {_and(unknown)}: {'; '.join(how)}.{few}"
-    nearest = max((share, cause) for cause, share in shares.items() if cause != UNDETERMINED)[1]
+        return f"{light}Cannot tell the cause, because nothing is known of {_and(unknown)}: {'; '.join(how)}."
+    known = np.where(np.isnan(margins), -WIDEST, margins)
+    nearest = ORDER[int(known.mean(axis=1).argmax())]
     return (
-        "Cannot tell the cause, because no sign reaches its threshold; nearest is "
+        f"{light}Cannot tell the cause, because no sign reaches its threshold; nearest is "
         f"{nearest.replace('_', ' ')}. Profile one step of the job (torch.profiler, nsys), or load unidle's "
-        f"in-job reporter, which tells how long a step waits for its data.{few}"
+        "in-job reporter, which tells how long a step waits for its data."
     )
 
 
-def _rarely_asked(found: Signs) -> bool:
-    """Most samples show no activity, and next to nothing moves over PCIe."""
-    still, moved = np.nan_to_num(found.still), np.nan_to_num(found.pcie_bytes_per_s, nan=np.inf)
-    return bool((still >= 0.5).all() and (moved < MOVES_BYTES_PER_S).all())
+HARDLY_USED = (
+    "Hardly anything runs and next to nothing is copied: if they serve requests, those are few. Serve them "
+    "from fewer GPUs, or let them share one (MIG, MPS). "
+)
+
+
+def hardly_used(found: Signs) -> bool:
+    """Kernels run a tenth of the time at most, or in half of the samples none does, and next to nothing moves
+    over PCIe: a GPU that waits for data is fed some."""
+    rests = (np.nan_to_num(found.resident, nan=1.0) <= 0.1) | (np.nan_to_num(found.still) >= 0.5)
+    moved = np.nan_to_num(found.pcie_bytes_per_s, nan=np.inf)
+    return bool((rests & (moved < MOVES_BYTES_PER_S)).all())
 
 
 def _and(words: tuple[str, ...]) -> str:

@@ -197,6 +197,20 @@ MUST_FIRE = [
         {"tcp_fallback": "tcp_fallback"},
     ),
     Case(
+        "sockets over IPoIB on nodes that receive more than they send",
+        lambda: job(
+            TCP
+            | {
+                "net_received_bytes": 1.6e9 * PERIOD_S,
+                "net_sent_bytes": 1.1e9 * PERIOD_S,
+                "ib_received_bytes": 1.66e9 * PERIOD_S,
+                "ib_sent_bytes": 1.14e9 * PERIOD_S,
+            },
+            nodes=4,
+        ),
+        {"tcp_fallback": "tcp_fallback"},
+    ),
+    Case(
         "the same where nobody says whether there is InfiniBand: cannot tell",
         lambda: job({name: value for name, value in TCP.items() if not name.startswith("ib_")}, nodes=2),
         {"tcp_fallback": "undetermined"},
@@ -344,7 +358,25 @@ def test_the_lost_time_of_those_that_wait_is_booked_and_the_slow_one_is_producti
     assert len(finding.gpus) == 7
     assert finding.cost_per_h.gpu_h == pytest.approx(7 * 0.45, rel=0.1)
     assert [(ref.node, ref.index) for ref in finding.held_back_by] == [("node-9", 3)]
-    assert [(c.cause, c.probability) for c in finding.runners_up] == [("pipeline_imbalance", 0.35)]
+    assert [(c.cause, c.probability) for c in finding.runners_up] == [("pipeline_imbalance", 0.15)]
+
+
+@pytest.mark.parametrize(
+    ("slow", "from_min", "confidence"),
+    [
+        pytest.param(7, 0.0, 0.65, id="the last rank, as a stage that holds the loss would be"),
+        pytest.param(0, 0.0, 0.65, id="the first rank, as a stage that embeds would be"),
+        pytest.param(4, 0.0, 0.8, id="one between others"),
+        pytest.param(7, 10.0, 0.9, id="one that was as fast as the others before"),
+    ],
+)
+def test_a_straggler_is_told_the_less_surely_the_more_it_could_be_a_stage(
+    slow: int, from_min: float, confidence: float
+) -> None:
+    work = tuple(1.0 if gpu == slow else 0.55 for gpu in range(GPUS))
+    finding = one(replay(job(waiting(work, from_min=from_min))))
+    assert [ref.index for ref in finding.held_back_by] == [slow]
+    assert finding.confidence == confidence
 
 
 def test_the_gpus_of_the_heaviest_stage_are_named() -> None:

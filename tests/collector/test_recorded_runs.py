@@ -194,7 +194,7 @@ def test_the_table_of_a_terminal_shows_a_finding_whole(
     for piece in (
         "starved by host-to-device copies",
         "subject node node: GPU 0-1 of node",
-        "cause host-to-device copies (80% sure); else: storage too slow 20%",
+        "cause host-to-device copies (76% sure); else: cannot tell 11%, storage too slow 6%",
         "cost so far 0.12 GPU-h, EUR unknown (no price)",
         "each hour 1.7",
         "for a fully used GPU (offloading: 6 GB/s or more",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.collector.fleets import HELD, between, recording
+from tests.collector.fleets import HELD, Column, between, recording
 
 from unidle_collector.interactive import named_so
 from unidle_collector.replay import replay
@@ -56,6 +56,36 @@ def test_a_session_with_pauses_for_thought_is_neither_idle_nor_starved() -> None
     assert result.gpus[0].states["productive"] == pytest.approx(5400)
     other = replay(recording(seen, minutes=90, period_s=5.0, gpus=1, job="train-7"))
     assert other.gpus[0].states["idle"] > 3000
+
+
+def between_samples(
+    worked_s: float, each_min: float, rest_w: float, offset: float = 1.0
+) -> dict[str, Column]:
+    """Sampled each 30 s: no sample sees a cell, the energy has it; at rest it is `offset` of the power."""
+
+    def energy(instants: int, gpus: int) -> NDArray[np.float64]:
+        ran = np.arange(instants)[:, None] % round(each_min * 2) == 0
+        return (np.where(ran, worked_s * (350.0 - rest_w), 0.0) + 30 * rest_w * offset) * np.ones((1, gpus))
+
+    return HELD | {"power_w": rest_w, "energy_j": energy}
+
+
+@pytest.mark.parametrize(("worked_s", "idle"), [(3.0, False), (0.0, True)])
+@pytest.mark.parametrize("offset", [0.97, 1.0, 1.08])
+def test_cells_between_two_samples_are_known_by_the_energy_whatever_the_meters_say_at_rest(
+    worked_s: float, idle: bool, offset: float
+) -> None:
+    seen = between_samples(worked_s, 8, 120.0, offset)
+    result = replay(recording(seen, minutes=80, period_s=30.0, gpus=1, job="jupyter-7"))
+    assert (result.gpus[0].states["idle"] > 3600) is idle
+    assert (len(result.findings) > 0) is idle
+
+
+@pytest.mark.parametrize(("minutes", "idle"), [(25, False), (40, True)])
+def test_a_session_sampled_rarely_whose_energy_is_not_known_gets_more_time(minutes: int, idle: bool) -> None:
+    seen = HELD | {"energy_j": None}
+    result = replay(recording(seen, minutes=minutes, period_s=30.0, gpus=1, job="jupyter-7"))
+    assert (result.gpus[0].states["idle"] > 0) is idle
 
 
 @pytest.mark.parametrize(

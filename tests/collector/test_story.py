@@ -103,10 +103,10 @@ def test_what_an_hour_costs_is_no_snapshot_of_a_burst() -> None:
     assert finding.cost_per_h.kwh / finding.cost_per_h.gpu_h == pytest.approx(0.195, rel=0.05)
 
 
-def test_no_cause_is_surer_than_what_it_was_weighed_against() -> None:
+def test_no_cause_is_surer_than_nineteen_in_twenty() -> None:
     clear = BASE | {
         "gpu_util_ratio": 0.1, "sm_active_ratio": 0.08, "memory_used_bytes": 32e9, "cpu_iowait_ratio": 0.6,
         "psi_io_some_s": 0.9, "tensor_active_ratio": 0.5,
     }  # fmt: skip
     (finding,) = replay(recording(clear, minutes=4, gpus=2)).findings
-    assert (finding.cause, finding.confidence) == ("storage", 0.99)
+    assert (finding.cause, finding.confidence) == ("storage", pytest.approx(0.95, abs=1e-3))

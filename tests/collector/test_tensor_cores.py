@@ -48,6 +48,12 @@ TENSOR = [
         float32(period_s=30.0),
         {"tensor_cores_unused": "precision"},
     ),
+    Case(
+        "it is found where SMs are half busy, just above what starves",
+        float32(sm_active_ratio=0.53, fp32_active_ratio=0.3, tensor_active_ratio=0.012),
+        {"tensor_cores_unused": "precision"},
+    ),
+    Case("FP32 pipes busy in a fifth of the cycles are not worth it", float32(fp32_active_ratio=0.2), {}),
     Case("without the reporter nothing is claimed", float32(dtype_code=None), {}),
     Case("nor where it says float64", float32(dtype_code=5.0), {}),
     Case("nor where it says TF32", float32(dtype_code=2.0), {}),
@@ -81,7 +87,7 @@ def test_unused_tensor_cores_are_advice_that_costs_no_gpu_hours() -> None:
     fields = {e.field: e.value for e in found.evidence}
     assert fields["fp32_active_ratio"] == pytest.approx(0.7, abs=0.02)
     assert fields["dtype_code"] == 1.0
-    assert sum(other.probability for other in found.runners_up) == pytest.approx(1 - found.confidence)
+    assert sum(other.probability for other in found.runners_up) <= 1 - found.confidence
 
 
 def test_without_the_reporter_it_says_that_it_cannot_tell_to_who_looks_only() -> None:

@@ -213,7 +213,7 @@ class CheckpointStall:
                 f"write a checkpoint: {percent(share)} of the time"
             ),
             severity="warning",
-            confidence=0.85,
+            confidence=0.9,
             evidence=evidence,
             advice=(
                 "Write it asynchronously: torch.distributed.checkpoint.async_save(state, checkpoint_id=PATH),"
@@ -221,7 +221,7 @@ class CheckpointStall:
                 f"each {duration(every_s)} would take {percent(AIM)} of the time."
             ),
             confirm="the job's log: the time of each save; iostat -x 5 on the node meanwhile",
-            runners_up=(("storage", 0.1), ("undetermined", 0.05)),
+            runners_up=(("storage", 0.05),),
         )
 
     def delay_s(self, cause: str) -> float:

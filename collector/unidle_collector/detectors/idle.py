@@ -19,13 +19,13 @@ How it decides
     changes nothing; anything else means that something ran and the clock starts anew, and so does PCIe
     traffic of 0.1 GB/s or more: offloaded work moves data while no kernel runs. Samples far apart
     can all fall between two pieces of work: where the energy since the sample before is 35 % and 20 W more
-    than the power at the sample would have drawn, something ran. Accounted after 2 min and 8 samples
-    without activity (interactive: 15 min), back to the first idle second. Of a recording with fewer samples
-    all of them count, 3 at least, where power has kept within 2 % meanwhile (a loaded H100 that nobody
-    asks spreads 0.3 W around 120 W): one that works between samples
-    does not draw the same at each. A job on which nothing
-    has run yet gets 10 min to start. A person is told after 30 min (no process: 15 min, interactive:
-    60 min). GPUs that nobody owns are not idle but unallocated.
+    than the power at the sample would have drawn, something ran; in a session, whose cells take seconds, 5 %
+    and 5 W more than in its quietest sample. Accounted after 2 min and 8 samples without activity
+    (interactive: 15 min, and 60 samples where the energy is not known), back to the first idle second. Of a
+    recording with fewer samples all of them count, 3 at least, where power has kept within 2 % meanwhile (a
+    loaded H100 that nobody asks spreads 0.3 W around 120 W): one that works between samples does not draw the
+    same at each. A job on which nothing has run yet gets 10 min to start. A person is told after 30 min (no
+    process: 15 min, interactive: 60 min). GPUs that nobody owns are not idle but unallocated.
 
 How sure
     Which sub-kind it is: 95 % where the number of processes is known, memory is held, or the owner is known
@@ -94,6 +94,10 @@ class Settings:
     between_w: float = 20.0
     few_samples: int = 3
     steady_ratio: float = 0.02
+    session_ratio: float = 1.05
+    session_w: float = 5.0
+    """A loaded GPU at rest holds its power within 0.3 of 120 W (8xH100)."""
+    session_samples: int = 60
 
 
 class Idle:
@@ -120,6 +124,7 @@ class Idle:
         self._a.make("most_w", np.float64, np.nan)
         self._period_s = period_s
         self._steady_grace_s = np.inf
+        self._a.make("rest_ratio", np.float64, np.nan)
         self._blip_ns = int(max(settings.blip_s, 0.0) * SECOND_NS)
         self._coarse = period_s > settings.blip_s
         self._grace_s = grace_s(period_s, settings)
@@ -133,13 +138,13 @@ class Idle:
 
     def look(self, view: View) -> Verdict:
         """See the module's docstring."""
-        step, settings = view.step, self._settings
+        step = view.step
         known = view.alive & ~np.isnan(view.activity)
         quiet = view.allocated & (view.activity < NOTHING_RAN) & ~view.moving & ~self._ran_between(view)
         blip = view.allocated & (view.activity >= NOTHING_RAN) & (view.activity < BLIP)
         known &= ~self._is_probe(blip & known, step.start_ns, step.end_ns)
         ran_s = np.where(view.never_ran, START_GRACE_S, self._grace_of(view, quiet))
-        after = np.where(view.inventory.a["interactive"], settings.interactive_grace_s, ran_s)
+        after = np.where(view.inventory.a["interactive"], self._session_grace_s(view), ran_s)
         self._hold.update(quiet, known, step.start_ns, step.end_ns, (after * SECOND_NS).astype(np.int64))
         self._a["cause"][:] = self._cause(view)
         seconds = step.period_ns / SECOND_NS
@@ -164,12 +169,25 @@ class Idle:
     def _ran_between(self, view: View) -> Bools:
         """Where more energy was drawn since the sample before than at the sample's power: it worked then."""
         at_sample_w, energy_j, s = view.step.get("power_w"), view.step.get("energy_j"), self._settings
-        upto_ns = self._a["energy_ns"]
+        upto_ns, rest = self._a["energy_ns"], self._a["rest_ratio"]
         since_ns = np.where(upto_ns == NEVER, view.step.start_ns, upto_ns)  # it tells missing samples, too
         mean_w = energy_j / ((view.step.end_ns - since_ns) / SECOND_NS)
         upto_ns[~np.isnan(energy_j)] = view.step.end_ns
-        out: Bools = (mean_w >= s.between_ratio * at_sample_w) & (mean_w >= at_sample_w + s.between_w)
+        ratio = mean_w / np.maximum(at_sample_w, 1.0)
+        quiet = view.activity < NOTHING_RAN
+        rest[quiet] = np.fmin(rest, np.maximum(ratio, 1.0))[quiet]  # the two meters need not agree
+        session = view.inventory.a["interactive"]
+        least_ratio = np.where(session, s.session_ratio * rest, s.between_ratio)
+        least_w = at_sample_w + np.where(session, s.session_w, s.between_w)
+        out: Bools = (ratio >= least_ratio) & (mean_w >= least_w)
         return out
+
+    def _session_grace_s(self, view: View) -> Floats:
+        """[GPUs] cells that take seconds fall between samples far apart; only the energy would tell."""
+        s, period_s = self._settings, view.step.period_ns / SECOND_NS
+        unseen = np.isnan(view.step.get("energy_j") + view.step.get("power_w"))
+        longer_s = max(s.interactive_grace_s, s.session_samples * period_s)
+        return np.where(unseen, longer_s, s.interactive_grace_s)
 
     def _is_probe(self, blip: Bools, start_ns: int, end_ns: int) -> Bools:
         """Where activity is slight and has been for a moment only: it says nothing."""
@@ -247,6 +265,7 @@ class Idle:
         """Another job: anew."""
         self._hold.reset(gpus)
         self._a["held_s"][gpus] = self._a["ran_s"][gpus] = 0.0
+        self._a["rest_ratio"][gpus] = np.nan
 
     def resize(self, size: int) -> None:
         """Grow."""

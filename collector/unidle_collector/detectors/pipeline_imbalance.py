@@ -34,10 +34,11 @@ from typing import ClassVar
 import numpy as np
 
 from unidle_collector.detectors import About, mean_of, percent, plural
-from unidle_collector.jobmates import OutOfStep, Pace, Positions, slowed_down
+from unidle_collector.jobmates import UTIL, OutOfStep, Pace, Positions, slowed_down
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import Bools, Floats
 from unidle_collector.signals import View
+from unidle_collector.story import places
 
 WITHIN = 0.08
 """Of the block's mean: GPUs of one stage work alike."""
@@ -71,38 +72,40 @@ class PipelineImbalance(OutOfStep):
         most, mean = mean_of(tensor, heavy), mean_of(tensor, members)
         gain = None if most is None or not mean else most / mean - 1
         others, util = mean_of(tensor, gpus), mean_of(view.means.mean("gpu_util_ratio"), gpus)
-        refs = [view.inventory.refs[int(gpu)] for gpu in heavy]
-        names = ", ".join(f"{ref.node} GPU {ref.gpu if ref.index is None else ref.index}" for ref in refs[:4])
-        more = f" and {len(refs) - 4} more" if len(refs) > 4 else ""
+        refs = self.slow_refs(view, gpus)
+        names = places(refs) or "the GPUs that work most"
         evidence = (
             Evidence(
                 "tensor_active_ratio", others, "1", None if most is None else WORTH * most, window_s,
                 f"tensor activity {percent(others)} on the stages that wait, {percent(most)} on the heaviest "
-                f"({names}{more})",
+                f"({names}); told where all together work less than {percent(WORTH)} of that",
             ),
             Evidence(
-                "gpu_util_ratio", util, "1", None, window_s,
-                f"GPU utilization {percent(util)} all the same: they spin",
+                "gpu_util_ratio", util, "1", UTIL, window_s,
+                f"GPU utilization {percent(util)} on those that wait (spinning: {percent(UTIL)} or more)",
             ),
         )  # fmt: skip
         return About(
             title=(
-                f"{plural(gpus.size, 'GPU')} wait for the heaviest pipeline stage; even stages would make "
-                f"the job {percent(gain)} faster"
+                f"{plural(gpus.size, 'GPU')} wait for the heaviest pipeline stage, on {names}; even "
+                f"stages would make the job {percent(gain)} faster"
             ),
             severity="warning",
-            confidence=0.8,
+            confidence=0.9,
             evidence=evidence,
             advice=(
-                f"Give the stage of {names}{more} fewer layers: about 1 in {_one_in(gain)} of its layers to "
+                f"Give the stage on {names} fewer layers: about 1 in {_one_in(gain)} of its layers to "
                 "the others (Megatron-LM: --decoder-first-pipeline-num-layers and "
                 "--decoder-last-pipeline-num-layers, or --account-for-embedding-in-pipeline-split and "
                 "--account-for-loss-in-pipeline-split), or more micro-batches with "
                 "--num-layers-per-virtual-pipeline-stage."
             ),
-            confirm="the time of one micro-batch by stage, or unidle diagnose --timeline",
-            runners_up=(("straggler", 0.2),),
-            held_back_by=self.slow_refs(view, gpus),
+            confirm=(
+                "the time of one micro-batch by stage (Megatron-LM --timing-log-level 2), or unidle diagnose "
+                "--timeline FILE"
+            ),
+            runners_up=(("straggler", 0.05),),
+            held_back_by=refs,
         )
 
 

@@ -30,7 +30,10 @@ How it decides
     limit where those are unknown); else `undetermined`.
     The probability of each cause comes from how far its signs are beyond their thresholds, averaged over
     the GPUs and the life of the finding (unidle_collector/starving.py); a sign that is not measured speaks
-    neither for nor against.
+    neither for nor against, and no cause is told as surer than 95 %.
+    A GPU on which kernels run a tenth of the time at most while next to nothing is copied (PCIe below
+    0.1 GB/s) is `starved` like any other, by accounting.md; its finding says "hardly used", because rare
+    requests are as likely as a wait, and what the other GPUs of its node do meanwhile.
     Accounted within 90 s; a person is told after 10 min.
 
 What to do
@@ -45,6 +48,7 @@ How to silence it
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -58,7 +62,8 @@ from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Hold, PerGpu
 from unidle_collector.reference import Reference
 from unidle_collector.signals import NOTHING_RAN, View
 from unidle_collector.starving import UNDETERMINED, Positions, Thresholds
-from unidle_collector.starving_words import cannot_tell, evidence
+from unidle_collector.starving_words import cannot_tell, evidence, hardly_used
+from unidle_collector.story import places
 
 CAUSES = ("undetermined", "communication", "storage", "cpu_preprocessing", "host_to_device", "small_kernels")
 
@@ -210,6 +215,7 @@ class Starvation:
                 f"({self._reference.source(gpus)})",
             )
         ]  # fmt: skip
+        facts += self._beside(view, gpus, graded)
         found = starving.signs(view, gpus)
         of = starving.margins(found, s.causes)
         shares = starving.likely(of)
@@ -218,17 +224,31 @@ class Starvation:
             words = f"{percent(still)} of the samples show no activity"
             facts.append(Evidence("zero_activity_ratio", still, "1", None, m.window_s, words))
         told = cause != UNDETERMINED
-        what = f", starved by {BY[cause]}" if told else ": starved, cannot tell by what"
+        unknown = ": hardly used" if hardly_used(found) else ": starved, cannot tell by what"
+        what = f", starved by {BY[cause]}" if told else unknown
         node, numbers = where(view, gpus)
         return About(
             title=f"{plural(gpus.size, 'GPU')} at {percent(e)} {name} for {duration(lasted_s)}{what}",
             severity="warning",
             confidence=shares[cause],
             evidence=tuple(facts),
-            advice=ADVICE[cause] if told else cannot_tell(found, shares),
+            advice=ADVICE[cause] if told else cannot_tell(found, of),
             confirm=CONFIRM[cause].format(node=node, gpus=numbers),
             shares=shares,
         )
+
+    def _beside(self, view: View, gpus: Positions, field: str) -> Iterator[Evidence]:
+        """What the others of their node do meanwhile, where they are all of one: its mean would hide both."""
+        node = view.inventory.a["node"]
+        others = np.setdiff1d(np.flatnonzero((node == node[gpus[0]]) & view.alive & view.allocated), gpus)
+        if (
+            not others.size
+            or np.unique(node[gpus]).size > 1
+            or (value := mean_of(view.useful, others)) is None
+        ):
+            return
+        text = f"{places([view.inventory.refs[int(gpu)] for gpu in others])} at {percent(value)} meanwhile"
+        yield Evidence(field, value, "1", None, view.means.window_s, text)
 
     def reset(self, gpus: Bools) -> None:
         """Another job: anew, its reference too."""

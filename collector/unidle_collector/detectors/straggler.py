@@ -22,6 +22,9 @@ How it decides
     its power limit costs who works more. Else it is a heavier stage of a pipeline (pipeline_imbalance).
     Held for 35 s and 6 samples; over after 60 s. What the others lose is booked as `straggler` within 90 s:
     1 - their tensor activity over the slow one's. A person is told after 10 min.
+    How sure: 90 % where the job was even before or the slow GPU's clocks are low; 65 % where one GPU is slow
+    from the first step on and is the first or the last of its job, as a stage of its own that embeds or holds
+    the loss would be; 80 % where it is another one.
     Where SM, tensor or DRAM activity of one of its GPUs is unknown nothing is said of a job. Where it has
     GPUs that this collector does not see, the title says how many were compared. A job whose slow rank waits
     for its own host shows equal tensor activity everywhere, and is not found.
@@ -40,7 +43,16 @@ from typing import ClassVar
 import numpy as np
 
 from unidle_collector.detectors import About, mean_of, percent, plural
-from unidle_collector.jobmates import LOW_CLOCK, OutOfStep, Pace, Positions, same_model, slowed_down
+from unidle_collector.jobmates import (
+    LOW_CLOCK,
+    UTIL,
+    OutOfStep,
+    Pace,
+    Positions,
+    by_rank,
+    same_model,
+    slowed_down,
+)
 from unidle_collector.lasting import where
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import Bools
@@ -51,6 +63,7 @@ SLOW = 0.9
 WAITS = 0.8
 ALIKE = 0.2
 """The others' shares lie within this of each other, over their median."""
+STEP_TIMES = "the step's time by rank (Megatron-LM --timing-log-level 2; unidle diagnose --timeline FILE)"
 
 
 class Straggler(OutOfStep):
@@ -85,20 +98,25 @@ class Straggler(OutOfStep):
             Evidence(
                 "tensor_active_ratio", theirs, "1", None if its is None else WAITS * its, window_s,
                 f"tensor activity {percent(theirs)} on {plural(gpus.size, 'GPU')}, {percent(its)} on "
-                f"{names}: the others work {percent(share)} of each step",
+                f"{names}: the others work {percent(share)} of each step (waiting: {percent(WAITS)} or less)",
             )
         ]  # fmt: skip
-        for field, words in (("gpu_util_ratio", "GPU utilization"), ("sm_active_ratio", "SM activity")):
+        for field, words, limit, why in (
+            ("gpu_util_ratio", "GPU utilization", UTIL, f"spinning: {percent(UTIL)} or more"),
+            ("sm_active_ratio", "SM activity", None, "spinning costs less of it than of tensor activity"),
+        ):
             value, there = (mean_of(view.means.mean(field), group) for group in (gpus, slow))
-            text = f"{words} {percent(value)} on those that wait, {percent(there)} on {names}"
-            evidence.append(Evidence(field, value, "1", None, window_s, text))
+            text = f"{words} {percent(value)} on those that wait, {percent(there)} on {names} ({why})"
+            evidence.append(Evidence(field, value, "1", limit, window_s, text))
         clock, usual = (mean_of(view.step.get("sm_clock_hz"), group) for group in (slow, gpus))
         low = slowed_down(view, slow, gpus)
         if clock is not None and usual is not None:
-            text = f"SM clock {clock / 1e9:.2f} GHz on {names}, {usual / 1e9:.2f} GHz on the others"
+            text = (
+                f"SM clock {clock / 1e9:.2f} GHz on {names}, {usual / 1e9:.2f} GHz on the others (slow: "
+                f"below {percent(LOW_CLOCK)} of that)"
+            )
             evidence.append(Evidence("sm_clock_hz", clock, "Hz", LOW_CLOCK * usual, 0.0, text))
-        sure = bool(self._a["was_even"][gpus].all()) or low
-        confidence = 0.9 if sure else 0.65
+        confidence, stage = self._how_sure(view, gpus, slow, low)
         lost = percent(None if share is None else 1 - share)
         nodes = sorted({view.inventory.refs[int(gpu)].node for gpu in slow}) or ["NODE"]
         return About(
@@ -109,13 +127,25 @@ class Straggler(OutOfStep):
             advice=(
                 _advice(names, nodes, low) if same_model(view, slow, gpus) else _one_model(view, slow, gpus)
             ),
-            confirm=(
-                f"the step's time by rank, or unidle diagnose --timeline; nvidia-smi -q -d "
-                f"CLOCK,PERFORMANCE on {', '.join(nodes)}"
-            ),
-            runners_up=(("pipeline_imbalance", round(1 - confidence, 2)),),
+            confirm="; ".join((*_clocks(view, slow), STEP_TIMES)),
+            runners_up=(("pipeline_imbalance", stage),),
             held_back_by=self.slow_refs(view, gpus),
         )
+
+    def _how_sure(self, view: View, gpus: Positions, slow: Positions, low: bool) -> tuple[float, float]:
+        """(probability of a straggler, of a stage of one GPU that is heavier than the others)."""
+        if low or bool(self._a["was_even"][gpus].all()):
+            return 0.9, 0.05
+        ranks = by_rank(view, np.concatenate((gpus, slow)))
+        first_or_last = bool(np.isin(ranks[[0, -1]], slow).any())  # what embeds, or holds the loss
+        return (0.65, 0.3) if first_or_last else (0.8, 0.15)
+
+
+def _clocks(view: View, slow: Positions) -> list[str]:
+    """The command that shows why the clocks of the slow ones are what they are, on each of their nodes."""
+    number = view.inventory.a["node"][slow]
+    places = [where(view, slow[number == one]) for one in np.unique(number)]
+    return [f"nvidia-smi -q -d CLOCK,PERFORMANCE -i {gpus} on {node}" for node, gpus in places]
 
 
 def _names(view: View, slow: Positions) -> str:

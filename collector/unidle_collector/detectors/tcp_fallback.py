@@ -14,10 +14,11 @@ How it decides
     Jobs known by name, on two nodes or more, by means over 60 s. Nine in ten of its GPUs wait in collectives
     (utilization 90 % or more, tensor activity below 20 %, SM activity 15 to 70 %, DRAM below 60 %), and each
     node both sends and receives 0.25 GB/s or more over its network interfaces. `tcp_fallback`: each node has
-    InfiniBand or RoCE ports, and they carry a tenth of that or less; or no more than the interfaces do
-    (sockets over IPoIB). Where they carry more the job uses them, and nothing is said. `undetermined`: it is
-    not known whether a node has such ports or uses them, or it has none. Held for 35 s and 6 samples; over
-    after 60 s. Booked within 90 s: 1 - tensor activity over its reference. A person is told after 10 min.
+    InfiniBand or RoCE ports, and they carry a tenth of that or less; or each way within 15 % of what the
+    interfaces do (sockets over IPoIB). Where they carry more the job uses them, and nothing is said.
+    `undetermined`: it is not known whether a node has such ports or uses them, or it has none. Held for 35 s
+    and 6 samples; over after 60 s. Booked within 90 s: 1 - tensor activity over its reference. A person is
+    told after 10 min.
 
 What to do
     Read which network NCCL took (NCCL_DEBUG=INFO), give the job the devices, and set NCCL_NET=IB, which fails
@@ -42,6 +43,8 @@ from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGp
 from unidle_collector.signals import View
 
 FALLBACK, UNDETERMINED = range(2)
+FEW = 4
+"""Most nodes that are named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,8 @@ class Settings:
     fabric_share: float = 0.1
     """Of what the interfaces carry: InfiniBand that carries less is not used."""
     ipoib_share: float = 1.15
-    """InfiniBand that carries up to this much of what the interfaces carry, carries their packets."""
+    """InfiniBand that carries up to this much of what the interfaces carry, carries their packets; it counts
+    the headers, too."""
     waiting_share: float = 0.9
     util: float = 0.9
     tensor: float = 0.2
@@ -133,9 +137,7 @@ class TcpFallback:
         """Fallback where each node has ports that do not carry the job's traffic, None where one's do."""
         s = self._settings
         fabric, ethernet = _traffic(view, gpus)
-        unused = (fabric <= s.fabric_share * ethernet) | (
-            (fabric >= ethernet / s.ipoib_share) & (fabric <= ethernet * s.ipoib_share)
-        )
+        unused = (fabric <= s.fabric_share * ethernet) | _same_packets(view, gpus, s.ipoib_share)
         has = self._a["ports"][gpus] > 0
         if bool((has & ~unused & ~np.isnan(fabric)).any()):
             return None
@@ -152,20 +154,23 @@ class TcpFallback:
         evidence = (
             Evidence(
                 "net_sent_bytes", ethernet, "By/s", s.ethernet_bytes_per_s, window_s,
-                f"{_rate(ethernet)} each way over the network interfaces of each node",
+                f"{_rate(ethernet)} each way over the network interfaces of each node (collectives: "
+                f"{_rate(s.ethernet_bytes_per_s)} or more)",
             ),
             Evidence(
                 "ib_sent_bytes", fabric, "By/s", unused, window_s,
-                f"{_rate(fabric)} over InfiniBand or RoCE",
+                f"{_rate(fabric)} over InfiniBand or RoCE (not used: a tenth of that or less, or the same "
+                "packets)",
             ),
             Evidence(
                 "ib_ports_active", ports, "{port}", 1.0, 0.0,
                 "ports of InfiniBand or RoCE are not known" if ports is None
-                else f"{ports:.0f} ports of InfiniBand or RoCE a node, {down or 0:.0f} of them not active",
+                else f"{ports:.0f} ports of InfiniBand or RoCE a node" + _state(ports, down),
             ),
             Evidence(
                 "tensor_active_ratio", tensor, "1", s.tensor, window_s,
-                f"tensor activity {percent(tensor)} at GPU utilization {percent(util)}: the GPUs wait",
+                f"tensor activity {percent(tensor)} at GPU utilization {percent(util)} (waiting in "
+                f"collectives: below {percent(s.tensor)} at {percent(s.util)} or more)",
             ),
         )  # fmt: skip
         sure = cause == "tcp_fallback"
@@ -178,11 +183,11 @@ class TcpFallback:
                 else f"{slow}; cannot tell whether they have a faster fabric"
             ),
             severity="warning",
-            confidence=0.85 if sure else 0.5,
+            confidence=0.9 if sure else 0.5,
             evidence=evidence,
-            advice=_advice(sure, ports, down),
+            advice=_advice(sure, ports, down, nodes),
             confirm="NCCL_DEBUG=INFO in the job: NET/Socket is TCP, NET/IB is InfiniBand or RoCE",
-            runners_up=(("communication", 0.15 if sure else 0.5),),
+            runners_up=(("communication", 0.05 if sure else 0.45),),
         )
 
     def delay_s(self, cause: str) -> float:
@@ -207,11 +212,26 @@ def _traffic(view: View, gpus: Positions) -> tuple[Floats, Floats]:
     )
 
 
+def _same_packets(view: View, gpus: Positions, most: float) -> Bools:
+    """[gpus] do the ports of its node carry, each way, up to `most` times what the interfaces do, or that
+    much less: then it is the interfaces' packets that they carry."""
+    out = np.ones(gpus.shape, dtype=np.bool_)
+    for way in ("received", "sent"):
+        fabric, ethernet = (view.means.mean(f"{name}_{way}_bytes_per_s")[gpus] for name in ("ib", "net"))
+        out &= (fabric >= ethernet / most) & (fabric <= ethernet * most)
+    return out
+
+
 def _rate(bytes_per_s: float | None) -> str:
     return "an unknown rate" if bytes_per_s is None else f"{bytes_per_s / 1e9:.2f} GB/s"
 
 
-def _advice(sure: bool, ports: float | None, down: float | None) -> str:
+def _state(ports: float, down: float | None) -> str:
+    return "" if not ports else f", {down:.0f} of them not active" if down else ", all active"
+
+
+def _advice(sure: bool, ports: float | None, down: float | None, nodes: list[str]) -> str:
+    ibstat = f"ibstat on {', '.join(nodes[:FEW])}" + (" ..." if len(nodes) > FEW else "")
     if not sure and ports is None:
         return (
             "Cannot tell, because the nodes send no ib_ports_active: run the agent where it sees "
@@ -219,10 +239,10 @@ def _advice(sure: bool, ports: float | None, down: float | None) -> str:
         )
     if not sure and not ports:
         return (
-            "Cannot tell, because the nodes show no InfiniBand or RoCE port: if they should have one, ibstat "
-            "on the node; if they have none, use fewer nodes, larger batches, or gradient accumulation."
+            "Cannot tell, because the nodes show no InfiniBand or RoCE port. If they should have one, run "
+            f"{ibstat}; if they have none, use fewer nodes, larger batches, or gradient accumulation."
         )
-    repair = "Bring its ports up first (ibstat). " if down else ""
+    repair = f"Bring the ports up first ({ibstat}). " if down else ""
     return (
         f"{repair}Set NCCL_NET=IB, so that the job fails at its start rather than fall back, and remove "
         "NCCL_IB_DISABLE; in a container pass /dev/infiniband and ulimit -l unlimited; name the devices by "

@@ -10,9 +10,9 @@ Evidence
     of the reporter inside the job: the number format of autocast, else of the optimizer's parameters.
 
 How it decides
-    Tensor activity below 2 %, FP32 pipes 35 % or more, SM activity 55 % or more, memory bandwidth below
+    Tensor activity below 2 %, FP32 pipes 25 % or more, SM activity 50 % or more, memory bandwidth below
     60 %, and the reporter says float32 without TF32 products, for 5 min; over when one of them is beyond
-    4 %, 30 %, 50 % or 60 % for 2 min. The reporter has to have said so within the last 10 min. A counter
+    4 %, 20 %, 45 % or 60 % for 2 min. The reporter has to have said so within the last 10 min. A counter
     cannot tell TF32, BF16 and FP8 apart, nor a matrix product from a simulation: without the reporter
     nothing is claimed (see `tensor_cores_idle`). float64 is never told to change, nor is work bound by
     memory bandwidth. It is advice, severity info, told after 30 min.
@@ -63,7 +63,7 @@ class TensorCoresUnused(OnFloatPipes):
                 f"{percent(fp32)} busy, tensor cores unused"
             ),
             severity="info",
-            confidence=0.85,
+            confidence=0.9,
             evidence=(
                 *pipes(view, gpus),
                 Evidence("dtype_code", FLOAT32, "{code}", FLOAT32, SAID_FOR_S, said),
@@ -74,7 +74,7 @@ class TensorCoresUnused(OnFloatPipes):
                 "torch.float16 with torch.amp.GradScaler. Compare the loss of some hundred steps first."
             ),
             confirm="a profile of one step: its longest kernels are sgemm, not tf32 or tensorop",
-            runners_up=(("float32 work without matrix products", 0.15),),
+            runners_up=(("float32 work without matrix products", 0.05),),
         )
 
 

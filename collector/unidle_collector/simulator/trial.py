@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from unidle_collector.simulator.mechanisms.variant import (
     EVEN_SHARE,
     HEALTHY,
+    NONE,
     WEIGHT_OF_IDLE_S,
     WEIGHT_OF_SESSION_S,
     Cycle,
@@ -333,7 +334,12 @@ def _host_columns(
         values[name] = np.maximum(path * wave, 0.0)
     cpu = np.minimum(values["cpu"], 0.995)
     ports = _draw(variant.host.ib_ports, rng)
-    fabric = np.where(ports < 0, np.nan, values["infiniband"] * 1e6)
+    received, sent = values["ethernet"] + values["nfs_read"], values["ethernet_sent"]
+    fabric = (values["infiniband"],) * 2
+    if variant.ipoib != NONE:
+        share = _draw(variant.ipoib, rng)
+        fabric = received * share, sent * share
+    ib_received, ib_sent = (np.where(ports < 0, np.nan, megabytes * 1e6) for megabytes in fabric)
     return {
         "cpu_busy_ratio": cpu,
         "cpu_iowait_ratio": np.minimum(values["iowait"], 1.0 - cpu),
@@ -343,9 +349,9 @@ def _host_columns(
         "nfs_read_bytes": values["nfs_read"] * 1e6,
         "disk_read_bytes": values["disk_read"] * 1e6,
         "disk_written_bytes": values["disk_written"] * 1e6,
-        "net_received_bytes": (values["ethernet"] + values["nfs_read"]) * 1e6,
-        "net_sent_bytes": values["ethernet_sent"] * 1e6,
-        "ib_received_bytes": fabric,
-        "ib_sent_bytes": fabric,
+        "net_received_bytes": received * 1e6,
+        "net_sent_bytes": sent * 1e6,
+        "ib_received_bytes": ib_received,
+        "ib_sent_bytes": ib_sent,
         "ib_ports_active": np.full(seconds, np.nan if ports < 0 else float(round(ports))),
     }

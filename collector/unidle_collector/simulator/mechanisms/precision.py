@@ -19,6 +19,11 @@ VARIANTS = (
         pipes=Pipes(fp32=(0.42, 0.54), dtype_code=FLOAT32), before=NONE,
     ),
     Variant(
+        "float32 training whose head computes in half precision", "tuning", TRUTH,
+        Levels(sm=(0.52, 0.65), tensor=(0.002, 0.016), dram=(0.2, 0.34), power=(0.45, 0.6)),
+        pipes=Pipes(fp32=(0.31, 0.41), dtype_code=FLOAT32), before=NONE,
+    ),
+    Variant(
         "a simulation in float32", "tuning", HEALTHY,
         Levels(sm=(0.8, 0.95), tensor=NONE, dram=(0.1, 0.4), power=(0.5, 0.9), nvlink=(0, 5)),
         pipes=Pipes(fp32=(0.35, 0.6)), before=NONE, memory=(0.05, 0.3),

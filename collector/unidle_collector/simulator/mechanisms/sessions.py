@@ -16,6 +16,10 @@ VARIANTS = (
         cycle=Cycle((10, 60), (60, 240)), memory=(0.05, 0.3), before=NONE,
     ),
     Variant(
+        "a notebook of short cells", "tuning", HEALTHY, CELL, host=QUIET, interactive=True,
+        cycle=Cycle((2, 4.5), (200, 800)), memory=(0.05, 0.3), before=NONE,
+    ),
+    Variant(
         "a debugger that waits at a breakpoint", "held_out", TRUTH, CELL, host=QUIET, interactive=True,
         before=(200, 290), memory=(0.4, 0.8), models=("NVIDIA A100-SXM4-80GB",), cycle=Cycle((0.5, 1.5), (2400, 3000)),
     ),

@@ -17,13 +17,18 @@ VARIANTS = (
         host=Host(ethernet=(600, 1150), ethernet_sent=(600, 1150), infiniband=NONE), nodes=4, said=True, before=NONE,
     ),
     Variant(
+        "sockets over IPoIB in datagram mode", "tuning", TRUTH,
+        Levels((0.97, 1.0), (0.3, 0.62), (0.03, 0.12), (0.05, 0.2), (0.4, 0.55), (0.5, 2), (0.5, 2), (0.5, 4)),
+        host=Host(ethernet=(900, 2900), ethernet_sent=(900, 2900)), ipoib=(1.03, 1.08), nodes=2, said=True, before=NONE,
+    ),
+    Variant(
         "overlapped data parallel over InfiniBand", "tuning", HEALTHY, nodes=2, said=True, before=NONE,
         host=Host(infiniband=(2000, 12_000), ethernet=(20, 120), ethernet_sent=(10, 60)),
     ),
     Variant(
         "sockets over IPoIB", "held_out", TRUTH,
         Levels((0.94, 0.969), (0.4, 0.6), (0.121, 0.17), (0.21, 0.3), (0.49, 0.6), (2.1, 4), (2.1, 4), (4.1, 9)),
-        host=Host(ethernet=(3000, 4000), ethernet_sent=(3000, 4000), infiniband=(3100, 3700)), nodes=2, said=True,
+        host=Host(ethernet=(3000, 4000), ethernet_sent=(3000, 4000)), ipoib=(1.005, 1.025), nodes=2, said=True,
         before=NONE, models=("NVIDIA A100-SXM4-80GB",),
     ),
     Variant(

@@ -113,6 +113,9 @@ class Variant:
     wait: Levels = WAITING
     host: Host = Host()
     pipes: Pipes = Pipes()
+    ipoib: Range = NONE
+    """Bytes that InfiniBand counts over those of the interfaces, whose packets and headers it carries; NONE: it
+    carries `host.infiniband` on its own."""
     wait_host: Host | None = None
     """What its node shows while the job waits; None: the same."""
     cycle: Cycle | None = None
