@@ -241,13 +241,14 @@ class Book:
                 continue
             silenced = f"{detector.kind}:{entry.subject}" in self._silence
             due = not silenced and _is_due(entry, detector, now)
+            seen = verdict.seen is None or bool(verdict.seen[list(entry.gpus)].any())
             if now < entry.refreshed_ns + _refresh_ns(entry, detector, now) and not due:
                 continue
             before = entry.finding
             entry.refreshed_ns = now
             entry.finding = self._say(detector, verdict, view, entry)
             if entry.told_ns is None:
-                if silenced or not _is_due(entry, detector, now):
+                if silenced or not seen or not _is_due(entry, detector, now):
                     continue
                 entry.told_ns = now
                 entry.finding = replace(entry.finding, told_ns=now)

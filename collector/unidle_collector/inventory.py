@@ -53,6 +53,7 @@ class Inventory:
         self.a.make("slowdown_margin_c", np.float64, np.nan)
         self.a.make("limit_c", np.float64, np.nan)
         self.a.make("heard_ns", np.int64, NEVER)  # when its node pushed last, receiver's clock
+        self.a.make("period_s", np.float64, np.nan)  # of the rows that it pushes
         self.a.make("clock_ahead_s", np.float64, np.nan)  # its node's clock before the receiver's
         self.a.make("asks_again", np.bool_, False)  # its agent looks again at once at a link that turned bad
         self.a.make("out_of_service", np.bool_, False)  # its node is down or drained, says the scheduler

@@ -82,9 +82,10 @@ def compare(view: View, was_even: Bools) -> Compared:
     even = np.zeros(was_even.shape, dtype=np.bool_)
     uneven = []
     for members in _by_job(view, np.flatnonzero(known & _works(view))):
-        tensor = m.mean("tensor_active_ratio")[members]
+        tensor, drawn_w = m.mean("tensor_active_ratio")[members], m.mean("drawn_w")[members]
         if tensor.min() >= EVEN * tensor.max():
-            even[members] = True
+            # Rare samples may all fall into work; what was drawn since says who waited meanwhile.
+            even[members] = not drawn_w.min() < EVEN * drawn_w.max()
         elif members.size >= LEAST_GPUS and _in_step(view, members):
             uneven.append(_pace(view, members, bool(was_even[members].all())))
     return Compared(known, even, uneven)

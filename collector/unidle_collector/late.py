@@ -183,7 +183,14 @@ class _Lane:
                 inventory.refs[gpu], float(inventory.a["share"][gpu]), inventory.simulated[gpu]
             )
             self._engine.own(place, inventory.owner(gpu))
-            for name in ("heard_ns", "clock_ahead_s", "asks_again", "out_of_service", "node_down"):
+            for name in (
+                "heard_ns",
+                "period_s",
+                "clock_ahead_s",
+                "asks_again",
+                "out_of_service",
+                "node_down",
+            ):
                 self._engine.inventory.a[name][place] = inventory.a[name][gpu]
         self._count = seed.gpus.size
         memory = _memory(self._engine)

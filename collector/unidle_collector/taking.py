@@ -336,6 +336,7 @@ class Taking:
             self.flights.take(batch, shift_ns)
         about = self._engine.inventory.a
         about["heard_ns"][node.positions] = received_ns
+        about["period_s"][node.positions] = batch.period_s
         about["asks_again"][node.positions] = (
             clock_ns is not None
             and batch.period_s <= LOOKS_AGAIN_WITHIN_S

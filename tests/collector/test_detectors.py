@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -249,6 +249,20 @@ MUST_FIRE = [
 
 MUST_NOT_FIRE = [
     Case(
+        "a GPU at its limit beside lighter work, of which nobody names the jobs, is not capped unfairly",
+        recording(
+            HEALTHY
+            | {
+                "sm_clock_hz": one_gpu(1.4e9, 1.75e9, 5, 30),
+                "tensor_active_ratio": one_gpu(0.72, 0.45, 0, 30),
+                "clock_event_reasons": one_gpu(float(0x4), 0.0, 0, 30),
+            },
+            minutes=30,
+        ),
+        {},
+        {"productive": 1800},
+    ),
+    Case(
         "compute bound at the power limit is healthy",
         recording(HEALTHY, minutes=60),
         {},
@@ -352,6 +366,82 @@ def test_energy_of_a_missing_sample_is_no_work() -> None:
     twice[1200], twice[1201] = np.nan, 242.0
     seen = HELD | {"energy_j": lambda _t, _g: twice}
     assert replay(recording(seen, minutes=40, period_s=1.0)).gpus[0].states["idle"] == 2400.0
+
+
+@pytest.mark.parametrize("period_s", [1.0, 5.0])
+def test_samples_that_come_late_do_not_end_idleness(period_s: float) -> None:
+    """Each second sample is 0.4 s late: the energy since the one before is that of more or less time."""
+
+    def energy(instants: int, gpus: int) -> NDArray[np.float64]:
+        late_s = np.where(np.arange(instants + 1) % 2, 0.4, 0.0)
+        return np.repeat(120.0 * (period_s + np.diff(late_s))[:, None], gpus, axis=1)
+
+    seen = recording(HELD | {"energy_j": energy}, minutes=40, period_s=period_s)
+    assert replay(seen).gpus[0].states["idle"] == pytest.approx(2400.0)
+
+
+def in_pauses(caught: float, period_s: float = 30.0) -> Recording:
+    """Steps of which nine tenths are work; `caught` of the samples fall into the rest, where it spins."""
+    random = np.random.default_rng(5)
+
+    def either(work: float, spin: float) -> Column:
+        def build(instants: int, gpus: int) -> NDArray[np.float64]:
+            spins = random.permutation(np.arange(instants) < caught * instants)
+            return np.repeat(np.where(spins, spin, work)[:, None], gpus, axis=1)
+
+        return build
+
+    columns = TENSOR_PARALLEL | {
+        "sm_active_ratio": either(0.87, 0.4),
+        "tensor_active_ratio": either(0.55, 0.01),
+        "power_w": either(650.0, 330.0),
+        "energy_j": (0.9 * 650 + 0.1 * 330) * period_s,
+    }
+    return recording(columns, minutes=60, period_s=period_s)
+
+
+@pytest.mark.parametrize("caught", [1.0, 0.8])
+def test_samples_that_fall_into_the_pauses_of_long_steps_say_nothing_of_the_work(caught: float) -> None:
+    """By the samples it waits in collectives; by the energy it worked nearly all the time."""
+    seen = in_pauses(caught)
+    result = replay(seen)
+    assert [f.kind for f in result.findings] == []
+    assert result.gpus[0].states["starved"] == 0.0
+    unsaid = replay(replace(seen, columns={**seen.columns, "energy_j": np.full(seen.sampled.shape, np.nan)}))
+    assert unsaid.gpus[0].states["starved"] > 1800, "without the energy it cannot be known"
+
+
+def test_an_empty_gpu_forgets_what_the_job_before_had_reached_though_nobody_named_it() -> None:
+    """A job at 95 % SM activity for 40 min, 2 min of nothing, then one at 57 %: that is what it can."""
+
+    def then(first: float, nothing: float, second: float) -> Column:
+        def build(instants: int, gpus: int) -> NDArray[np.float64]:
+            levels = np.repeat([first, nothing, second], [40, 2, instants // 12 - 42])
+            return np.repeat(np.repeat(levels, 12)[:, None], gpus, axis=1)
+
+        return build
+
+    seen = HEALTHY | {
+        "gpu_util_ratio": then(1.0, 0.0, 1.0),
+        "sm_active_ratio": then(0.95, 0.0, 0.57),
+        "memory_used_bytes": then(7e10, 0.0, 7e10),
+    }
+    assert replay(recording(seen, minutes=80, period_s=5.0)).findings == []
+    kept = seen | {"memory_used_bytes": 7e10}
+    assert [f.kind for f in replay(recording(kept, minutes=80, period_s=5.0)).findings] == ["starvation"]
+
+
+def test_nobody_is_told_of_starvation_that_was_seen_only_before_everything_became_unknown() -> None:
+    keep = np.ones((20 * 60, 8), dtype=np.bool_)
+    keep[240:] = False
+    seen = recording(STARVED | {"cpu_iowait_ratio": 0.3}, minutes=20, keep=keep)
+    (developing,) = replay(seen).findings
+    assert (developing.kind, developing.told_ns) == ("starvation", None)
+    keep[240:1000:40] = True  # a sample now and then tells no mean either
+    assert [f.told_ns for f in replay(replace(seen, sampled=keep)).findings] == [None]
+    keep[900:] = True
+    (told,) = replay(recording(STARVED | {"cpu_iowait_ratio": 0.3}, minutes=20, keep=keep)).findings
+    assert told.told_ns is not None
 
 
 def test_an_increase_that_comes_after_missing_samples_is_shared_by_them() -> None:

@@ -342,6 +342,20 @@ def test_pauses_in_which_nothing_is_written_are_no_checkpoints() -> None:
     assert seconds(result, 0, "starved.checkpoint") == 0.0
 
 
+def test_pauses_of_a_session_are_no_checkpoints_whatever_its_node_writes() -> None:
+    assert "checkpoint_stall" in told(replay(job(saves(60, 300))))
+    assert "checkpoint_stall" not in told(replay(job(saves(60, 300), name="jupyter-4711")))
+
+
+def test_a_job_whose_samples_all_fell_into_work_was_not_even_where_some_drew_less() -> None:
+    """A heavy stage seen once by the middle of its steps, then by all of them: it stays a stage."""
+    seen = waiting(LAST_HEAVY, from_min=10.0)
+    uneven = per_gpu([work * 370 + 280 for work in LAST_HEAVY])
+    energy: Column = lambda instants, gpus: uneven(instants, gpus) * PERIOD_S  # noqa: E731
+    assert "straggler" in told(replay(job(seen)))
+    assert told(replay(job(seen | {"energy_j": energy}))) == {"pipeline_imbalance": "pipeline_imbalance"}
+
+
 def test_a_job_with_one_gpu_idle_on_purpose_has_no_straggler() -> None:
     columns = waiting((1.0,) * 8)
     for name in ("gpu_util_ratio", "sm_active_ratio", "tensor_active_ratio", "dram_active_ratio"):

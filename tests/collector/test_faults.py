@@ -439,6 +439,21 @@ def test_a_node_that_stops_pushing_is_told_and_one_that_all_share_is_not(tmp_pat
         assert findings(here) == {"stale_agent": ("n2", "open")}
 
 
+def test_a_node_that_is_asked_rarely_is_stale_after_three_and_a_half_of_its_periods() -> None:
+    fleet = Fleet(nodes=2)
+    about = fleet.engine.inventory.a
+    rare = about["node"][:4] == 0
+    about["period_s"][:4] = np.where(rare, 60.0, 1.0)
+    for _ in range(3):
+        about["heard_ns"][:4] = fleet.now_ns
+        fleet.live(60)
+    about["heard_ns"][:4] = np.where(rare, fleet.now_ns, fleet.now_ns + 10**12)
+    fleet.live(205)
+    assert fleet.told == []
+    fleet.live(10)
+    assert [(finding.kind, finding.subject) for finding in fleet.told] == [("stale_agent", "n0")]
+
+
 def test_a_clock_that_is_off_is_told_by_node(tmp_path: Path) -> None:
     with site(tmp_path) as here:
         for first_s in range(0, 60, 5):

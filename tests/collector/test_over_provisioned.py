@@ -152,6 +152,14 @@ def test_what_is_not_a_gpu_too_large(changes: dict[str, Column]) -> None:
     assert "over_provisioned" not in told(recording(LIGHT | changes, minutes=75, period_s=15.0, gpus=2))
 
 
+def test_a_gpu_is_not_too_large_whose_work_fell_between_the_samples() -> None:
+    rare = recording(LIGHT | {"energy_j": 131.0 * 60}, minutes=80, period_s=60.0)
+    assert told(rare) == {"over_provisioned": "large_gpu"}
+    assert "over_provisioned" not in told(
+        replace(rare, columns=rare.columns | {"energy_j": np.full(rare.sampled.shape, 170.0 * 60)})
+    )
+
+
 def test_uneven_ranks_of_one_job_are_not_too_large_a_gpu() -> None:
     seen = recording(mixed(LIGHT, HEALTHY | HOST, 4), minutes=80, period_s=15.0, job="4711")
     assert "over_provisioned" not in told(seen)

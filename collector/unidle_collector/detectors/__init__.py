@@ -36,6 +36,9 @@ class Verdict:
     """What is booked, where that is not the condition itself but its episodes."""
     explains: Bools | None = None
     """[GPUs] where it says why other detectors see something: those that it names in `explains` give way."""
+    seen: Bools | None = None
+    """[GPUs] where the condition is seen at this very step, for those that go on while nothing is known:
+    nobody is told of what is only remembered. None: all that is on."""
 
 
 @dataclass(frozen=True, slots=True)

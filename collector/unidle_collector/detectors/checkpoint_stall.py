@@ -12,7 +12,8 @@ How it decides
     A pause: for at least 30 s and 2 samples, and 15 min at most, 95 % of the job's GPUs show SM activity
     below 10 % (utilization below 5 %, where SM activity is not known), and one of its nodes writes 0.1 GB/s
     or more and 5 times what it does between. It is booked as `checkpoint`, all of it lost, from its begin;
-    idle and starvation give way. Shorter pauses are the work's own.
+    idle and starvation give way. Shorter pauses are the work's own. Of an interactive session nothing is
+    said: a person sets its pace, and what its node writes meanwhile is others'.
     A person is told when there were 3 pauses at intervals that differ by less than half (standard deviation
     over mean) and they take 5 % of the time or more; over when none came for 2.5 intervals. Where what the
     nodes write is not known nothing is said.
@@ -100,7 +101,7 @@ class CheckpointStall:
         """See the module's docstring."""
         a, step = self._a, view.step
         started = view.alive & view.allocated & ~view.in_grace & (view.inventory.a["job"] > 0)
-        started &= ~view.never_ran
+        started &= ~view.never_ran & ~view.inventory.a["interactive"]
         paused = self._paused(view, started)
         self._follow(view, paused)
         self._learn(view, started & ~paused)

@@ -18,14 +18,15 @@ How it decides
     floor, so exactly 0 would miss idle GPUs); up to 5 % for at most 10 s is a probe of some tool and
     changes nothing; anything else means that something ran and the clock starts anew, and so does PCIe
     traffic of 0.1 GB/s or more: offloaded work moves data while no kernel runs. Samples far apart
-    can all fall between two pieces of work: where the energy since the sample before is 35 % and 20 W more
-    than the power at the sample would have drawn, something ran; in a session, whose cells take seconds, 5 %
-    and 5 W more than in its quietest sample. Accounted after 2 min and 8 samples without activity
-    (interactive: 15 min, and 60 samples where the energy is not known), back to the first idle second. Of a
-    recording with fewer samples all of them count, 3 at least, where power has kept within 2 % meanwhile (a
-    loaded H100 that nobody asks spreads 0.3 W around 120 W): one that works between samples does not draw the
-    same at each. A job on which nothing has run yet gets 10 min to start. A person is told after 30 min (no
-    process: 15 min, interactive: 60 min). GPUs that nobody owns are not idle but unallocated.
+    can all fall between two pieces of work: where the energy since the sample before is 5 % and 10 W more
+    than the power at the sample would have drawn in that time and 2 s more (samples come late), something
+    ran; in a session, whose cells take seconds, 5 % and 5 W more than in its quietest sample (of a MIG
+    instance: its part of those W). Accounted after 2 min and 8 samples without activity (interactive: 15 min,
+    and 60 samples where the energy is not known), back to the first idle second. Of a recording with fewer
+    samples all of them count, 3 at least, where power has kept within 2 % meanwhile (a loaded H100 that
+    nobody asks spreads 0.3 W around 120 W): one that works between samples does not draw the same at each. A
+    job on which nothing has run yet gets 10 min to start. A person is told after 30 min (no process: 15 min,
+    interactive: 60 min). GPUs that nobody owns are not idle but unallocated.
 
 How sure
     Which sub-kind it is: 95 % where the number of processes is known, memory is held, or the owner is known
@@ -90,8 +91,9 @@ class Settings:
     blip_s: float = 10.0
     forget_s: float = 1800.0
     least_samples: int = 8
-    between_ratio: float = 1.35
-    between_w: float = 20.0
+    between_ratio: float = 1.05
+    between_w: float = 10.0
+    late_s: float = 2.0
     few_samples: int = 3
     steady_ratio: float = 0.02
     session_ratio: float = 1.05
@@ -167,19 +169,22 @@ class Idle:
         return out
 
     def _ran_between(self, view: View) -> Bools:
-        """Where more energy was drawn since the sample before than at the sample's power: it worked then."""
+        """Where more energy was drawn since the sample before than at the sample's power: it worked then.
+
+        The sample may have been late: that is no work.
+        """
         at_sample_w, energy_j, s = view.step.get("power_w"), view.step.get("energy_j"), self._settings
         upto_ns, rest = self._a["energy_ns"], self._a["rest_ratio"]
         since_ns = np.where(upto_ns == NEVER, view.step.start_ns, upto_ns)  # it tells missing samples, too
-        mean_w = energy_j / ((view.step.end_ns - since_ns) / SECOND_NS)
+        mean_w = energy_j / ((view.step.end_ns - since_ns) / SECOND_NS + s.late_s)
         upto_ns[~np.isnan(energy_j)] = view.step.end_ns
         ratio = mean_w / np.maximum(at_sample_w, 1.0)
         quiet = view.activity < NOTHING_RAN
         rest[quiet] = np.fmin(rest, np.maximum(ratio, 1.0))[quiet]  # the two meters need not agree
         session = view.inventory.a["interactive"]
         least_ratio = np.where(session, s.session_ratio * rest, s.between_ratio)
-        least_w = at_sample_w + np.where(session, s.session_w, s.between_w)
-        out: Bools = (ratio >= least_ratio) & (mean_w >= least_w)
+        more_w = np.where(session, s.session_w, s.between_w) * view.inventory.a["share"]
+        out: Bools = (ratio >= least_ratio) & (mean_w >= at_sample_w + more_w)
         return out
 
     def _session_grace_s(self, view: View) -> Floats:

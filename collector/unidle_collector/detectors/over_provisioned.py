@@ -17,7 +17,8 @@ How it decides
     the memory used, but something runs (5 % and more in some samples, or 1 % in half of them); over at 45 %
     and 55 %. All GPUs of a job have to be like that, else it is uneven and not too large. Where in a fifth
     of the minutes the host or the PCIe link was busy as `starvation` asks, it may be fed too slowly; where
-    nobody knows the host's CPU and I/O waits, that cannot be told: then nothing is said.
+    nobody knows the host's CPU and I/O waits, that cannot be told: then nothing is said. Nor where 15 % more
+    energy was drawn than the power at the samples would have: they fell into pauses, and missed work.
     A person is told after 60 min: a stage that starts within the hour is none. While it is on, `idle` and
     `starvation` are not told of the same GPUs, and the account stays theirs. `large_gpu` is advice,
     severity info.
@@ -72,6 +73,7 @@ class Settings:
     io_pressure: float = 0.20
     job_throttled: float = 0.5
     pcie_bytes_per_s: float = 1e9
+    unseen_energy: float = 1.15
 
 
 class OverProvisioned:
@@ -99,6 +101,8 @@ class OverProvisioned:
         self._a.make("fed_slowly", np.int32, 0)
         self._a.make("peak_bytes", np.float64, 0.0)
         self._a.make("total_bytes", np.float64, np.nan)
+        self._a.make("drawn_j", np.float64, 0.0)  # by the counter, ...
+        self._a.make("shown_j", np.float64, 0.0)  # ... and by the power at the samples meanwhile
         self._a.make("first_ns", np.int64, NEVER)
         self._a.make("ran_ns", np.int64, NEVER)
         self._a.make("large", np.bool_, False)
@@ -134,6 +138,11 @@ class OverProvisioned:
         held = view.alive & view.allocated
         np.fmax(a["peak_bytes"], np.where(held, step.get("memory_used_bytes"), np.nan), out=a["peak_bytes"])
         np.copyto(a["total_bytes"], step.get("memory_total_bytes"), where=step.get("memory_total_bytes") > 0)
+        energy_j = np.where(counted, step.get("energy_j"), np.nan)
+        shown_j = step.get("power_w") * (step.period_ns / SECOND_NS)
+        both = ~np.isnan(energy_j + shown_j)
+        a["drawn_j"][both] += energy_j[both]
+        a["shown_j"][both] += shown_j[both]
         a["first_ns"][counted & (a["first_ns"] == NEVER)] = step.start_ns
         a["ran_ns"][held & (view.activity >= NOTHING_RAN)] = step.end_ns
 
@@ -200,6 +209,7 @@ class OverProvisioned:
             & (a["busy"] <= np.array(s.busy)[over] + 1e-9)
             & (a["peak_bytes"] < np.array(s.memory)[over] * a["total_bytes"])
             & (a["peak_bytes"] > 0)
+            & ~(a["drawn_j"] > s.unseen_energy * a["shown_j"])
             & (a["minutes"] > 0)
             & (a["host_known"] >= s.known_share * a["minutes"])
             & (a["fed_slowly"] < np.array(s.fed_share)[over] * a["minutes"])
@@ -291,7 +301,17 @@ class OverProvisioned:
         a = self._a
         self._unused.reset(gpus)
         a["histogram"][:, gpus] = 0
-        for name in ("ran", "minutes", "host_known", "fed_slowly", "peak_bytes", "large", "spare"):
+        for name in (
+            "ran",
+            "minutes",
+            "host_known",
+            "fed_slowly",
+            "peak_bytes",
+            "drawn_j",
+            "shown_j",
+            "large",
+            "spare",
+        ):
             a[name][gpus] = 0
         a["first_ns"][gpus] = a["ran_ns"][gpus] = NEVER
         a["busy"][gpus] = np.nan

@@ -8,11 +8,12 @@ Evidence
     When the node pushed last, by the collector's clock.
 
 How it decides
-    No push for 90 s (an agent pushes each 5 s, at most each 30 s), told at once. Only where the node has
-    pushed since the collector started or was known from before. Not where its scheduler says that it is
-    down or drained, nor while every node is silent: that is the collector's or the network's fault, which
-    health says. Over with the first push, or after 7 days: then the node is gone for good. Not in
-    recordings, whose pushes nobody saw.
+    No push for 90 s (an agent pushes each 5 s, at most each 30 s), or for 3.5 of its periods where that is
+    longer (an exporter that is asked each minute): one answer that is lost is no silence. Told at once. Only
+    where the node has pushed since the collector started or was known from before. Not where its scheduler
+    says that it is down or drained, nor while every node is silent: that is the collector's or the network's
+    fault, which health says. Over with the first push, or after 7 days: then the node is gone for good. Not
+    in recordings, whose pushes nobody saw.
 
 What to do
     systemctl status unidle-agent on the node; where it cannot be reached, look at the machine.
@@ -41,6 +42,7 @@ class Settings:
 
     silent_s: float = 90.0
     gone_s: float = 7 * 86_400.0
+    periods: float = 3.5
 
 
 class StaleAgent(Lasting):
@@ -56,8 +58,9 @@ class StaleAgent(Lasting):
     def look(self, view: View) -> Verdict:
         """See the module's docstring."""
         about, s = view.inventory.a, self.settings
-        silent_ns, end_ns = int(s.silent_s * SECOND_NS), view.step.end_ns
-        heard_ns = about["heard_ns"]
+        end_ns, heard_ns = view.step.end_ns, about["heard_ns"]
+        silent_s = np.fmax(s.silent_s, s.periods * about["period_s"])
+        silent_ns = (silent_s * SECOND_NS).astype(np.int64)
         known = heard_ns != NEVER
         nobody = np.zeros_like(known)
         if not (known & (end_ns - heard_ns >= silent_ns)).any():

@@ -15,7 +15,10 @@ How it decides
     minutes once there are 30, else the default of the GPU model (SM 0.80: NVIDIA's guide calls less
     than that not sufficient; utilization 0.95). Starved when e is below 0.625 of the reference for 45 s,
     over when it is above 0.69 for 30 s. Memory-bandwidth bound work (DRAM active 60 % or more) is not
-    starved. Of an interactive session nothing is said: a person sets its pace.
+    starved. Of an interactive session nothing is said: a person sets its pace. Where 5 % more energy was
+    drawn in the window than the power at its samples would have, and 40 % of the limit or more (where that is
+    known), the samples fell into pauses and missed the work between (long steps, rare samples): that is not
+    held against it.
     One more case looks busy: utilization 90 % or more while tensor activity is below 20 %,
     SM activity between 30 and 65 %, NVLink above 20 GB/s (or the node's InfiniBand above 5 GB/s, half of
     what a tensor-parallel job on two nodes sends) and power below 75 % of the limit is a wait in
@@ -123,8 +126,11 @@ class Settings:
     below: float = 0.625
     above: float = 0.69
     on_after_s: float = 45.0
+    least_samples: int = 2
     off_after_s: float = 30.0
     forget_s: float = 1800.0
+    unseen_energy: float = 1.05
+    work_power: float = 0.40
     causes: Thresholds = field(default_factory=Thresholds)
 
 
@@ -143,13 +149,18 @@ class Starvation:
         self._settings = settings
         self._reference = Reference(size)
         self._hold = Hold(size, settings.off_after_s, settings.forget_s)
-        self._period_s = period_s
+        self._on_after_ns = np.int64(max(settings.on_after_s, settings.least_samples * period_s) * SECOND_NS)
         self._a = PerGpu(size)
         self._a.make("cause", np.int16, 0)
+        self._a.make("held", np.bool_, False)
 
     def look(self, view: View) -> Verdict:
         """See the module's docstring."""
         s, step, means = self._settings, view.step, view.means
+        freed = view.alive & ~view.allocated & self._a["held"]
+        if freed.any():  # where nobody names the jobs: what comes next is another one
+            self._reference.reset(freed)
+        np.copyto(self._a["held"], view.allocated, where=view.alive)
         e, reference = view.useful, self._reference.of(view)
         judged = view.allocated & ~view.in_grace & ~view.inventory.a["interactive"]
         works = (means.mean("activity") >= NOTHING_RAN) | view.moving
@@ -160,8 +171,8 @@ class Starvation:
         low = e < reference * np.where(self._hold.on, s.above, s.below)
         starved = running & ~bound & (low | waiting)
         known = view.alive & ~np.isnan(e) & (running | ~judged)
-        on_after = np.int64(s.on_after_s * SECOND_NS)
-        self._hold.update(starved, known, step.start_ns, step.end_ns, on_after)
+        known &= ~(starved & self._pauses_only(view))
+        self._hold.update(starved, known, step.start_ns, step.end_ns, self._on_after_ns)
         here = np.flatnonzero(starved)
         if here.size:
             self._a["cause"][here] = self._cause(view, here)
@@ -172,7 +183,9 @@ class Starvation:
         )
         self._reference.learn(view, running & ~self._hold.on & ~low)
         since = np.where(self._hold.on, self._begin(view), NEVER)
-        return Verdict(self._hold.on, since, self._a["cause"], np.nan_to_num(loss, nan=0.0))
+        return Verdict(
+            self._hold.on, since, self._a["cause"], np.nan_to_num(loss, nan=0.0), seen=starved & known
+        )
 
     def _begin(self, view: View) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """The mean over the window falls below the threshold about half a window after the signal does."""
@@ -182,6 +195,14 @@ class Starvation:
         return np.maximum(
             np.where(since == NEVER, NEVER, since - lag), np.where(since == NEVER, NEVER, earliest)
         )
+
+    def _pauses_only(self, view: View) -> Bools:
+        """Where the samples fell into pauses: more energy was drawn than they show, as much as work draws."""
+        s, m = self._settings, view.means
+        drawn_w = m.mean("drawn_w")
+        rests: Bools = drawn_w < s.work_power * view.step.get("power_limit_w")
+        out: Bools = (drawn_w >= s.unseen_energy * m.mean("power_w")) & ~rests
+        return out
 
     def _communication(self, view: View, running: Bools) -> Bools:
         """Busy-looking: spinning in collectives."""

@@ -12,7 +12,8 @@ Evidence
 How it decides
     Brake: bit 0x80, or bit 0x8 without 0x20 and 0x40, or the power brake time grew by at least 10 % of
     the step. Cap: bit 0x4 or power-cap time, and a clock at least 15 % below the median of three or more
-    siblings of the same model in the same job (else on the same node). It must cost at least 3 % of the
+    siblings of the same model in the same job (else on the same node, where its tensor activity has to be
+    within 10 % of theirs, or its limit lower: other work draws less). It must cost at least 3 % of the
     clock (or the clock be unknown) while something runs. On after 5 s in a row, off after 15 s without.
     A cap is told after a minute, because clocks of siblings differ for a moment now and then; at once where
     its limit is at least 3 % below theirs, it draws 95 % of that or more, and they draw more than it may.
@@ -37,7 +38,8 @@ import numpy as np
 from unidle_collector.clocks import sibling_median
 from unidle_collector.detectors import About, Verdict, duration, mean_of, plural
 from unidle_collector.lasting import drain, where
-from unidle_collector.signals import View
+from unidle_collector.pergpu import Bools
+from unidle_collector.signals import NOTHING_RAN, View
 from unidle_collector.throttle import (
     HW_SLOWDOWN,
     POWER_BRAKE,
@@ -56,6 +58,8 @@ LOWER_LIMIT = 0.97
 """Over the siblings' limit: from here on it is another limit."""
 AT_LIMIT = 0.95
 """Over its own limit: draws less than this are not held back by it (the bit alone says less)."""
+OTHER_WORK = 0.1
+"""Tensor activity that is this far from the node's mean, over that mean."""
 
 
 class ThrottlingPower(Throttling):
@@ -76,12 +80,29 @@ class ThrottlingPower(Throttling):
         capped, cap_known = grew(view, "power_cap_s", self.settings)
         siblings, own = self.references(view, brake | slowdown | thermal, brake | slowdown | cap_bit | capped)
         behind = view.step.get("sm_clock_hz") < (1 - CAP_LOSS) * siblings
-        cap = (cap_bit | capped) & behind & ~brake & ~slowdown & ~thermal
+        cap = (cap_bit | capped) & behind & self._comparable(view) & ~brake & ~slowdown & ~thermal
         reference = np.where(np.isnan(siblings), own, siblings)
         cause = np.select((brake, slowdown), (0, 1), 2).astype(np.int16)
         return self.decide(
             view, brake | slowdown | cap, bit_known | brake_known | cap_known, reference, cause
         )
+
+    def _comparable(self, view: View) -> Bools:
+        """[GPUs] are its siblings on the same work: by its job, else by tensor activity or a lower limit."""
+        a, limit, tensor = (
+            view.inventory.a,
+            view.step.get("power_limit_w"),
+            view.step.get("tensor_active_ratio"),
+        )
+        node = a["node"] + 1
+        highest = np.full(int(node.max()) + 1, -np.inf)
+        np.fmax.at(highest, node, limit)
+        known = ~np.isnan(tensor) & (view.activity >= NOTHING_RAN)
+        sums, counts = (np.bincount(node, weights=np.where(known, one, 0.0)) for one in (tensor, 1.0))
+        usual = sums[node] / np.maximum(counts[node], 1.0)
+        other = np.abs(tensor - usual) > OTHER_WORK * usual
+        out: Bools = (a["job"] > 0) | ~other | (limit < LOWER_LIMIT * highest[node])
+        return out
 
     def delay_s(self, cause: str) -> float:
         """5 s; a cap is watched for a minute, unless more speaks for it."""
