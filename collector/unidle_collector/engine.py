@@ -5,6 +5,8 @@ Pure: time comes with the samples, so that replaying a day in a minute gives the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from unidle_agent.wire import Owner
@@ -60,9 +62,14 @@ class Engine:
 
     def own(self, position: int, owner: Owner) -> None:
         """Say who holds a GPU from the next step on."""
-        if self.inventory.own(position, owner):
+        self.own_all((position,), owner)
+
+    def own_all(self, positions: Iterable[int], owner: Owner) -> None:
+        """The same of several GPUs, in one go."""
+        others = [position for position in positions if self.inventory.own(position, owner)]
+        if others:
             changed = np.zeros(self._size, dtype=np.bool_)
-            changed[position] = True
+            changed[others] = True
             self._signals.changed_owner(changed)
             for detector in self._detectors:
                 detector.reset(changed)

@@ -18,6 +18,10 @@ START_NS = 1_700_000_040 * 10**9
 """A full minute, so that minutes of the truth are minutes of the clock."""
 SECOND_NS = 10**9
 UNSCORED = -1
+LATE_S = (0.005, 0.3)
+"""Least and most mean lateness of a node's samples."""
+VERY_LATE_S, VERY_LATE_SHARE = 6.0, 0.002
+"""A scrape behind others is late by up to this; and how often. All assumptions."""
 EXPORTER = (
     "gpu_util_ratio", "memory_util_ratio", "memory_used_bytes", "power_w", "energy_j", "sm_clock_hz",
     "temperature_c",
@@ -92,24 +96,60 @@ def _label(trial: Trial, labels: tuple[str, ...]) -> NDArray[np.int16]:
     return np.where(trial.scored, out, UNSCORED).astype(np.int16)
 
 
-def every(recording: Recording, steps: int) -> Recording:
-    """Only each `steps`-th sample: gauges as they are then, counters with all their increase."""
-    last = np.arange(steps - 1, recording.instants, steps)
+def every(recording: Recording, steps: int, late_s: NDArray[np.float64] | None = None) -> Recording:
+    """Only each `steps`-th sample: gauges as they are then, counters with all their increase.
+
+    `late_s` [samples, GPUs] is how late each is taken (`lateness`). What is late by half a period and more
+    falls into the next one: a sample is missing, and the next is the second one there.
+    """
+    due = np.arange(steps - 1, recording.instants, steps)
+    shape = (due.size, len(recording.gpus))
+    taken = due[:, None] + (np.zeros(shape) if late_s is None else late_s)
+    second = np.minimum(np.floor(taken), recording.instants - 1).astype(np.intp)
+    kept = np.floor((taken - due[:, None]) / steps + 0.5) < 1
+    kept[-1] = True
+    kept &= np.take_along_axis(recording.sampled, second, axis=0)
     columns = {}
     for name, values in recording.columns.items():
         if BY_NAME[name].kind == "counter":
-            whole = values[: last.size * steps].reshape(last.size, steps, -1)
-            columns[name] = whole.sum(axis=1)
+            total = np.cumsum(np.nan_to_num(values), axis=0)
+            begun = np.concatenate((np.zeros((1, shape[1])), total))
+            part = np.minimum(taken, recording.instants - 1) - second
+            so_far = np.take_along_axis(total, second, axis=0)
+            ahead = np.take_along_axis(begun, np.minimum(second + 2, recording.instants), axis=0) - so_far
+            increase = _since(so_far + part * ahead, kept)
+            picked = np.where(np.isnan(np.take_along_axis(values, second, axis=0)), np.nan, increase)
         else:
-            columns[name] = values[last]
+            picked = np.take_along_axis(values, second, axis=0)
+        columns[name] = np.where(kept, picked, np.nan)
     return replace(
         recording,
         start_ns=recording.start_ns + (steps - 1) * round(recording.period_s * SECOND_NS),
         period_s=recording.period_s * steps,
         columns=columns,
-        sampled=recording.sampled[last],
-        job=recording.job[last],
+        sampled=kept,
+        job=recording.job[due],
     )
+
+
+def lateness(recording: Recording, steps: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """[samples, GPUs] seconds by which each sample of `every` is late; the GPUs of a node are read together.
+
+    An exponential, its mean drawn for each node; and now and then a scrape that waits behind others.
+    """
+    nodes = list(dict.fromkeys(ref.node for ref in recording.gpus))
+    shape = (recording.instants // steps, len(nodes))
+    late_s = rng.exponential(rng.uniform(*LATE_S, len(nodes)), shape)
+    late_s += (rng.random(shape) < VERY_LATE_SHARE) * rng.uniform(0.0, VERY_LATE_S, shape)
+    return late_s[:, [nodes.index(ref.node) for ref in recording.gpus]]
+
+
+def _since(total: NDArray[np.float64], kept: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """[T, G] how much `total` grew since the sample before that was kept; at the first one, since nothing."""
+    at = np.maximum.accumulate(np.where(kept, np.arange(len(total))[:, None], -1), axis=0)
+    before = np.concatenate((np.full((1, total.shape[1]), -1), at[:-1]))
+    prior = np.where(before >= 0, np.take_along_axis(total, np.maximum(before, 0), axis=0), 0.0)
+    return total - prior
 
 
 def with_missing(recording: Recording, share: float, rng: np.random.Generator) -> Recording:
@@ -127,11 +167,8 @@ def with_missing(recording: Recording, share: float, rng: np.random.Generator) -
     columns = {}
     for name, values in recording.columns.items():
         if BY_NAME[name].kind == "counter":
-            total = np.cumsum(np.nan_to_num(values), axis=0)
-            at = np.maximum.accumulate(np.where(kept, np.arange(shape[0])[:, None], -1), axis=0)
-            before = np.concatenate((np.full((1, shape[1]), -1), at[:-1]))
-            prior = np.where(before >= 0, np.take_along_axis(total, np.maximum(before, 0), axis=0), 0.0)
-            values = np.where(np.isnan(values), np.nan, total - prior)
+            increase = _since(np.cumsum(np.nan_to_num(values), axis=0), kept)
+            values = np.where(np.isnan(values), np.nan, increase)
         columns[name] = np.where(kept, values, np.nan)
     return replace(recording, columns=columns, sampled=recording.sampled & kept)
 

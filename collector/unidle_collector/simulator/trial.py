@@ -14,6 +14,7 @@ from unidle_collector.simulator.mechanisms.variant import (
     EVEN_SHARE,
     HEALTHY,
     NONE,
+    WAVERS,
     WEIGHT_OF_IDLE_S,
     WEIGHT_OF_SESSION_S,
     Cycle,
@@ -99,7 +100,7 @@ def trial(variant: Variant, seconds: int, gpus: int, rng: np.random.Generator) -
     in_wait = np.where(second[:, 0] >= onset_s, 1.0 - busy[:, 0], 0.0)
     if variant.step_share:
         share = _step_share(variant, gpus, rng)
-        busy, gaps = busy * share, gaps & (share < EVEN_SHARE)
+        busy, gaps = busy * _in_steps(variant, seconds, share, rng), gaps & (share < EVEN_SHARE)
     shown = _activity(variant, on, loads, np.where(on, busy, 1.0), rng)
     slowed = _slowed(variant.slow, on, rng)
     card = CARDS[model]
@@ -156,12 +157,36 @@ def _step_share(variant: Variant, gpus: int, rng: np.random.Generator) -> Floats
     return np.repeat(blocks, gpus // blocks.size)
 
 
+def _in_steps(variant: Variant, seconds: int, share: Floats, rng: np.random.Generator) -> Floats:
+    """[T, G] or [G] share of each second in which a GPU works that works `share` [G] of each step."""
+    if variant.step_s == NONE:
+        return share
+    usual_s = _draw(variant.step_s, rng)
+    lengths_s = usual_s * (1.0 + WAVERS * rng.standard_normal(int(seconds / usual_s) + 4))
+    begins = np.cumsum(lengths_s) - lengths_s - rng.uniform() * usual_s
+    out = np.empty((seconds, share.size))
+    for gpu, part in enumerate(share):
+        edges = np.stack((begins, begins + part * lengths_s), axis=1).ravel()
+        worked = np.cumsum(np.stack((np.zeros_like(lengths_s), part * lengths_s), axis=1).ravel())
+        out[:, gpu] = np.diff(np.interp(np.arange(seconds + 1), edges, worked))
+    return out
+
+
+def cycle_pieces(cycle: Cycle, count: int, rng: np.random.Generator) -> Floats:
+    """[count, 2] seconds of work and of waiting in turn."""
+    if not cycle.steady:
+        return np.stack((rng.uniform(*cycle.busy_s, count), rng.uniform(*cycle.wait_s, count)), axis=1)
+    usual = np.array([_draw(cycle.busy_s, rng), _draw(cycle.wait_s, rng)])
+    out: Floats = usual * (1.0 + WAVERS * rng.standard_normal((count, 2)))
+    return out
+
+
 def _cycle(cycle: Cycle, seconds: int, gpus: int, onset_s: int, rng: np.random.Generator) -> Floats:
     """[T, G] share of each second that is in the busy part; a cycle begins at the onset."""
     out = np.ones((seconds, gpus))
     for gpu in range(1 if cycle.together else gpus):
         count = int((seconds - onset_s) / (cycle.busy_s[0] + cycle.wait_s[0]) + 2)
-        pieces = np.stack((rng.uniform(*cycle.busy_s, count), rng.uniform(*cycle.wait_s, count)), axis=1)
+        pieces = cycle_pieces(cycle, count, rng)
         edges = np.concatenate(([0.0], np.cumsum(pieces))) + onset_s
         worked = np.concatenate(([0.0], np.cumsum(pieces * (1.0, 0.0)))) + onset_s
         share = np.diff(np.interp(np.arange(seconds + 1), edges, worked))

@@ -26,6 +26,11 @@ VARIANTS = (
         host=Host(infiniband=(500, 3000)), before=NONE,
     ),
     Variant(
+        "a decoding server, requests in bursts", "tuning", HEALTHY,
+        Levels(sm=(0.75, 0.9), tensor=(0.2, 0.35), dram=(0.5, 0.75), power=(0.6, 0.8)),
+        cycle=Cycle((20, 90), (3, 20), together=False), before=NONE, memory=(0.8, 0.95),
+    ),
+    Variant(
         "compute bound below its limit", "held_out", HEALTHY,
         Levels(sm=(0.78, 0.84), tensor=(0.4, 0.5), dram=(0.25, 0.33), power=(0.82, 0.97), nvlink=(10, 40)),
         before=NONE, models=(A100, B200),
@@ -54,5 +59,10 @@ VARIANTS = (
         "a steady inference server", "held_out", HEALTHY,
         Levels((0.96, 1.0), (0.66, 0.78), (0.2, 0.29), (0.46, 0.58), (0.55, 0.74), nvlink=(5, 18)),
         before=NONE, memory=(0.92, 0.97),
+    ),
+    Variant(
+        "a server of several small models, with pauses", "held_out", HEALTHY,
+        Levels(sm=(0.91, 0.97), tensor=(0.36, 0.5), dram=(0.3, 0.49), power=(0.81, 0.95)),
+        cycle=Cycle((91, 300), (2, 40), together=False), before=NONE, memory=(0.6, 0.79), models=(A100, H100),
     ),
 )  # fmt: skip

@@ -41,6 +41,7 @@ SPINNING = Levels(
 )
 """A rank in a collective, until the others come: 45 to 50 % SM at 60 % of the power on 8xH100, work included."""
 EVEN_SHARE = 0.9
+WAVERS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,8 @@ class Cycle:
     wait_s: Range
     together: bool = True
     """All GPUs of the job in phase."""
+    steady: bool = False
+    """The pieces of one job are as long as each other, within WAVERS: steps of a training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,8 @@ class Variant:
     step_share: tuple[Range, ...] = ()
     """Of each block of neighbouring GPUs, all of one size: the share of each step in which it works, else it
     spins (`wait`). Work over EVEN_SHARE is healthy. The others share their draw where two ranges are the same."""
+    step_s: Range = NONE
+    """How long a step is; (0, 0): too short to be seen in a sample. Who works a share of it does so at first."""
     shuffled: bool = False
     """Which block has which share is drawn."""
     memory: Range = (0.3, 0.9)
