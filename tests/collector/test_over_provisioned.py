@@ -123,6 +123,12 @@ def test_light_inference_on_half_of_a_node_is_a_gpu_too_large_and_names_the_slic
     assert (advice.kind, advice.lever) == ("right_size", "pack")
 
 
+def test_a_session_is_not_too_small_for_its_gpu() -> None:
+    seen = {"minutes": 80, "period_s": 5.0, "gpus": 1}
+    assert set(told(recording(LIGHT, **seen, job="serve"))) == {"over_provisioned"}
+    assert told(recording(LIGHT, **seen, job="jupyter-ann")) == {}
+
+
 def test_a_small_job_on_many_gpus_is_told_to_ask_for_fewer() -> None:
     (found,) = [f for f in replay(recording(LIGHT, minutes=80, period_s=5.0, job="12")).findings if f.told_ns]
     assert found.cause == "large_gpu"

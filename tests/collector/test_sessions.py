@@ -46,6 +46,17 @@ def test_a_session_left_open_is_told_after_an_hour_with_a_change_of_its_own() ->
     assert "0.1 cores busy" in texts
 
 
+@pytest.mark.parametrize(("period_s", "after_s"), [(1.0, 3600), (5.0, 3600), (30.0, 14400)])
+def test_a_session_sampled_rarely_is_accounted_and_told_later(period_s: float, after_s: int) -> None:
+    seen = HELD | {"gpu_util_ratio": between(0.8, 0.0, 2, 3, period_s), "energy_j": 120.0 * period_s}
+    (found,) = replay(
+        recording(seen, minutes=after_s / 60 + 10, period_s=period_s, gpus=1, job="hub/jupyter-ann")
+    ).findings
+    assert (found.kind, found.cause) == ("idle", "interactive")
+    assert found.told_ns is not None
+    assert found.told_ns - found.since_ns == pytest.approx(after_s * 1e9, abs=60e9)
+
+
 def test_a_session_with_pauses_for_thought_is_neither_idle_nor_starved() -> None:
     def cells(instants: int, gpus: int) -> NDArray[np.float64]:
         return np.where((np.arange(instants)[:, None] * 5 % 600) < 20, 0.7, 0.0) * np.ones((1, gpus))

@@ -26,7 +26,7 @@ How it decides
     samples all of them count, 3 at least, where power has kept within 2 % meanwhile (a loaded H100 that
     nobody asks spreads 0.3 W around 120 W): one that works between samples does not draw the same at each. A
     job on which nothing has run yet gets 10 min to start. A person is told after 30 min (no process: 15 min,
-    interactive: 60 min). GPUs that nobody owns are not idle but unallocated.
+    interactive: 60 min and 480 samples). GPUs that nobody owns are not idle but unallocated.
 
 How sure
     Which sub-kind it is: 95 % where the number of processes is known, memory is held, or the owner is known
@@ -100,6 +100,7 @@ class Settings:
     session_w: float = 5.0
     """A loaded GPU at rest holds its power within 0.3 of 120 W (8xH100)."""
     session_samples: int = 60
+    session_told_samples: int = 480
 
 
 class Idle:
@@ -252,7 +253,13 @@ class Idle:
                 f"-i {numbers} on {node}"
             ),
             runners_up=(("held", 0.2),) if guessed else (),
+            told_after_s=self._told_after_s(view, gpus) if cause == "interactive" else None,
         )
+
+    def _told_after_s(self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> float:
+        """Cells of a few seconds mostly fall between samples that are far apart, and draw little."""
+        period_s = float(np.fmax(view.inventory.a["period_s"][gpus], self._period_s).max())
+        return max(self.delay_s("interactive"), self._settings.session_told_samples * period_s)
 
     def _of_session(self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> Iterator[Evidence]:
         """How much the session has been used at all."""

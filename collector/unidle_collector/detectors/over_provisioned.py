@@ -166,7 +166,7 @@ class OverProvisioned:
             np.int64(s.least_s * SECOND_NS),
         )
         self._count_minute(view, held & ~view.in_grace)
-        small = held & self._small(view.in_grace)
+        small = held & ~view.inventory.a["interactive"] & self._small(view.in_grace)
         uneven = np.zeros(worked_ns.size, dtype=np.bool_)
         uneven[job[in_job & ~small]] = True
         uneven[job[in_job & self._unused.on]] = True
