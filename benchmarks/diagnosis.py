@@ -20,7 +20,9 @@ import json
 import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -181,16 +183,18 @@ def main() -> int:
         f"load {os.getloadavg()[0]:.1f}, Python {sys.version.split()[0]}"
     )
     began = time.monotonic()
-    seen, alarms = score_runs(which, sizes.repeats, tuple(VIEWS), args.seed)
-    say(f"runs scored after {time.monotonic() - began:.0f} s")
-    figures = figures_of(seen, alarms)
-    healthy_fleet.add(figures, healthy_fleet.score((which,), sizes.healthy, args.seed))
-    say(f"healthy fleets watched after {time.monotonic() - began:.0f} s")
-    life_runs.add(figures, life_runs.score(which, sizes.repeats, args.seed))
-    say(f"whole lives of jobs scored after {time.monotonic() - began:.0f} s")
-    faults = fault_runs.score_faults(which, sizes.repeats, args.seed)
-    fault_runs.add(figures, faults)
-    say(f"faults scored after {time.monotonic() - began:.0f} s")
+    with ProcessPoolExecutor(1, get_context("spawn")) as beside:
+        watched = beside.submit(healthy_fleet.score, (which,), sizes.healthy, args.seed)
+        seen, alarms = score_runs(which, sizes.repeats, tuple(VIEWS), args.seed)
+        say(f"runs scored after {time.monotonic() - began:.0f} s")
+        figures = figures_of(seen, alarms)
+        life_runs.add(figures, life_runs.score(which, sizes.repeats, args.seed))
+        say(f"whole lives of jobs scored after {time.monotonic() - began:.0f} s")
+        faults = fault_runs.score_faults(which, sizes.repeats, args.seed)
+        say(f"faults scored after {time.monotonic() - began:.0f} s")
+        healthy_fleet.add(figures, watched.result())
+        say(f"healthy fleets watched after {time.monotonic() - began:.0f} s")
+        fault_runs.add(figures, faults)
     figures["oom"] = memory_runs.oom(which, sizes.oom_jobs, sizes.oom_hours, args.seed)
     figures["stragglers"] = stragglers()
     table(figures, seen)

@@ -26,6 +26,8 @@ load, a checkpoint. A loaded GPU that nobody asks shows 0.001 GB/s, light infere
 HELD_BYTES = float(1 << 30)
 HELD_RATIO = 0.008
 """Memory above both is held by somebody: an empty GPU shows a few hundred MiB of the driver's own."""
+LET_GO = 0.2
+"""Memory that falls below this part of what was used has been let go by a process that ended."""
 START_GRACE_S = 600.0
 """Longest start-up (imports, model load, compilation) in which nothing is held against a job."""
 STARTED_RATIO = 0.10
@@ -158,6 +160,7 @@ class Signals:
         self._a.make("seen", np.bool_, False)
         self._a.make("use_seen", np.bool_, False)
         self._a.make("ib_seen_ns", np.int64, NEVER)
+        self._a.make("used_bytes", np.float64, np.nan)
 
     def resize(self, size: int) -> None:
         """Grow to `size` GPUs."""
@@ -264,6 +267,12 @@ class Signals:
             already[begins], NEVER, step.start_ns + int(START_GRACE_S * SECOND_NS)
         )
         a["never_ran"][begins & already] = False
+        again = allocated & alive & ~begins & (used < LET_GO * a["used_bytes"])
+        if again.any():  # a process has gone: the next one starts as a job does, whoever holds the GPU
+            self._means.forget(again)
+            self._started.forget(again)
+            a["grace_until"][again] = step.start_ns + int(START_GRACE_S * SECOND_NS)
+        np.copyto(a["used_bytes"], np.where(used > HELD_BYTES, used, np.nan), where=alive & ~np.isnan(used))
         ends = ~allocated & alive
         a["held_since"][ends] = NEVER
         ran = alive & (activity >= BLIP)

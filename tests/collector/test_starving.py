@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.collector.fleets import BASE, H100, Column, noisy, recording
+from tests.collector.fleets import BASE, H100, Column, between, noisy, recording
 
 from unidle_collector import starving
 from unidle_collector.model import Finding
@@ -275,3 +275,27 @@ def test_hardly_used_is_said_only_of_gpus_that_get_neither_kernels_nor_data(
 ) -> None:
     (told,) = replay(recording(HALF_NODE | changes, minutes=4)).findings
     assert ("hardly used" in told.title) is light
+
+
+def test_a_job_that_is_started_again_in_its_allocation_loads_as_a_new_one_does() -> None:
+    """Trained for 40 min, then 9 min of load: memory let go and filled from the host, hardly a kernel."""
+    load = {"gpu_util_ratio": 0.02, "sm_active_ratio": 0.002, "tensor_active_ratio": 0.0, "power_w": 130.0}
+    work = {"gpu_util_ratio": 1.0, "sm_active_ratio": 0.88, "tensor_active_ratio": 0.5, "power_w": 680.0}
+    columns = {name: between(load[name], work[name], 40, 49, 30.0) for name in load}
+    columns["pcie_rx_bytes_per_s"] = between(5e9, 2e8, 40, 49, 30.0)
+
+    def memory(lets_go: bool) -> Column:
+        def build(instants: int, gpus: int) -> Floats:
+            minute = np.arange(instants)[:, None] / 2
+            filled = np.where((minute >= 40) & (minute < 49), (minute - 39.5) / 10, 1.0)
+            return 70e9 * (filled if lets_go else np.ones_like(filled)) * np.ones((1, gpus))
+
+        return build
+
+    def told(lets_go: bool) -> set[str]:
+        seen = BASE | columns | {"memory_used_bytes": memory(lets_go)}
+        result = replay(recording(seen, minutes=70, period_s=30.0, job="4711"))
+        return {finding.kind for finding in result.findings}
+
+    assert told(lets_go=True) == set()
+    assert told(lets_go=False) == {"starvation"}

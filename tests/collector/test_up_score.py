@@ -87,8 +87,8 @@ def test_two_findings_of_one_fault_are_both_true() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fault_is_due_only_once_delay_and_margin_are_over(kind: str) -> None:
     owed_s = sum(OWED_S[kind])
-    assert score([fault(kind)], [], at(owed_s - 1)).injected[kind] == 0
-    assert score([fault(kind)], [], at(owed_s)).injected[kind] == 1
+    assert score([fault(kind)], [], at(owed_s - 1)).injected == {}
+    assert score([fault(kind)], [], at(owed_s)).injected == {kind: 1}
     assert score([fault(kind, end_s=owed_s - 1)], [], END).missed == 0
     assert score([fault(kind, end_s=owed_s)], [], END).missed == 1
 
@@ -103,7 +103,7 @@ def test_people_are_told_of_an_open_session_later_than_of_other_idle_gpus() -> N
 
 def test_a_fault_found_before_it_was_due_is_no_false_finding() -> None:
     judged = score([fault(start_s=7000)], [finding(since_s=7000, told_s=7100)], END)
-    assert (judged.injected["idle"], judged.missed, judged.false) == (0, 0, 0)
+    assert (judged.injected, judged.missed, judged.false) == ({}, 0, 0)
     assert judged.details[0].verdict == "found"
 
 
@@ -122,5 +122,5 @@ def test_a_finding_that_began_a_little_early_still_belongs() -> None:
     assert belongs(ended, fault())
 
 
-def test_every_kind_is_counted_even_with_none() -> None:
-    assert score([], [], END).injected == dict.fromkeys(KINDS, 0)
+def test_a_kind_of_which_none_was_due_is_left_out() -> None:
+    assert score([], [], END).injected == {}

@@ -117,7 +117,7 @@ def test_a_demo_finds_every_fault_and_nothing_else(start: Callable[..., Up]) -> 
     assert code == 0, up.said
     summary = json.loads((up.folder / "summary.json").read_text())
     assert summary["simulated"] is True
-    assert {kind for kind, count in summary["faults_injected"].items() if count} == WITHIN_A_MINUTE
+    assert summary["faults_injected"].keys() == WITHIN_A_MINUTE
     assert (summary["faults_missed"], summary["false_findings"]) == (0, 0), summary["details"]
     assert set(summary["findings"]) == WITHIN_A_MINUTE
     assert summary["gpus"] == 512

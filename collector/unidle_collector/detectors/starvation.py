@@ -15,10 +15,11 @@ How it decides
     minutes once there are 30, else the default of the GPU model (SM 0.80: NVIDIA's guide calls less
     than that not sufficient; utilization 0.95). Starved when e is below 0.625 of the reference for 45 s,
     over when it is above 0.69 for 30 s. Memory-bandwidth bound work (DRAM active 60 % or more) is not
-    starved. Of an interactive session nothing is said: a person sets its pace. Where 5 % more energy was
-    drawn in the window than the power at its samples would have, and 40 % of the limit or more (where that is
-    known), the samples fell into pauses and missed the work between (long steps, rare samples): that is not
-    held against it.
+    starved. Of an interactive session nothing is said: a person sets its pace. Where a process lets go of
+    its memory (80 % of it), the next one starts as a job does: its load is not held against it. Where 5 %
+    more energy was drawn in the window than the power at its samples would have, and 40 % of the limit or
+    more (where that is known), the samples fell into pauses and missed the work between (long steps, rare
+    samples): that is not held against it.
     One more case looks busy: utilization 90 % or more while tensor activity is below 20 %,
     SM activity between 30 and 65 %, NVLink above 20 GB/s (or the node's InfiniBand above 5 GB/s, half of
     what a tensor-parallel job on two nodes sends) and power below 75 % of the limit is a wait in

@@ -122,7 +122,7 @@ def score(faults: Iterable[Injected], findings: Iterable[Finding], end_ns: int) 
     details += [_false(finding) for finding in strays]
     counts = Counter(fault.kind for fault in owed)
     return Score(
-        injected={kind: counts[kind] for kind in KINDS},
+        injected={kind: counts[kind] for kind in KINDS if counts[kind]},
         missed=sum(detail.verdict == "missed" for detail in details),
         false=len(strays),
         findings=dict(sorted(Counter(finding.kind for finding in told).items())),
