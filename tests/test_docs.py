@@ -13,7 +13,7 @@ import pytest
 from unidle_agent.cli import GROUP, command_parser
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("docs/**/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("[!.]*/README.md"), *ROOT.glob("docs/**/*.md")])
 LINE = re.compile(r"^ *(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\.venv/bin/|/opt/unidle/bin/)?unidle (?P<rest>[a-z].*)$")
 COMMANDS = {point.name: point for point in entry_points(group=GROUP)}
 

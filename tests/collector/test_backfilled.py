@@ -15,6 +15,8 @@ from unidle_collector.backfilled import Booked, PastAccounts
 from unidle_collector.buckets import HOUR_NS
 from unidle_collector.commands import store as command
 
+pytestmark = pytest.mark.slow
+
 HOUR_S = 3600
 DAYS_NS = 400 * 24 * HOUR_NS
 FIRST_WHOLE = (START_S // HOUR_S + 1) * HOUR_S * 10**9

@@ -33,6 +33,7 @@ def settled(page: Series, name: str = "unidle_account_gpu_seconds_total") -> flo
     return sum(value for (family, _), value in page.items() if family == name)
 
 
+@pytest.mark.slow
 def test_accounts_never_fall_though_states_are_corrected_and_every_second_is_counted(tmp_path: Path) -> None:
     with site(tmp_path) as here:
         before: Series = {}

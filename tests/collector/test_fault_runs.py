@@ -135,6 +135,7 @@ def test_slow_fields_are_asked_each_15_s_and_oftener_where_errors_keep_coming() 
     assert 1.5 * usual < grew <= usual + EXTRA_PER_MIN * (after_s / 60 + 1)
 
 
+@pytest.mark.slow
 def test_the_ports_of_a_node_are_played_as_the_source_reads_them(tmp_path: Path) -> None:
     """The agent's own source over files that change like the trial, a tick a second."""
     one = played("a cable is pulled")
@@ -177,6 +178,7 @@ def test_an_exporter_tells_an_xid_by_its_last_value_only() -> None:
     assert set(np.unique(scene.recording.columns["last_xid"][-1, GPUS:])) & {48, 62, 64, 140, 158}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("look", ["full", "sampling_15s", "missing_30pct"])
 def test_every_fault_of_the_tuning_set_is_told_and_nothing_else(look: str) -> None:
     faults = fault_runs.score_faults("tuning", 1, seed=5, looks=[look])[look]

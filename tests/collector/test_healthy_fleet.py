@@ -98,6 +98,7 @@ def test_a_fleet_that_is_not_healthy_is_told(monkeypatch: pytest.MonkeyPatch) ->
     assert quiet.false["starvation.storage"] > 10
 
 
+@pytest.mark.slow
 def test_rows_that_the_live_window_spreads_over_seconds_give_the_same_hours() -> None:
     quiet = healthy_fleet.watch(["tuning"], Watch(15.0, 64.0, live=True), seed=4, gpus=64)
     assert quiet.titles == []

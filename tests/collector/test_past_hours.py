@@ -90,6 +90,7 @@ def test_wherever_memory_begins_the_accounts_are_those_that_were_booked(
             assert other.causes == pytest.approx(account.causes, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_window_beyond_what_memory_holds_is_read_from_disk(tmp_path: Path) -> None:
     day_s = 24 * 3600
     with site(tmp_path) as here:

@@ -96,6 +96,7 @@ def test_an_export_takes_only_what_is_asked_for(
     store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
 def test_an_export_filled_into_another_store_is_the_same_there_and_only_once(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str

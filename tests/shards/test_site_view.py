@@ -44,6 +44,8 @@ from unidle_collector.shards.view.findings import Part
 from unidle_collector.store import open_state
 from unidle_collector.store.errors import StoreError
 
+pytestmark = pytest.mark.slow
+
 JOB_OF = {"n28": "4711", "n42": "4711", "n09": "4711", "n06": "busy"}
 """Node -> its job; 4711 is in two shards and idle."""
 HERE, THERE, EMPTY = (3,), (4, 8), 0
