@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from unidle_collector.pergpu import Bools, Floats, PerGpu
+from unidle_collector.pergpu import Bools, Floats, PerGpu, Times
 from unidle_collector.signals import NOTHING_RAN, View
 
 FADE_PER_STEP = 0.0002
@@ -47,10 +47,10 @@ def sibling_median(view: View, values: Floats, asked: Bools) -> Floats:
     out = np.full(values.shape, np.nan)
     if not asked.any():
         return out
-    a = view.inventory.a
-    job, node, model = a["job"].astype(np.int64), a["node"].astype(np.int64), a["model"].astype(np.int64)
-    group = np.where(job > 0, job, -1 - node) * 4096 + model
-    here = np.flatnonzero(np.isin(group, np.unique(group[asked])))
+    group = view.once(_groups)
+    looked_at = np.zeros(int(group.max()) + 1, dtype=np.bool_)
+    looked_at[group[asked]] = True
+    here = np.flatnonzero(looked_at[group])
     group, values = group[here], values[here]
     order = np.lexsort((values, group))  # NaN sorts last within its group
     bounds = np.flatnonzero(np.diff(group[order], prepend=group[order[0]] - 1))
@@ -59,3 +59,12 @@ def sibling_median(view: View, values: Floats, asked: Bools) -> Floats:
     median = np.where(known >= SIBLINGS, values[order][middle], np.nan)
     out[here[order]] = np.repeat(median, np.diff(bounds, append=order.size))
     return out
+
+
+def _groups(view: View) -> Times:
+    """[GPUs] a number for those of one model in one job, else on one node."""
+    a = view.inventory.a
+    job, node, model = (a[name].astype(np.int64) for name in ("job", "node", "model"))
+    owner = np.where(job > 0, job, job.max() + 2 + node)
+    found: Times = owner * (model.max() + 2) + model + 1
+    return found

@@ -21,7 +21,7 @@ from unidle_collector.detectors import About, Detector, Verdict, compares, give_
 from unidle_collector.inventory import Inventory
 from unidle_collector.jobmates import natural
 from unidle_collector.model import CauseShare, Cost, Finding, GpuRef
-from unidle_collector.pergpu import SECOND_NS, Floats, PerGpu
+from unidle_collector.pergpu import SECOND_NS, Floats, PerGpu, known_or
 from unidle_collector.signals import View
 
 REFRESH_NS = 10 * SECOND_NS, 30 * SECOND_NS
@@ -184,7 +184,7 @@ class Book:
             self._leave(kind, int(position))
         for position in np.flatnonzero(verdict.on & ~was):
             self._join(detector, verdict, int(position))
-        power = np.nan_to_num(view.step.get("power_w")[inside], nan=0.0)
+        power = known_or(view.step.get("power_w")[inside])
         price = self._inventory.a["eur_per_h"][inside] / 3600
         seconds = view.step.sampled[inside] * (view.step.period_ns / SECOND_NS)
         back_s = (view.step.start_ns - verdict.since[inside]) / SECOND_NS

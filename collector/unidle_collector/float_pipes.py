@@ -17,7 +17,7 @@ import numpy as np
 from unidle_collector.catalogue import catalogue
 from unidle_collector.detectors import Verdict, mean_of, percent
 from unidle_collector.model import Evidence, State
-from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu
+from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu, known_or
 from unidle_collector.signals import View
 
 TENSOR_IDLE, TENSOR_USED = 0.02, 0.04
@@ -58,7 +58,7 @@ class OnFloatPipes(ABC):
         computes, known = _without_tensor_cores(view, self._hold.on)
         yes = computes & self.concerns(np.where(lately, a["format"], np.nan))
         self._hold.update(yes, known, step.start_ns, step.end_ns, np.int64(ON_AFTER_S * SECOND_NS))
-        loss = np.nan_to_num(1 - np.minimum(1.0, view.useful / self._reference), nan=0.0)
+        loss = known_or(1 - np.minimum(1.0, view.useful / self._reference))
         if self.state is None:
             loss[:] = 0.0
         return Verdict(self._hold.on, self._hold.since, a["cause"], loss)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -58,8 +57,6 @@ class Pace:
     node: NDArray[np.int32]
     work: Floats
     """Tensor activity over that of the GPU that works most: the share of each step in which it works."""
-    was_even: bool
-    """Was this job seen even before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,22 +70,30 @@ class Compared:
     """The jobs whose GPUs wait for each other."""
 
 
-def compare(view: View, was_even: Bools) -> Compared:
+def compare(view: View) -> Compared:
     """All jobs that are known by name, by the means over the window."""
     m, job = view.means, view.inventory.a["job"]
     held = view.allocated & (job > 0)
     blank = np.isnan(m.mean("sm_active_ratio")) | np.isnan(m.mean("tensor_active_ratio"))
     known = held & ~np.isin(job, np.unique(job[held & blank]))
-    even = np.zeros(was_even.shape, dtype=np.bool_)
-    uneven = []
-    for members in _by_job(view, np.flatnonzero(known & _works(view))):
-        tensor, drawn_w = m.mean("tensor_active_ratio")[members], m.mean("drawn_w")[members]
-        if tensor.min() >= EVEN * tensor.max():
-            # Rare samples may all fall into work; what was drawn since says who waited meanwhile.
-            even[members] = not drawn_w.min() < EVEN * drawn_w.max()
-        elif members.size >= LEAST_GPUS and _in_step(view, members):
-            uneven.append(_pace(view, members, bool(was_even[members].all())))
-    return Compared(known, even, uneven)
+    out = Compared(known, np.zeros(known.shape, dtype=np.bool_), [])
+    gpus = np.flatnonzero(known & _works(view))
+    if not gpus.size:
+        return out
+    gpus = gpus[np.argsort(job[gpus], kind="stable")]
+    starts = np.flatnonzero(np.diff(job[gpus], prepend=0))
+    sizes = np.diff(starts, append=gpus.size)
+    works = _uneven(m.mean("tensor_active_ratio")[gpus], starts)
+    # Rare samples may all fall into work; what was drawn since says who waited meanwhile.
+    draws = _uneven(m.mean("drawn_w")[gpus], starts)
+    out.even[gpus] = np.repeat(~works & ~draws & (sizes > 1), sizes)
+    waits = works & (sizes >= LEAST_GPUS) & _in_step(view, gpus, starts)
+    for number in np.flatnonzero(waits).tolist():
+        pace = _pace(view, gpus[starts[number] : starts[number] + sizes[number]])
+        light = pace.work < EVEN
+        if _draws_less(view, pace.gpus[light], pace.gpus[~light]) and linked(view, pace.gpus):
+            out.uneven.append(pace)
+    return out
 
 
 def _works(view: View) -> Bools:
@@ -99,27 +104,30 @@ def _works(view: View) -> Bools:
     return out
 
 
-def _by_job(view: View, gpus: Positions) -> Iterator[Positions]:
-    job = view.inventory.a["job"][gpus]
-    order = np.argsort(job, kind="stable")
-    edges = np.flatnonzero(np.diff(job[order])) + 1
-    yield from (members for members in np.split(gpus[order], edges) if members.size > 1)
+def _uneven(values: Floats, starts: Positions) -> Bools:
+    """[jobs] is the least of a job's values, which begin at `starts`, far below the most; unknown is no."""
+    out: Bools = np.minimum.reduceat(values, starts) < EVEN * np.maximum.reduceat(values, starts)
+    return out
 
 
-def _in_step(view: View, gpus: Positions) -> bool:
-    """Do the GPUs that work less look as if they waited for those that work more."""
-    m = view.means
+def _in_step(view: View, gpus: Positions, starts: Positions) -> Bools:
+    """[jobs] do the GPUs that work less look as if they waited for those that work more.
+
+    `gpus` are sorted by job, and those of each begin at `starts`.
+    """
     util, sm, tensor, dram = (
-        m.mean(name)[gpus]
+        view.means.mean(name)[gpus]
         for name in ("gpu_util_ratio", "sm_active_ratio", "tensor_active_ratio", "dram_active_ratio")
     )
-    most = int(tensor.argmax())
+    of = np.repeat(np.arange(starts.size), np.diff(starts, append=gpus.size))
+    at_most = np.flatnonzero(tensor == np.maximum.reduceat(tensor, starts)[of])
+    most = at_most[np.searchsorted(of[at_most], np.arange(starts.size))][of]
     work = tensor / tensor[most]
     spins = (work >= EVEN) | (sm / sm[most] >= work + SPIN_SM * (1 - work))
     same = np.abs(dram / dram[most] - work) <= SAME_WORK
-    busy = ~(util < UTIL)
-    alike = bool((spins & same & busy & (work >= LEAST_WORK)).all())
-    return alike and _draws_less(view, gpus[work < EVEN], gpus[work >= EVEN]) and linked(view, gpus)
+    waits = spins & same & ~(util < UTIL) & (work >= LEAST_WORK)
+    out: Bools = np.logical_and.reduceat(waits, starts)
+    return out
 
 
 def _draws_less(view: View, light: Positions, heavy: Positions) -> bool:
@@ -151,10 +159,10 @@ def both_ways(view: View, network: Literal["ib", "net"]) -> Floats:
     return np.minimum(m.mean(f"{network}_received_bytes_per_s"), m.mean(f"{network}_sent_bytes_per_s"))
 
 
-def _pace(view: View, gpus: Positions, was_even: bool) -> Pace:
+def _pace(view: View, gpus: Positions) -> Pace:
     gpus = by_rank(view, gpus)
     tensor = view.means.mean("tensor_active_ratio")[gpus]
-    return Pace(gpus, view.inventory.a["node"][gpus], tensor / tensor.max(), was_even)
+    return Pace(gpus, view.inventory.a["node"][gpus], tensor / tensor.max())
 
 
 def by_rank(view: View, gpus: Positions) -> Positions:
@@ -224,7 +232,7 @@ class OutOfStep(ABC):
         tick = step.end_ns // (EACH_S * SECOND_NS)
         if tick != a.at["tick"]:
             a.at["tick"] = tick
-            compared = compare(view, a["was_even"])
+            compared = view.once(compare)
             waits = self._waiting(view, compared.uneven)
             known = compared.known | (view.alive & ~view.allocated)
             self._hold.update(waits, known, step.start_ns, step.end_ns, self._on_after_ns)
@@ -242,7 +250,7 @@ class OutOfStep(ABC):
         slow = a["slow"]
         slow &= np.isin(job, held[held > 0])
         for pace in uneven:
-            found = self.judge(view, pace)
+            found = self.judge(view, pace, was_even=bool(a["was_even"][pace.gpus].all()))
             if found is None:
                 continue
             waiting = pace.gpus[~found & (pace.work < EVEN)]
@@ -260,8 +268,11 @@ class OutOfStep(ABC):
         was_even |= even & (end_ns - a["even_since"] >= self._even_ns)
 
     @abstractmethod
-    def judge(self, view: View, pace: Pace) -> Bools | None:
-        """[GPUs of `pace`] those that set the pace, None where this is not what the detector looks for."""
+    def judge(self, view: View, pace: Pace, *, was_even: bool) -> Bools | None:
+        """[GPUs of `pace`] those that set the pace, None where this is not what the detector looks for.
+
+        `was_even`: was this job seen even before.
+        """
 
     def slow_of(self, view: View, gpus: Positions) -> Positions:
         """Those that set the pace of the job of `gpus`."""

@@ -3,7 +3,7 @@
     accounts/checkpoint          all that is not over yet, with the event time that it reaches
     accounts/hours/HOUR.parquet  a finished hour; see `hours`
 
-The checkpoint is replaced about once a minute, atomically; an hour is written once, and again only where
+The checkpoint is replaced each two minutes or so, atomically; an hour is written once, and again only where
 late rows changed it. The accounts in a checkpoint outlive a change of the detectors; their memory does not,
 because half of an older detector's timers is worse than none.
 """

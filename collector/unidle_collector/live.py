@@ -2,7 +2,7 @@
 
 Flow of a batch: see `unidle_collector.taking`.
 Flow of time: steps that every pushing node has reached go through the engine; what changes becomes
-incidents; accounts and timers are saved about once a minute with the event time that they reach.
+incidents; accounts and timers are saved each two minutes or so with the event time that they reach.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from unidle_collector.series import open_feed, open_series
 from unidle_collector.settings import CollectorSettings
 from unidle_collector.settled import Settled
 from unidle_collector.store import State, Store
+from unidle_collector.store.log import ROLL_AGE_S
 from unidle_collector.taking import Accounted, Ack, BusyError, Push, Taking
 from unidle_collector.timings import Timings
 from unidle_collector.window import Window
@@ -54,8 +55,11 @@ MOST_DEFERRED = 5
 """Times in a row that a snapshot waits for late rows."""
 QUESTIONS_AT_ONCE = 8
 """Questions answered before the pushes that came meanwhile have their turn, however many readers ask."""
-SAVE_EACH_S = 60.0
-"""Accounts and timers are saved before log files become segments, and at least this often."""
+SAVE_EACH_S = ROLL_AGE_S
+"""Accounts and timers are saved before log files become segments, and at least this often: what came since
+is in the log, ..."""
+SAVE_BY_BROKER_EACH_S = 60.0
+"""... or at the broker, from where whoever takes a shard over has to fetch it."""
 GIVE_WAY_S = 0.2
 """The conversion of rows waits this long at a time while batches are taken in or steps handed out."""
 MOST_UNPLACED = 500
@@ -159,6 +163,7 @@ class Live:
         self._saved_ns = 0
         """When accounts and timers were last saved."""
         self._by_broker = accounted is not None
+        self._save_each_s = SAVE_BY_BROKER_EACH_S if self._by_broker else SAVE_EACH_S
         self._deferred = 0
 
     # -- from other threads ----------------------------------------------------------------------
@@ -358,7 +363,7 @@ class Live:
         now_ns = self.clock_ns()
         self.store.roll(now_ns)
         closed = self.store.closed()
-        if closed or now_ns - self._saved_ns >= SAVE_EACH_S * 1e9:
+        if closed or now_ns - self._saved_ns >= self._save_each_s * 1e9:
             with self._saving:
                 if self._stop.is_set():  # the owning thread saves what is newer
                     return

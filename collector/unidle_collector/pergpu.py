@@ -21,6 +21,11 @@ NEVER = -(2**62)
 """A time that has not been; far enough from the ends of int64 that differences stay in range."""
 
 
+def known_or(values: Floats, other: float = 0.0) -> Floats:
+    """`values`, and `other` where unknown."""
+    return np.where(np.isnan(values), other, values)
+
+
 class PerGpu:
     """Named arrays that grow together along their last axis when GPUs appear.
 

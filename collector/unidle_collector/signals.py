@@ -5,13 +5,14 @@ One step is one sampling period of the whole fleet, [end - period, end], on even
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
 from unidle_collector.inventory import NO, UNSAID, YES, Inventory
-from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, PerGpu, RunningMean, Times
+from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, PerGpu, RunningMean, Times, known_or
 from unidle_collector.silence import believed, silent
 
 ACTIVITY = ("gpu_util_ratio", "sm_active_ratio", "graphics_active_ratio")
@@ -67,6 +68,9 @@ MEANS = (
     "drawn_w",
     "zero",
 )
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +146,15 @@ class View:
     """Since when the owner holds it, NEVER where not known."""
     silent: Bools
     """The profiling counters say 0 while the GPU works: they are unknown in `step`."""
+    made: dict[Callable[[View], Any], Any] = field(default_factory=dict, repr=False)
+    """What `once` has made."""
+
+    def once(self, make: Callable[[View], T]) -> T:
+        """What `make` makes of this step, once for all detectors that ask."""
+        if make not in self.made:
+            self.made[make] = make(self)
+        found: T = self.made[make]
+        return found
 
 
 class Signals:
@@ -285,14 +298,14 @@ class Signals:
 
 
 def _moving(step: Step) -> Bools:
-    rx, tx = (np.nan_to_num(step.get(f"pcie_{way}_bytes_per_s")) for way in ("rx", "tx"))
+    rx, tx = (known_or(step.get(f"pcie_{way}_bytes_per_s")) for way in ("rx", "tx"))
     out: Bools = rx + tx >= MOVES_BYTES_PER_S
     return out
 
 
 def _without(step: Step, name: str, part: str) -> Floats:
     """[GPUs] a counter less one that it contains; where that one is unknown it is nothing."""
-    return step.get(name) - np.nan_to_num(step.get(part))
+    return step.get(name) - known_or(step.get(part))
 
 
 def _most(*columns: Floats) -> Floats:

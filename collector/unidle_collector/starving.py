@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unidle_collector.pergpu import Floats
+from unidle_collector.pergpu import Floats, known_or
 from unidle_collector.signals import View
 
 UNDETERMINED = "undetermined"
@@ -101,7 +101,7 @@ def signs(view: View, gpus: Positions) -> Signs:
         return out
 
     rx, tx = mean("pcie_rx_bytes_per_s"), mean("pcie_tx_bytes_per_s")
-    pcie = np.where(np.isnan(rx), tx, rx + np.nan_to_num(tx))
+    pcie = np.where(np.isnan(rx), tx, rx + known_or(tx))
     useful = np.maximum(view.useful[gpus], 0.01)
     return Signs(
         iowait=mean("cpu_iowait_ratio"),
@@ -178,7 +178,7 @@ def decided(of: Floats) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
 def likely(of: Floats) -> dict[str, float]:
     """Cause -> its mean probability over the n GPUs of `margins`, `undetermined` among them; adds up to 1."""
     unknown = np.isnan(of)
-    fits = np.where(unknown, UNKNOWN_FITS, 1.0 / (1.0 + np.exp2(-STEEP * np.nan_to_num(of))))
+    fits = np.where(unknown, UNKNOWN_FITS, 1.0 / (1.0 + np.exp2(-STEEP * known_or(of))))
     left = np.cumprod(1.0 - fits, axis=0)
     taken = np.where(unknown, 0.0, fits * np.concatenate((np.ones_like(left[:1]), left[:-1])))
     open_to_all = (1.0 - taken.sum(axis=0)) / (unknown.sum(axis=0) + 1)

@@ -9,7 +9,7 @@ import numpy as np
 
 from unidle_collector.detectors import percent
 from unidle_collector.model import Evidence
-from unidle_collector.pergpu import Floats
+from unidle_collector.pergpu import Floats, known_or
 from unidle_collector.signals import MOVES_BYTES_PER_S
 from unidle_collector.starving import ORDER, WIDEST, Signs, Thresholds
 
@@ -207,8 +207,8 @@ HARDLY_USED = (
 def hardly_used(found: Signs) -> bool:
     """Kernels run a tenth of the time at most, or in half of the samples none does, and next to nothing moves
     over PCIe: a GPU that waits for data is fed some."""
-    rests = (np.nan_to_num(found.resident, nan=1.0) <= 0.1) | (np.nan_to_num(found.still) >= 0.5)
-    moved = np.nan_to_num(found.pcie_bytes_per_s, nan=np.inf)
+    rests = (known_or(found.resident, 1.0) <= 0.1) | (known_or(found.still) >= 0.5)
+    moved = known_or(found.pcie_bytes_per_s, np.inf)
     return bool((rests & (moved < MOVES_BYTES_PER_S)).all())
 
 

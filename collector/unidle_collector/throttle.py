@@ -10,7 +10,7 @@ import numpy as np
 from unidle_collector.clocks import ReferenceClock
 from unidle_collector.detectors import Verdict, mean_of, percent
 from unidle_collector.model import Evidence, State
-from unidle_collector.pergpu import SECOND_NS, Bools, Floats, Hold, PerGpu
+from unidle_collector.pergpu import SECOND_NS, Bools, Floats, Hold, PerGpu, Times
 from unidle_collector.signals import NOTHING_RAN, View
 
 SW_POWER_CAP, HW_SLOWDOWN, SW_THERMAL, HW_THERMAL, POWER_BRAKE = 0x4, 0x8, 0x20, 0x40, 0x80
@@ -47,9 +47,15 @@ class Settings:
 
 def bits(view: View, mask: int) -> tuple[Bools, Bools]:
     """([GPUs] is a bit of `mask` set, [GPUs] is it known)."""
+    reasons, known = view.once(_reasons)
+    return (reasons & mask) != 0, known
+
+
+def _reasons(view: View) -> tuple[Times, Bools]:
+    """([GPUs] the driver's reasons for lower clocks, none where unknown, [GPUs] are they known)."""
     reasons = view.step.get("clock_event_reasons")
     known = ~np.isnan(reasons)
-    return (np.where(known, reasons, 0).astype(np.int64) & mask) != 0, known
+    return np.where(known, reasons, 0).astype(np.int64), known
 
 
 def grew(view: View, field: str, settings: Settings) -> tuple[Bools, Bools]:

@@ -37,7 +37,7 @@ def instants(directory: Path) -> list[int]:
 
 
 def test_rows_go_from_the_log_to_a_segment_and_are_read_there(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path, roll_age_s=60)
     take(store, batch(seq=0, jobs={"GPU-a": Owner(True, "j")}), batch(seq=1, times=[NOON + SECOND]))
     window = ("node-1", "GPU-a", "power_w", NOON, NOON + 2 * SECOND, 1)
     assert list(store.series(*window)[1] > 0) == [False, False]  # the log is for the live window to answer
@@ -54,10 +54,10 @@ def test_rows_go_from_the_log_to_a_segment_and_are_read_there(tmp_path: Path) ->
 
 
 def test_after_a_stop_the_log_is_replayed_and_its_batches_are_known(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path, roll_age_s=60)
     take(store, batch(seq=4), batch(seq=5, times=[NOON + 1]))
     store.close()
-    store = Store(tmp_path)
+    store = Store(tmp_path, roll_age_s=60)
     assert [(received_ns, item.seq) for received_ns, _, item in store.replay()] == [(NOON, 4), (NOON, 5)]
     assert store.state.seen("node-1", "boot-1", 4)
     assert not store.state.seen("node-1", "boot-1", 6)
@@ -68,7 +68,7 @@ def test_after_a_stop_the_log_is_replayed_and_its_batches_are_known(tmp_path: Pa
 
 
 def test_a_batch_stays_known_after_its_log_has_become_a_segment(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path, roll_age_s=60)
     take(store, batch(seq=4))
     store.upkeep(NOON + 60 * SECOND)
     store.close()
@@ -76,7 +76,7 @@ def test_a_batch_stays_known_after_its_log_has_become_a_segment(tmp_path: Path) 
 
 
 def test_the_job_is_known_in_later_files_than_the_one_that_brought_it(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path, roll_age_s=60)
     take(store, batch(seq=0, jobs={"GPU-a": Owner(True, "job-1")}))
     store.upkeep(NOON + 60 * SECOND)
     take(store, batch(seq=1, times=[NOON + 1]), received_ns=NOON + 61 * SECOND)
@@ -97,7 +97,7 @@ def crash(*_):
     os._exit(9)
 
 where = sys.argv[2]
-store = Store(Path(sys.argv[1]))
+store = Store(Path(sys.argv[1]), roll_age_s=60)
 take(store, batch(seq=0, host={"load_1m": [1]}), batch(seq=1, times=[NOON + 1]))
 if where == "before the segment has its name":
     store.segments.publish = crash
@@ -126,7 +126,7 @@ def test_a_crash_while_converting_neither_loses_nor_doubles_a_row(tmp_path: Path
     crashed = subprocess.run([sys.executable, "-c", CRASH, tmp_path, where], env=environment())
     assert crashed.returncode == 9
     assert len(log_files(tmp_path / "log")) == 1
-    store = Store(tmp_path)
+    store = Store(tmp_path, roll_age_s=60)
     list(store.replay())
     assert all(store.state.seen("node-1", "boot-1", seq) for seq in (0, 1))
     store.upkeep(NOON)
@@ -139,7 +139,7 @@ def test_a_crash_while_converting_neither_loses_nor_doubles_a_row(tmp_path: Path
 
 
 def test_hours_that_are_over_are_merged_and_old_ones_removed(tmp_path: Path) -> None:
-    store = Store(tmp_path, keep_days=1)
+    store = Store(tmp_path, roll_age_s=60, keep_days=1)
     for number in range(3):
         received_ns = NOON + number * 100 * SECOND
         take(store, batch(seq=number, times=[received_ns]), received_ns=received_ns)
@@ -178,7 +178,7 @@ def test_what_cannot_become_a_segment_stays_in_the_log_and_is_not_merged_over(
 
 def test_a_batch_that_was_refused_is_stored_once_when_it_comes_again(tmp_path: Path) -> None:
     disk = SmallDisk(1_000_000)
-    store = Store(tmp_path, disk=disk)
+    store = Store(tmp_path, roll_age_s=60, disk=disk)
     take(store, batch(seq=0))
     disk.room = 20
     with pytest.raises(StoreFull):
@@ -191,12 +191,12 @@ def test_a_batch_that_was_refused_is_stored_once_when_it_comes_again(tmp_path: P
 
 
 def test_a_torn_log_is_replayed_up_to_the_tear_and_counted(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path, roll_age_s=60)
     take(store, batch(seq=0), batch(seq=1, times=[NOON + 1]))
     store.close()
     (path,) = log_files(tmp_path / "log")
     os.truncate(path, path.stat().st_size - 3)
-    store = Store(tmp_path)
+    store = Store(tmp_path, roll_age_s=60)
     assert "torn off" in store.verify()[0]
     assert [item.seq for _, _, item in store.replay()] == [0]
     assert not store.state.seen("node-1", "boot-1", 1)
@@ -226,7 +226,7 @@ assert "pandas" not in sys.modules, "50 MB for nothing"
 
 
 def test_two_collectors_never_share_a_directory(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path, roll_age_s=60)
     with pytest.raises(StoreError, match="another collector"):
         Store(tmp_path)
     store.close()

@@ -55,7 +55,7 @@ def test_bins_follow_each_other_without_gaps() -> None:
 
 
 def test_a_jobs_quantile_is_the_same_in_memory_on_disk_and_after_a_crash(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path, roll_age_s=60)
     fill(store, 10)
     store.upkeep(NOON + 700 * SECOND)
     for now_ns in (NOON + 700 * SECOND, NOON + HOUR_NS, NOON + 30 * HOUR_NS):
@@ -68,13 +68,13 @@ def test_a_jobs_quantile_is_the_same_in_memory_on_disk_and_after_a_crash(tmp_pat
     with pytest.raises(StoreError, match="a gauge of GPUs"):
         store.job_quantile("job-1", "energy_j", 0.5)
     store.close()
-    store = Store(tmp_path)  # a stop writes what is counted: it is not counted again
+    store = Store(tmp_path, roll_age_s=60)  # a stop writes what is counted: it is not counted again
     p95 = store.job_quantile("job-1", "power_w", 0.95)
     assert p95 is not None
     assert p95.samples == 600
     store.close()
     (tmp_path / "segments" / next(iter((tmp_path / "segments").glob("jobs-*"))).name).unlink()
-    store = Store(tmp_path)  # as after a crash: nothing counted is on disk
+    store = Store(tmp_path, roll_age_s=60)  # as after a crash: nothing counted is on disk
     take(store, ten_seconds(100), received_ns=NOON + HOUR_NS)
     store.upkeep(NOON + HOUR_NS + 100 * SECOND)
     p95 = store.job_quantile("job-1", "power_w", 0.0)
@@ -90,7 +90,7 @@ def test_a_full_disk_at_any_stage_loses_no_row_and_counts_none_twice(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    store = Store(tmp_path)
+    store = Store(tmp_path, roll_age_s=60)
     fill(store, 2)
     name = {"rollup.combine": "conversion.combine"}.get(where, where)
     take(store, ten_seconds(12), received_ns=NOON + 130 * SECOND)
@@ -146,7 +146,7 @@ def test_killed_at_random_instants_nothing_acknowledged_is_lost_or_counted_twice
         process.send_signal(signal.SIGKILL)
         acknowledged |= {int(line) for line in process.stdout if line.endswith("\n")}
         process.wait()
-    store = Store(tmp_path)
+    store = Store(tmp_path, roll_age_s=60)
     list(store.replay())
     assert all(store.state.seen("node-1", "boot-1", number) for number in acknowledged)
     last = max(acknowledged) + 2
@@ -171,7 +171,7 @@ def test_a_real_full_disk_refuses_and_recovers_by_itself(tmp_path: Path) -> None
     if mounted.returncode:
         pytest.skip(f"no small file system can be mounted here: {mounted.stderr.decode().strip()}")
     try:
-        store = Store(tmp_path)
+        store = Store(tmp_path, roll_age_s=60)
         fill(store, 2)
         filler = tmp_path / "filler"
         with pytest.raises(OSError, match="No space left"):
@@ -196,7 +196,7 @@ def test_a_real_full_disk_refuses_and_recovers_by_itself(tmp_path: Path) -> None
 
 
 def test_rows_of_no_job_are_in_no_histogram(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path, roll_age_s=60)
     owners = {"GPU-b": Owner(True, "job-7"), "GPU-a": Owner(False)}
     take(store, batch(gpus=("GPU-a", "GPU-b"), columns={"power_w": [1, 2]}, jobs=owners))
     store.upkeep(NOON + 100 * SECOND)

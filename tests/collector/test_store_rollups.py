@@ -20,7 +20,7 @@ from unidle_agent.wire import Batch, Owner, encode
 from unidle_collector.store import KeepRollups, Store
 from unidle_collector.store.compaction import HOUR_NS
 from unidle_collector.store.gather import gather
-from unidle_collector.store.rollup import WIDTHS_NS, Names, Rolled, across, as_parts, combine
+from unidle_collector.store.rollup import WIDTHS_NS, Names, Rolled, Runs, across, as_parts, combine
 from unidle_collector.store.sheets import (
     FLEET_KEYS,
     RAW_KEYS,
@@ -105,6 +105,23 @@ def test_any_split_of_the_rows_rolls_up_to_the_same(
 
 
 @settings(max_examples=100, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=30),
+    rows=st.one_of(st.just(1), st.integers(2, 9)),
+    seed=st.integers(0, 99),
+)
+def test_runs_side_by_side_come_to_what_each_of_them_does(lengths: list[int], rows: int, seed: int) -> None:
+    starts = np.cumsum([0, *lengths[:-1]])
+    column = np.random.default_rng(seed).normal(size=sum(lengths)).astype(np.float32)
+    runs = Runs(starts, np.full(column.size, rows))
+    parts = np.split(column, starts[1:])
+    least, most = runs.extremes(column, column + 1)
+    assert least.tolist() == [part.min() for part in parts]
+    assert most.tolist() == [(part + 1).max() for part in parts]
+    total = [rows * part.astype(np.float64).sum() for part in parts]
+    assert runs.total(runs.by_rows(column)) == pytest.approx(total, rel=1e-6, abs=1e-6)
+
+
 @given(values=samples)
 def test_a_roll_up_is_what_a_loop_over_its_rows_says(
     values: list[tuple[int | None, int | None, int | None, int | None]],
@@ -196,7 +213,7 @@ def levels(store: Store) -> set[str]:
 
 
 def test_each_level_answers_and_a_late_row_corrects_it(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path, roll_age_s=60)
     fill(store, 10, skip=(13, 14))
     store.upkeep(NOON + 700 * SECOND)
     window = ("node-1", "GPU-a", "power_w", NOON // (60 * SECOND) * 60 * SECOND)
@@ -224,7 +241,9 @@ def test_each_level_answers_and_a_late_row_corrects_it(tmp_path: Path) -> None:
 
 
 def test_each_level_has_its_own_retention(tmp_path: Path) -> None:
-    store = Store(tmp_path, keep_days=1, keep_rollups=KeepRollups(days_10s=2, days_1m=3, days_1h=4))
+    store = Store(
+        tmp_path, roll_age_s=60, keep_days=1, keep_rollups=KeepRollups(days_10s=2, days_1m=3, days_1h=4)
+    )
     fill(store, 3)
     for days, left in (
         (0.5, {"raw", "10s", "1m", "1h", "jobs"}),
@@ -242,7 +261,7 @@ def test_each_level_has_its_own_retention(tmp_path: Path) -> None:
 
 
 def test_roll_ups_over_their_bytes_lose_the_finest_first(tmp_path: Path) -> None:
-    store = Store(tmp_path, keep_rollups=KeepRollups(most_bytes=1))
+    store = Store(tmp_path, roll_age_s=60, keep_rollups=KeepRollups(most_bytes=1))
     fill(store, 2)
     store.upkeep(NOON + 200 * SECOND)
     store.upkeep(NOON + 201 * SECOND)
@@ -252,7 +271,7 @@ def test_roll_ups_over_their_bytes_lose_the_finest_first(tmp_path: Path) -> None
 
 
 def test_clocks_are_in_a_dictionary_of_their_few_steps_and_means_of_clocks_are_not(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path, roll_age_s=60)
     clocks = [1.905e9, 1.92e9] * 300
     at = [NOON + second * SECOND for second in range(600)]
     one = batch(times=at, columns={"sm_clock_hz": clocks, "memory_total_bytes": [8e10] * 600})

@@ -34,7 +34,7 @@ import numpy as np
 
 from unidle_collector.detectors import About, Verdict, duration, mean_of, percent, plural
 from unidle_collector.model import Evidence, State
-from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, PerGpu
+from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, PerGpu, known_or
 from unidle_collector.signals import View
 
 Positions = np.ndarray[tuple[int], np.dtype[np.intp]]
@@ -136,7 +136,7 @@ class CheckpointStall:
             return
         fresh = paused & (a["begun_ns"] == NEVER)
         a["begun_ns"][fresh], a["wrote_bytes"][fresh] = step.start_ns, 0.0
-        a["wrote_bytes"][paused] += np.nan_to_num(_written(view))[paused]
+        a["wrote_bytes"][paused] += known_or(_written(view))[paused]
         lasts_ns = step.end_ns - a["begun_ns"]
         enough = np.maximum(s.written_bytes_per_s, s.above_usual * a["usual_bytes_per_s"])
         writes = paused & (a["wrote_bytes"] >= enough * (lasts_ns / SECOND_NS))
@@ -245,7 +245,7 @@ class CheckpointStall:
 def _written(view: View) -> Floats:
     """[GPUs] bytes that its node wrote to disk and NFS in this step, NaN where neither is known."""
     disk, nfs = view.step.get("disk_written_bytes"), view.step.get("nfs_written_bytes")
-    return np.where(np.isnan(disk) & np.isnan(nfs), np.nan, np.nan_to_num(disk) + np.nan_to_num(nfs))
+    return np.where(np.isnan(disk) & np.isnan(nfs), np.nan, known_or(disk) + known_or(nfs))
 
 
 def make(size: int, period_s: float) -> CheckpointStall:

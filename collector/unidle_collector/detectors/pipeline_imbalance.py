@@ -54,9 +54,9 @@ class PipelineImbalance(OutOfStep):
     kind: ClassVar[str] = "pipeline_imbalance"
     causes: ClassVar[tuple[str, ...]] = ("pipeline_imbalance",)
 
-    def judge(self, view: View, pace: Pace) -> Bools | None:
+    def judge(self, view: View, pace: Pace, *, was_even: bool) -> Bools | None:
         """See the module's docstring."""
-        if pace.was_even:
+        if was_even:
             return None
         stages = stages_of(pace.work)
         if stages is None or stages.mean() >= WORTH * stages.max():

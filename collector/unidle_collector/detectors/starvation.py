@@ -62,7 +62,7 @@ from unidle_collector import starving
 from unidle_collector.detectors import About, Verdict, duration, mean_of, percent, plural
 from unidle_collector.lasting import where
 from unidle_collector.model import Evidence, State
-from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Hold, PerGpu
+from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Hold, PerGpu, known_or
 from unidle_collector.reference import Reference
 from unidle_collector.signals import NOTHING_RAN, View
 from unidle_collector.starving import UNDETERMINED, Positions, Thresholds
@@ -184,9 +184,7 @@ class Starvation:
         )
         self._reference.learn(view, running & ~self._hold.on & ~low)
         since = np.where(self._hold.on, self._begin(view), NEVER)
-        return Verdict(
-            self._hold.on, since, self._a["cause"], np.nan_to_num(loss, nan=0.0), seen=starved & known
-        )
+        return Verdict(self._hold.on, since, self._a["cause"], known_or(loss), seen=starved & known)
 
     def _begin(self, view: View) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """The mean over the window falls below the threshold about half a window after the signal does."""

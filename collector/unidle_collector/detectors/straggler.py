@@ -72,7 +72,7 @@ class Straggler(OutOfStep):
     kind: ClassVar[str] = "straggler"
     causes: ClassVar[tuple[str, ...]] = ("straggler",)
 
-    def judge(self, view: View, pace: Pace) -> Bools | None:
+    def judge(self, view: View, pace: Pace, *, was_even: bool) -> Bools | None:
         """See the module's docstring."""
         slow: Bools = pace.work >= SLOW
         others = pace.work[~slow]
@@ -83,7 +83,7 @@ class Straggler(OutOfStep):
         whole_node = nodes.size == 1 and bool((slow == (pace.node == nodes[0])).all())
         if count > pace.gpus.size // 4 and not whole_node:
             return None
-        if count > 1 and not pace.was_even and not slowed_down(view, pace.gpus[slow], pace.gpus[~slow]):
+        if count > 1 and not was_even and not slowed_down(view, pace.gpus[slow], pace.gpus[~slow]):
             return None
         return slow
 

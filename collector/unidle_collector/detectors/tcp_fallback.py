@@ -39,7 +39,7 @@ from unidle_collector.catalogue import catalogue
 from unidle_collector.detectors import About, Verdict, mean_of, percent, plural
 from unidle_collector.jobmates import Positions, both_ways
 from unidle_collector.model import Evidence, State
-from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu
+from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu, known_or
 from unidle_collector.signals import View
 
 FALLBACK, UNDETERMINED = range(2)
@@ -94,7 +94,7 @@ class TcpFallback:
         """See the module's docstring."""
         a, step, m = self._a, view.step, view.means
         active, down = step.get("ib_ports_active"), step.get("ib_ports_inactive")
-        np.copyto(a["ports"], active + np.nan_to_num(down), where=~np.isnan(active))
+        np.copyto(a["ports"], active + known_or(down), where=~np.isnan(active))
         np.copyto(a["down"], down, where=~np.isnan(down))
         waits = self._waiting(view)
         found = np.zeros_like(waits)
@@ -107,7 +107,7 @@ class TcpFallback:
         self._hold.update(found, known, step.start_ns, step.end_ns, self._on_after_ns)
         on, lag = self._hold.on, np.int64(m.window_s / 2 * SECOND_NS)
         since = np.where(on, np.maximum(self._hold.since - lag, view.held_since), NEVER)
-        loss = 1.0 - np.minimum(1.0, np.nan_to_num(m.mean("tensor_active_ratio"), nan=1.0) / self._reference)
+        loss = 1.0 - np.minimum(1.0, known_or(m.mean("tensor_active_ratio"), 1.0) / self._reference)
         return Verdict(on, since, a["cause"], np.where(on, loss, 0.0), explains=on)
 
     def _waiting(self, view: View) -> Bools:

@@ -80,9 +80,11 @@ class ThrottlingPower(Throttling):
         capped, cap_known = grew(view, "power_cap_s", self.settings)
         siblings, own = self.references(view, brake | slowdown | thermal, brake | slowdown | cap_bit | capped)
         behind = view.step.get("sm_clock_hz") < (1 - CAP_LOSS) * siblings
-        cap = (cap_bit | capped) & behind & self._comparable(view) & ~brake & ~slowdown & ~thermal
+        cap = (cap_bit | capped) & behind & ~brake & ~slowdown & ~thermal
+        if cap.any():
+            cap &= self._comparable(view)
         reference = np.where(np.isnan(siblings), own, siblings)
-        cause = np.select((brake, slowdown), (0, 1), 2).astype(np.int16)
+        cause = np.where(brake, 0, np.where(slowdown, 1, 2)).astype(np.int16)
         return self.decide(
             view, brake | slowdown | cap, bit_known | brake_known | cap_known, reference, cause
         )

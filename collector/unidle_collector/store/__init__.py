@@ -37,7 +37,7 @@ from unidle_collector.store.directory import size, take
 from unidle_collector.store.errors import StoreError, StoreFull
 from unidle_collector.store.histograms import Histograms, Quantile, quantile
 from unidle_collector.store.known_facts import KnownFacts
-from unidle_collector.store.log import Disk, Log, LogFile, log_files, log_id
+from unidle_collector.store.log import ROLL_AGE_S, Disk, Log, LogFile, log_files, log_id
 from unidle_collector.store.reader import Reader
 from unidle_collector.store.segments import TEMPORARY, Segments, problem, segment_name
 from unidle_collector.store.state import State, open_state
@@ -81,7 +81,7 @@ class Store:
         directory: Path,
         *,
         roll_bytes: int = 64 * 1024 * 1024,
-        roll_age_s: float = 60.0,
+        roll_age_s: float = ROLL_AGE_S,
         keep_days: float = 30.0,
         keep_bytes: int = 100 * 1024**3,
         keep_rollups: KeepRollups | None = None,

@@ -33,6 +33,9 @@ OLD_HEADER = struct.Struct("<IIq")
 NO_CLOCK = -(2**63)
 """Stands in a header for the clock of a sender that did not tell it."""
 SUFFIX = ".log"
+ROLL_AGE_S = 120.0
+"""A file that is not full by then is closed: what its rows become costs less the more of them there are, and
+until then only the live window shows them."""
 
 
 class Disk(Protocol):
@@ -134,7 +137,7 @@ class Log:
         *,
         after_id: int = 0,
         roll_bytes: int = 64 * 1024 * 1024,
-        roll_age_s: float = 60.0,
+        roll_age_s: float = ROLL_AGE_S,
         hold_bytes: int = 512 * 1024 * 1024,
         disk: Disk | None = None,
         links: Path | None = None,
