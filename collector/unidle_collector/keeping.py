@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import asdict, astuple, dataclass, fields
@@ -36,9 +37,9 @@ from unidle_collector.model import GpuRef
 from unidle_collector.pergpu import SECOND_NS, Array
 from unidle_collector.store import Store, StoreFull
 
-VERSION = 1
+VERSION = 2
 CHECKPOINT = "checkpoint"
-"""Arrays in NumPy's own format, one after the other; the first is a JSON document that names the others."""
+"""A line of JSON, which names the arrays whose bytes follow it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,10 +175,10 @@ def booked_hours(directory: Path) -> set[int]:
     """Begin of every hour that has any time in it, over or not, by the last checkpoint and the files."""
     found = {*hours_of(directory, 0, 2**63 - 1)}
     with (
-        contextlib.suppress(OSError, ValueError, KeyError, EOFError),
+        contextlib.suppress(OSError, ValueError, KeyError, TypeError, EOFError),
         (directory / CHECKPOINT).open("rb") as file,
     ):
-        header = json.loads(np.load(file, allow_pickle=False).tobytes())
+        header = read_header(file)
         found |= {begin // HOUR_NS * HOUR_NS for begin in header["spans"]}
     return found
 
@@ -191,7 +192,7 @@ def problems(directory: Path) -> list[str]:
             read_arrays(file)
     except FileNotFoundError:  # none was written yet
         pass
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         found.append(f"{path}: expected a checkpoint, came {error}")
     for begin, read in hours_of(directory, 0, 2**63 - 1).items():
         try:
@@ -234,7 +235,7 @@ def restore(engine: Engine, directory: Path) -> Restored:
             header, arrays = read_arrays(file)
     except FileNotFoundError:
         return Restored(None)
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         return Restored(None, f"{path}: expected a checkpoint, came {error}: accounts and timers start anew")
     hours = hours_of(directory, header["reached_ns"] - KEEP_NS, 2**63 - 1)
     return restore_from(engine, header, arrays, hours, path)
@@ -324,17 +325,32 @@ def _moved(span: Packed, numbers: Array, tenures: Array, codes: Array) -> Packed
 
 
 def write_arrays(file: BinaryIO, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-    """A JSON document and named arrays; without a checksum, which would cost more than the writing."""
-    text = json.dumps({**header, "arrays": list(arrays)}).encode()
-    np.save(file, np.frombuffer(text, dtype=np.uint8), allow_pickle=False)
+    """A line of JSON, and the bytes of named arrays; without a checksum, which would cost more than the
+    writing."""
+    about = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
+    file.write(json.dumps({**header, "arrays": about}).encode() + b"\n")
     for array in arrays.values():
-        np.save(file, array, allow_pickle=False)
+        file.write(np.ascontiguousarray(array).data)
+
+
+def read_header(file: BinaryIO) -> dict[str, Any]:
+    """The JSON that `write_arrays` wrote first; raises ValueError where it is not that."""
+    found = json.loads(file.readline())
+    if not isinstance(found, dict):
+        raise ValueError(f"expected an object, came {type(found).__name__}")
+    return found
 
 
 def read_arrays(file: BinaryIO) -> tuple[dict[str, Any], dict[str, Array]]:
-    """What `write_arrays` wrote; raises ValueError or EOFError where it is not whole."""
-    header: dict[str, Any] = json.loads(np.load(file, allow_pickle=False).tobytes())
-    return header, {name: np.load(file, allow_pickle=False) for name in header["arrays"]}
+    """What `write_arrays` wrote; raises ValueError, KeyError, TypeError or EOFError where it is not whole."""
+    header, arrays = read_header(file), {}
+    for name, dtype, shape in header["arrays"]:
+        kind, size = np.dtype(dtype), math.prod(shape)
+        data = bytearray(file.read(kind.itemsize * size))
+        if len(data) != kind.itemsize * size:
+            raise EOFError(f"{name}: expected {kind.itemsize * size} bytes, came {len(data)}")
+        arrays[name] = np.frombuffer(data, kind).reshape(shape)
+    return header, arrays
 
 
 def _replace(path: Path, fill: Callable[[BinaryIO], None]) -> None:

@@ -75,7 +75,7 @@ def test_what_was_told_after_the_last_checkpoint_is_not_told_again(tmp_path: Pat
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda header: header | {"version": 99}, "expected a checkpoint of version 1, came 99"),
+        (lambda header: header | {"version": 99}, "expected a checkpoint of version 2, came 99"),
         (lambda header: header | {"layout": header["layout"][1:]}, "their timers start anew"),
     ],
 )

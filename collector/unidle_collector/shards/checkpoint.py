@@ -46,7 +46,7 @@ class InState:
         where = "checkpoint"
         try:
             header, arrays = keeping.read_arrays(io.BytesIO(zlib.decompress(self._document)))
-        except (ValueError, KeyError, EOFError, zlib.error) as error:
+        except (ValueError, KeyError, TypeError, EOFError, zlib.error) as error:
             return keeping.Restored(None, f"{where}: came {error}: accounts and timers start anew")
         self._document = None
         hours = self.hours(header["reached_ns"] - KEEP_NS, 2**63 - 1)
