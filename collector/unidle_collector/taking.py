@@ -117,6 +117,8 @@ class NodeBook:
     positions: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, dtype=np.intp))
     reached: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=REACHED_KEPT))
     """(Time of the last row, time of receipt) of the last batches, corrected for the node's clock."""
+    looks_again: bool = False
+    """Does the agent ask again at once where an answer turned bad."""
     owners_due: bool = False
     """Facts or GPUs changed since the owners were looked at."""
 
@@ -233,6 +235,7 @@ class Taking:
             arrivals.append(self._arrive(batch, received_ns, clock_ns))
             node = self.nodes[batch.node]
             facts_then.append(node.facts if node.owners_due else None)
+        self._note_arrivals(arrivals)
         for arrival, facts, taken in zip(arrivals, facts_then, self._window.take_all(arrivals), strict=True):
             node = self.nodes[arrival.batch.node]
             if facts is not None and taken.late < taken.rows:
@@ -334,22 +337,31 @@ class Taking:
             node.owners_due = True
         if batch.flights:
             self.flights.take(batch, shift_ns)
-        about = self._engine.inventory.a
-        about["heard_ns"][node.positions] = received_ns
-        about["period_s"][node.positions] = batch.period_s
-        about["asks_again"][node.positions] = (
+        node.looks_again = (
             clock_ns is not None
             and batch.period_s <= LOOKS_AGAIN_WITHIN_S
             and received_ns - node.began_ns >= SETTLES_S * SECOND_NS
         )
-        if node.clock_skew_s is not None:
-            about["clock_ahead_s"][node.positions] = -node.clock_skew_s
         if rebooted and batch.times_ns:
             for position in node.positions.tolist():
                 self._window.events.take(Happened(position, batch.times_ns[0] + shift_ns, REBOOTED))
         if batch.events:
             self._happened(batch, shift_ns)
         return Arrival(batch, node.positions, received_ns, shift_ns)
+
+    def _note_arrivals(self, arrivals: Sequence[Arrival]) -> None:
+        """What the detectors know of each GPU's agent, all at once."""
+        if not arrivals:
+            return
+        nodes = [self.nodes[arrival.batch.node] for arrival in arrivals]
+        widths = [len(arrival.positions) for arrival in arrivals]
+        gpus = np.concatenate([arrival.positions for arrival in arrivals])
+        about = self._engine.inventory.a
+        about["heard_ns"][gpus] = np.repeat([arrival.received_ns for arrival in arrivals], widths)
+        about["period_s"][gpus] = np.repeat([arrival.batch.period_s for arrival in arrivals], widths)
+        about["asks_again"][gpus] = np.repeat([node.looks_again for node in nodes], widths)
+        ahead_s = [np.nan if node.clock_skew_s is None else -node.clock_skew_s for node in nodes]
+        about["clock_ahead_s"][gpus] = np.repeat(ahead_s, widths)
 
     def _happened(self, batch: Batch, shift_ns: int) -> None:
         """Events go to the step of their time; those of a GPU that nobody knows are only counted."""

@@ -120,6 +120,10 @@ CONFIRM = {
 }
 
 
+JUDGED_EACH_S = 5
+"""What holds a GPU back lasts minutes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Ratios 0-1, seconds, bytes per second."""
@@ -154,6 +158,8 @@ class Starvation:
         self._a = PerGpu(size)
         self._a.make("cause", np.int16, 0)
         self._a.make("held", np.bool_, False)
+        self._a.make("starved", np.bool_, False)
+        self._a.at["tick"] = -1
 
     def look(self, view: View) -> Verdict:
         """See the module's docstring."""
@@ -174,9 +180,7 @@ class Starvation:
         known = view.alive & ~np.isnan(e) & (running | ~judged)
         known &= ~(starved & self._pauses_only(view))
         self._hold.update(starved, known, step.start_ns, step.end_ns, self._on_after_ns)
-        here = np.flatnonzero(starved)
-        if here.size:
-            self._a["cause"][here] = self._cause(view, here)
+        self._judge(view, starved)
         loss = np.where(
             waiting & ~low,
             1 - np.minimum(1.0, tensor / self._reference.tensor),
@@ -210,6 +214,16 @@ class Starvation:
         out = np.zeros_like(running)
         out[gpus] = starving.communication(starving.signs(view, gpus), at) >= 0
         return out
+
+    def _judge(self, view: View, starved: Bools) -> None:
+        """Who begins to starve gets its cause at once; it is looked at again every JUDGED_EACH_S."""
+        a = self._a
+        tick = view.step.end_ns // (JUDGED_EACH_S * SECOND_NS)
+        here = np.flatnonzero(starved if tick != a.at["tick"] else starved & ~a["starved"])
+        a.at["tick"] = tick
+        a["starved"][:] = starved
+        if here.size:
+            a["cause"][here] = self._cause(view, here)
 
     def _cause(self, view: View, gpus: Positions) -> np.ndarray[tuple[int], np.dtype[np.int16]]:
         """Positions in CAUSES."""
@@ -274,6 +288,7 @@ class Starvation:
         """Another job: anew, its reference too."""
         self._hold.reset(gpus)
         self._reference.reset(gpus)
+        self._a["starved"][gpus] = False
 
     def resize(self, size: int) -> None:
         """Grow."""

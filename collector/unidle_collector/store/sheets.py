@@ -39,7 +39,8 @@ UNKNOWN = np.uint64(UNKNOWN_U8)
 class Sheet:
     """A Parquet file that is being written under a temporary name; `close` syncs it.
 
-    Small tables are put together until they are GROUP_ROWS long. Leaves nothing behind when it fails.
+    Small tables are put together until they are GROUP_ROWS long; a sheet of one such table is written
+    without the columns that say nothing. Leaves nothing behind when it fails.
     """
 
     def __init__(self, path: Path, table_schema: Any, *, group_rows: int = GROUP_ROWS) -> None:
@@ -48,7 +49,6 @@ class Sheet:
         self._writer: Any = None
 
     def __enter__(self) -> Sheet:
-        self._writer = pq.ParquetWriter(self.path, self._schema, **write_options(self._schema))
         return self
 
     def write(self, table: Any) -> None:
@@ -62,8 +62,11 @@ class Sheet:
     ) -> None:
         try:
             if kind is None:
-                self._flush()
-            self._writer.close()
+                self._flush(last=True)
+                if self._writer is None:
+                    self._open(self._schema)
+            if self._writer is not None:
+                self._writer.close()
             if kind is None:
                 with self.path.open("rb") as file:
                     os.fsync(file.fileno())
@@ -73,16 +76,28 @@ class Sheet:
         if kind is not None:
             self._remove()
 
-    def _flush(self) -> None:
-        table = pa.concat_tables(self._waiting) if len(self._waiting) > 1 else None
-        table = table or (self._waiting[0] if self._waiting else None)
-        if table is not None and table.num_rows:
+    def _flush(self, *, last: bool = False) -> None:
+        if not self._waiting:
+            return
+        table = self._waiting[0] if len(self._waiting) == 1 else pa.concat_tables(self._waiting)
+        if self._writer is None:
+            if last and table.num_rows:
+                table = table.select([name for name in table.column_names if _says_something(table, name)])
+            self._open(table.schema)
+        if table.num_rows:
             self._writer.write_table(table, row_group_size=table.num_rows)
         self._waiting = []
+
+    def _open(self, table_schema: Any) -> None:
+        self._writer = pq.ParquetWriter(self.path, table_schema, **write_options(table_schema))
 
     def _remove(self) -> None:
         with contextlib.suppress(OSError):
             self.path.unlink(missing_ok=True)
+
+
+def _says_something(table: Any, name: str) -> bool:
+    return name in KEYS or table.column(name).null_count < table.num_rows
 
 
 def write_sheet(path: Path, table_schema: Any, tables: Iterable[Any], group_rows: int = GROUP_ROWS) -> Path:
@@ -181,15 +196,19 @@ def ordered_parts(of: Rolled) -> Rolled:
 
 def aligned(table: Any, table_schema: Any) -> Any:
     """`table` with the columns of `table_schema`, null where it lacks one."""
-    if table.schema.types == table_schema.types and table.column_names == table_schema.names:
-        return table  # a cast copies, and loads all of Arrow's functions
+    present = set(table.column_names)
     columns = [
-        table.column(field.name).cast(field.type, safe=False)
-        if field.name in table.column_names
+        _as(table.column(field.name), field.type)
+        if field.name in present
         else pa.nulls(table.num_rows, field.type)
         for field in table_schema
     ]
     return pa.Table.from_arrays(columns, schema=table_schema)
+
+
+def _as(column: Any, kind: Any) -> Any:
+    """A cast copies, and loads all of Arrow's functions."""
+    return column if column.type == kind else column.cast(kind, safe=False)
 
 
 def merged_schema(schemas: Sequence[Any]) -> Any:
@@ -224,7 +243,8 @@ def _told(values: Mapping[str, Any], spec: Field) -> Any:
 
 def _tell(values: dict[str, Any], spec: Field) -> None:
     """Put in the first values that `_told` left out."""
-    last, increase, first = (values[f"{spec.name}{end}"] for end in ("", ".increase", ".first"))
+    last, increase = values[spec.name], values[f"{spec.name}.increase"]
+    first = values.get(f"{spec.name}.first", UNKNOWN)
     follows = (first == UNKNOWN) & (last != UNKNOWN)
     values[f"{spec.name}.first"] = np.where(follows, last - increase, first)
 
