@@ -178,7 +178,7 @@ class Book:
         kind = detector.kind
         was, lost = self._a[f"{kind}.on"], self._a[f"{kind}.lost"]
         inside = np.flatnonzero(verdict.on)
-        if not inside.size and not was.any():
+        if not inside.size and not np.count_nonzero(was):
             return
         for position in np.flatnonzero(was & ~verdict.on):
             self._leave(kind, int(position))

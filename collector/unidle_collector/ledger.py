@@ -233,7 +233,7 @@ class Ledger:
         for detector, verdict in verdicts:
             if detector.state is None:
                 continue
-            if not verdict.on.any():
+            if not np.count_nonzero(verdict.on):
                 continue
             for number, cause in enumerate(detector.causes):
                 mine = index[detector.state, cause]
@@ -266,6 +266,9 @@ class Ledger:
         if detector.state is None:
             return
         before = self._a["on"][number]
+        if not np.count_nonzero(verdict.on):
+            before[:] = False
+            return
         fresh = np.flatnonzero(verdict.on & ~before)
         before[:] = verdict.on
         for first in range(0, fresh.size, AT_ONCE):

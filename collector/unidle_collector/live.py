@@ -50,6 +50,8 @@ send within the same 0.8 s, and of 250 that are taken one by one each costs eigh
 catches up, which sends when it has its answer, nobody waits."""
 DECIDE_EACH_S = 6.0
 """Batches of 5 s come at about the same time: a shorter look would find a crowd and a desert in turn."""
+REST_S = 1.0
+"""Without pushes and questions, time is looked at this often: it goes on when nobody pushes any more."""
 UPKEEP_EACH_S = 20.0
 MOST_DEFERRED = 5
 """Times in a row that a snapshot waits for late rows."""
@@ -242,7 +244,7 @@ class Live:
     def _collect(self) -> list[Push]:
         """What waits: questions are answered at once, pushes come back as a group."""
         pushes: list[Push] = []
-        wait_s, answered = 0.2, 0
+        wait_s, answered = REST_S, 0
         while len(pushes) < GROUP and answered < QUESTIONS_AT_ONCE:
             try:
                 item = self._queue.get(timeout=wait_s) if wait_s else self._queue.get_nowait()

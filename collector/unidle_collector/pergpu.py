@@ -96,11 +96,13 @@ class RunningMean:
         slot, self._means = self._a.at["next"], {}
         self._a.at["next"] = (slot + 1) % self._slots
         for name, row in self._row.items():
+            fresh = values.get(name)
+            if fresh is None and not np.count_nonzero(count[row]):
+                continue
             place = ring[row, slot]
             known = ~np.isnan(place)
             np.subtract(total[row], place, out=total[row], where=known)
             count[row] -= known
-            fresh = values.get(name)
             place[:] = np.nan if fresh is None else fresh
             known = ~np.isnan(place)
             np.add(total[row], place, out=total[row], where=known)

@@ -70,6 +70,14 @@ MEANS = (
 )
 
 
+PER_SECOND = {
+    "psi_io_some_ratio": "psi_io_some_s",
+    "psi_cpu_some_ratio": "psi_cpu_some_s",
+    "job_throttled_ratio": "job_cpu_throttled_s",
+    "drawn_w": "energy_j",
+}
+"""Mean -> the counter that it is the rate of."""
+
 T = TypeVar("T")
 
 
@@ -224,17 +232,16 @@ class Signals:
             "activity": activity,
             "zero": zero,
             "resident": np.fmax(step.get("gpu_util_ratio"), step.get("graphics_active_ratio")),
-            "psi_io_some_ratio": step.get("psi_io_some_s") / seconds,
-            "psi_cpu_some_ratio": step.get("psi_cpu_some_s") / seconds,
             "ib_bytes_per_s": np.fmax(ib_received, ib_sent) / seconds,
             "ib_received_bytes_per_s": ib_received / seconds,
             "ib_sent_bytes_per_s": ib_sent / seconds,
-            "job_throttled_ratio": step.get("job_cpu_throttled_s") / seconds,
-            "drawn_w": step.get("energy_j") / seconds,
             "net_received_bytes_per_s": _without(step, "net_received_bytes", "nfs_read_bytes") / seconds,
             "net_sent_bytes_per_s": _without(step, "net_sent_bytes", "nfs_written_bytes") / seconds,
         }
         columns = step.columns
+        for name, field_name in PER_SECOND.items():
+            if field_name in columns:
+                derived[name] = columns[field_name] / seconds
         self._means.push({name: columns[name] for name in MEANS if name in columns} | derived)
         self._started.push({"activity": activity})
 

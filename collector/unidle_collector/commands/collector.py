@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import ipaddress
 import os
@@ -43,6 +44,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 
 import uvicorn
@@ -51,7 +53,6 @@ from unidle_agent.errors import SettingError
 from unidle_agent.listening import check_free
 from unidle_agent.settings import add_flags, load
 from unidle_collector.api import create_app
-from unidle_collector.ingest.asgi import PushApp
 from unidle_collector.ingest.protocol import IDLE_S, PushProtocol
 from unidle_collector.ingest.tokens import Tokens
 from unidle_collector.live import Live
@@ -118,7 +119,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"unidle collector: {note}", file=sys.stderr, flush=True)
     print(f"unidle collector: {live.window.describe(len(live.engine.inventory))}", flush=True)
     try:
-        _serve(settings, create_app(live, tokens, receiver, scraper), tls)
+        app = create_app(live, tokens, receiver, scraper)
+        protocol = cast(type[asyncio.Protocol], partial(PushProtocol, app.door))
+        _serve(settings, app, tls, http=protocol, timeout_keep_alive=int(IDLE_S))
     finally:
         for source in (receiver, scraper):
             if source is not None:
@@ -129,21 +132,46 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _serve(settings: CollectorSettings, app: PushApp, tls: dict[str, Any]) -> None:
-    """Answer until a signal comes."""
-    uvicorn.run(
-        app,
-        host=settings.bind,
-        port=settings.port,
-        http=cast(type[asyncio.Protocol], partial(PushProtocol, app.door)),
-        loop="uvloop",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        timeout_keep_alive=int(IDLE_S),
-        **tls,
+class _Server(uvicorn.Server):
+    """Sleeps until a signal comes: uvicorn's own loop wakes up ten times a second to see whether one has."""
+
+    _loop: asyncio.AbstractEventLoop | None = None
+    _asked_to_stop: asyncio.Event
+
+    async def main_loop(self) -> None:
+        """Wait."""
+        self._loop, self._asked_to_stop = asyncio.get_running_loop(), asyncio.Event()
+        await self.on_tick(0)
+        if not self.should_exit:
+            await self._asked_to_stop.wait()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """In the main thread, where the event loop rests and is woken up by the signal."""
+        super().handle_exit(sig, frame)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._asked_to_stop.set)
+
+
+def _serve(settings: CollectorSettings, app: Any, tls: dict[str, Any], **more: Any) -> None:
+    """Answer until a signal comes; ends the process where the port cannot be had."""
+    server = _Server(
+        uvicorn.Config(
+            app,
+            host=settings.bind,
+            port=settings.port,
+            loop="uvloop",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            **tls,
+            **more,
+        )
     )
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(1)
 
 
 def _check_of_shards(settings: CollectorSettings, loopback: bool) -> None:
@@ -194,17 +222,7 @@ def _run_shards(settings: CollectorSettings, tls: dict[str, Any], loopback: bool
         )
     print(f"unidle collector of shards: {url}, rows from {', '.join(settings.nats_url)}", flush=True)
     try:
-        uvicorn.run(
-            ShardsApp(shards, tokens),
-            host=settings.bind,
-            port=settings.port,
-            loop="uvloop",
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            **tls,
-        )
+        _serve(settings, ShardsApp(shards, tokens), tls)
     finally:
         tokens.stop()
         shards.stop()

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, Protocol
 import numpy as np
 
 from unidle_collector.model import Evidence, GpuRef, Severity, State
-from unidle_collector.pergpu import Bools, Floats, Times
+from unidle_collector.pergpu import SECOND_NS, Bools, Floats, Times
 from unidle_collector.signals import View
 
 
@@ -158,6 +158,11 @@ def mean_of(values: Floats, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> 
     chosen = values[gpus]
     chosen = chosen[~np.isnan(chosen)]
     return float(chosen.mean()) if chosen.size else None
+
+
+def sampled_each_s(view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> float:
+    """Seconds between two rows of the GPU at `gpus` that is sampled most rarely."""
+    return float(np.fmax(view.inventory.a["period_s"][gpus], view.step.period_ns / SECOND_NS).max())
 
 
 def percent(value: float | None) -> str:

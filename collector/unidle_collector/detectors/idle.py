@@ -49,7 +49,15 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from unidle_collector.detectors import About, Verdict, duration, mean_of, percent, plural
+from unidle_collector.detectors import (
+    About,
+    Verdict,
+    duration,
+    mean_of,
+    percent,
+    plural,
+    sampled_each_s,
+)
 from unidle_collector.lasting import where
 from unidle_collector.model import Evidence, State
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu
@@ -258,8 +266,8 @@ class Idle:
 
     def _told_after_s(self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> float:
         """Cells of a few seconds mostly fall between samples that are far apart, and draw little."""
-        period_s = float(np.fmax(view.inventory.a["period_s"][gpus], self._period_s).max())
-        return max(self.delay_s("interactive"), self._settings.session_told_samples * period_s)
+        samples_s = self._settings.session_told_samples * sampled_each_s(view, gpus)
+        return max(self.delay_s("interactive"), samples_s)
 
     def _of_session(self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> Iterator[Evidence]:
         """How much the session has been used at all."""

@@ -38,7 +38,8 @@ How it decides
     A GPU on which kernels run a tenth of the time at most while next to nothing is copied (PCIe below
     0.1 GB/s) is `starved` like any other, by accounting.md; its finding says "hardly used", because rare
     requests are as likely as a wait, and what the other GPUs of its node do meanwhile.
-    Accounted within 90 s; a person is told after 10 min.
+    Accounted within 90 s; a person is told after 10 min, and of GPUs sampled more rarely than each 40 s
+    after 15 samples.
 
 What to do
     storage: more loader workers and prefetching, stage the data set on local disk, larger shards.
@@ -59,7 +60,15 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from unidle_collector import starving
-from unidle_collector.detectors import About, Verdict, duration, mean_of, percent, plural
+from unidle_collector.detectors import (
+    About,
+    Verdict,
+    duration,
+    mean_of,
+    percent,
+    plural,
+    sampled_each_s,
+)
 from unidle_collector.lasting import where
 from unidle_collector.model import Evidence, State
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Hold, PerGpu, known_or
@@ -120,6 +129,8 @@ CONFIRM = {
 }
 
 
+TOLD_SAMPLES = 15
+"""Bursts and steps of half a minute lie between samples that are a minute apart: fewer prove nothing."""
 JUDGED_EACH_S = 5
 """What holds a GPU back lasts minutes."""
 
@@ -269,6 +280,7 @@ class Starvation:
             advice=ADVICE[cause] if told else cannot_tell(found, of),
             confirm=CONFIRM[cause].format(node=node, gpus=numbers),
             shares=shares,
+            told_after_s=max(self.delay_s(cause), TOLD_SAMPLES * sampled_each_s(view, gpus)),
         )
 
     def _beside(self, view: View, gpus: Positions, field: str) -> Iterator[Evidence]:
