@@ -25,6 +25,7 @@ from unidle_collector.grouping import Grouping
 from unidle_collector.incident_log import IncidentLog
 from unidle_collector.late import LateRows
 from unidle_collector.past_hours import PastHours
+from unidle_collector.pergpu import SECOND_NS
 from unidle_collector.series import open_feed, open_series
 from unidle_collector.settings import CollectorSettings
 from unidle_collector.settled import Settled
@@ -53,6 +54,8 @@ DECIDE_EACH_S = 6.0
 REST_S = 1.0
 """Without pushes and questions, time is looked at this often: it goes on when nobody pushes any more."""
 UPKEEP_EACH_S = 20.0
+ROLL_LATER_NS = 10 * SECOND_NS
+"""Rows that come close a log that is old enough at the end of a bucket; this much later time does it."""
 MOST_DEFERRED = 5
 """Times in a row that a snapshot waits for late rows."""
 QUESTIONS_AT_ONCE = 8
@@ -363,7 +366,7 @@ class Live:
     def _upkeep_once(self) -> None:
         """Rows of a log that becomes a segment are not replayed: their accounts are saved first."""
         now_ns = self.clock_ns()
-        self.store.roll(now_ns)
+        self.store.roll(now_ns - ROLL_LATER_NS)
         closed = self.store.closed()
         if closed or now_ns - self._saved_ns >= self._save_each_s * 1e9:
             with self._saving:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -259,3 +260,16 @@ def test_a_new_log_never_writes_into_the_file_of_the_last_run(tmp_path: Path) ->
 def test_an_empty_batch_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="came none"):
         Log(tmp_path).append(b"", 1)
+
+
+@pytest.mark.parametrize("limits", [{"roll_age_s": 60.0}, {"roll_bytes": 12_000}])
+def test_a_file_is_closed_where_a_bucket_of_its_roll_ups_ends(tmp_path: Path, limits: dict[str, Any]) -> None:
+    log = Log(tmp_path, after_id=SECOND, **limits)
+    for second in range(20, 320, 5):
+        for late_s in (0.1, 0.4, 0.8):  # of rows that end at `second`
+            log.append(b"x" * 300, int((second + late_s) * SECOND))
+            log.sync()
+    log.close()
+    begins = [next(iter(LogFile(path))).received_ns / SECOND for path in log_files(tmp_path)]
+    assert len(begins) >= 4
+    assert [round(begin - 5.1, 3) % 10 for begin in begins[1:]] == [0.0] * (len(begins) - 1)

@@ -175,7 +175,8 @@ class Store:
             self._retain(now_ns)
             between = self._convert_closed if closed is None else self.give_way
             try:
-                self._log.roll(now_ns)
+                if closed is None:
+                    self._log.roll(now_ns)
                 self._convert_closed(closed)
                 if self._counted().last // HOUR_NS < now_ns // HOUR_NS:
                     self._publish_histograms()

@@ -33,6 +33,12 @@ OLD_HEADER = struct.Struct("<IIq")
 NO_CLOCK = -(2**63)
 """Stands in a header for the clock of a sender that did not tell it."""
 SUFFIX = ".log"
+BUCKET_NS = 10_000_000_000
+COME_NS = 2_500_000_000
+"""Agents close their batches at multiples of 5 s and send them within the second after: by then all rows of a
+bucket of 10 s have come, ..."""
+NEARLY_FULL, NEARLY_OLD = 0.75, 0.95
+"""... and a file that is nearly due is closed there: no bucket of its roll-ups is cut in two."""
 ROLL_AGE_S = 120.0
 """A file that is not full by then is closed: what its rows become costs less the more of them there are, and
 until then only the live window shows them."""
@@ -155,6 +161,8 @@ class Log:
         self._pending: list[bytes] = []
         self._pending_batches: list[Batch | None] = []
         self._newest_ns = 0
+        self._edge = 0
+        """Number of the last bucket whose rows have come, all but those that are late."""
         self._appended = 0
         self._pending_lock = threading.Lock()
         self._commit_lock = threading.Lock()
@@ -259,7 +267,10 @@ class Log:
         self._held_bytes[self._last_id] = self._held_bytes.get(self._last_id, 0) + size
 
     def _commit(self, data: bytes, newest_ns: int) -> None:
-        self._roll_if_due(newest_ns)
+        edge = (newest_ns - COME_NS) // BUCKET_NS
+        nearly = edge != self._edge and self._is_nearly_due(newest_ns)
+        self._roll_if_due(newest_ns - min(BUCKET_NS, self._roll_age_ns // 4), due=nearly)
+        self._edge = edge
         if self._fd < 0:
             self._start(newest_ns)
         elif not self._cut:
@@ -303,6 +314,12 @@ class Log:
     def _truncate(self) -> None:
         self._disk.truncate(self._fd, self._size)
         self._cut = True
+
+    def _is_nearly_due(self, now_ns: int) -> bool:
+        return (
+            self._size >= NEARLY_FULL * self._roll_bytes
+            or now_ns - self._first_ns >= NEARLY_OLD * self._roll_age_ns
+        )
 
     def _roll_if_due(self, now_ns: int, *, due: bool = False) -> bool:
         age_ns = abs(now_ns - self._first_ns)  # a clock that was set back must not keep the file open
