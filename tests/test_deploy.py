@@ -478,11 +478,15 @@ RULES = [
 ]
 
 
+OF_SITES = {"unidle_site_shard_up"}
+"""On /metrics/site of collectors of shards, where tests/shards/test_site_view.py reads it."""
+
+
 def test_rules_ask_for_metrics_that_there_are(tmp_path: Path) -> None:
     known = metric_pages.names(metric_pages.pages(tmp_path))
     asked = {name for rule in RULES for name in re.findall(r"\bunidle_\w+", rule["expr"])}
     assert len(asked) > 10
-    assert asked <= known
+    assert asked <= known | OF_SITES
 
 
 def test_rules_and_scrapes_speak_of_the_same_jobs_and_ports() -> None:
@@ -516,6 +520,7 @@ def series(name: str, values: str) -> dict[str, str]:
 FIRING = [
     ("UnidleCollectorDown", [series('up{job="unidle-collector",instance="c"}', "1 0x20")]),
     ("UnidleNothingArrives", [series('unidle_collector_rows_ingested_total{instance="c"}', "7x20")]),
+    ("UnidleShardAway", [series('unidle_site_shard_up{shard="4",instance="c"}', "1x5 0x15")]),
     ("UnidleStoreRefuses", [series('unidle_collector_pushes_store_full_total{instance="c"}', "0+1x20")]),
     ("UnidleAgentLosesRows", [series('unidle_agent_batches_dropped_total{instance="n"}', "0+1x20")]),
     ("UnidleAlertsGivenUp", [series('unidle_alerts_given_up{destination="slack_webhook"}', "0x5 1x15")]),
@@ -531,6 +536,7 @@ FIRING = [
 QUIET = [
     series('up{job="unidle-collector",instance="c"}', "1x60"),
     series('unidle_collector_rows_ingested_total{instance="c"}', "0+480x60"),
+    series('unidle_site_shard_up{shard="4",instance="c"}', "1x30 0 1x30"),
     series('unidle_collector_pushes_store_full_total{instance="c"}', "3x60"),
     series('unidle_agent_batches_dropped_total{instance="n"}', "3x60"),
     series('unidle_alerts_given_up{destination="slack_webhook"}', "0x60"),
