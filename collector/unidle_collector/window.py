@@ -25,7 +25,8 @@ from unidle_collector.signals import RESET, Happened, Step
 AHEAD_STEPS = 128
 """How far beyond the last step handed out rows may lie: the longest batch and the longest patience."""
 LEAST_BEHIND, MOST_BEHIND = 64, 256
-"""Steps handed out that can be read back: at least what the store has not taken yet."""
+"""Steps handed out that can be read back. With the usual budget, what the store has not taken yet: of fewer
+GPUs there is room for more, of 10,000 the log is full within a minute."""
 USUAL_FIELD_BYTES = 40 * 4
 """Per GPU and step; a fleet of which less is known yet is taken for one like this."""
 BUDGET_BYTES = 384 * 2**20

@@ -64,7 +64,10 @@ def routes(desk: Desk) -> APIRouter:
         step_s: StepS = 60.0,
         simulated: Simulated = False,
     ) -> FleetSeries:
-        """One field of all GPUs together over time, from the stored roll-ups; real and simulated apart."""
+        """One field of all GPUs together over time, from the stored roll-ups; real and simulated apart.
+
+        Rows become roll-ups within three minutes: the newest ones are not in them yet.
+        """
         now_ns = await desk.ask(lambda: live.window.time_ns or live.clock_ns())
         ask = partial(over_time.fleet_series, live.series, field, now_ns + 1, window_s, step_s, simulated)
         return await desk.beside(ask)

@@ -144,7 +144,10 @@ def _past(router: APIRouter, site: Site) -> None:
         step_s: StepS = 60.0,
         simulated: Simulated = False,
     ) -> FleetSeries:
-        """One field of all GPUs together over time, from the stored roll-ups; real and simulated apart."""
+        """One field of all GPUs together over time, from the stored roll-ups; real and simulated apart.
+
+        Rows become roll-ups within three minutes: the newest ones are not in them yet.
+        """
         query: Query = [
             ("field", field), ("window_s", window_s), ("step_s", step_s), ("simulated", str(simulated)),
         ]  # fmt: skip
