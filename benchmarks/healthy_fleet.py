@@ -6,8 +6,8 @@
 
 Thousands of GPUs in one engine (`unidle_collector.simulator.healthy_fleet`): whatever it tells there is
 wrong, but for XIDs of applications, which are put in to see that it listens. Bounds are Poisson's, 95 %. Each
-period has its own: hours at 60 s prove nothing of 1 s. `live` are the 15 s of a scraper, seen by a collector
-that goes on each second.
+period has its own: hours at 60 s prove nothing of 1 s. `live15` are the 15 s of a scraper, seen by a
+collector that goes on each second.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ class Watch:
 
     @property
     def name(self) -> str:
-        """The period, or `live`."""
-        return LIVE if self.live else f"{self.period_s:g}"
+        """The period, `live` before it where it is live."""
+        return f"{LIVE if self.live else ''}{self.period_s:g}"
 
 
 USUAL = (
     Watch(1.0, 2_000), Watch(5.0, 12_000), Watch(15.0, 50_000), Watch(30.0, 180_000), Watch(60.0, 300_000),
-    Watch(15.0, 2_000, live=True),
+    Watch(15.0, 2_000, live=True), Watch(30.0, 8_000, live=True),
 )  # fmt: skip
 SMALL = tuple(Watch(watch.period_s, watch.gpu_hours / 50, watch.live) for watch in USUAL)
 FULL = tuple(
@@ -237,7 +237,7 @@ def main() -> int:
     parser.add_argument("--set", choices=["tuning", "held_out"], default="held_out")
     parser.add_argument("--full", action="store_true", help="500,000 GPU-hours at every period")
     parser.add_argument(
-        "--hours", action="append", metavar="PERIOD=GPU_HOURS", help="only these: 1=2000, 30=1e5, live=500"
+        "--hours", action="append", metavar="PERIOD=GPU_HOURS", help="only these: 1=2000, 30=1e5, live30=500"
     )
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
@@ -253,7 +253,7 @@ def main() -> int:
 
 def _watch(text: str) -> Watch:
     period, _, hours = text.partition("=")
-    return Watch(15.0 if period == LIVE else float(period), float(hours), live=period == LIVE)
+    return Watch(float(period.removeprefix(LIVE)), float(hours), live=period.startswith(LIVE))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ UTIL = 0.9
 LEAST_WORK = 0.2
 """A GPU that works less than this share of the slowest is not in step with it: it does something else."""
 SPIN_SM = 0.15
-"""Of the time in which a GPU waits, SM activity shows at least this much of what it shows in work."""
+"""Of the time in which GPUs wait, SM activity shows at least this much of what it shows in work."""
 SAME_WORK = 0.15
 """DRAM activity, over that of the slowest, is within this of tensor activity over that of the slowest."""
 LINK_BYTES_PER_S = 2e8
@@ -66,6 +66,10 @@ class Compared:
     known: Bools
     """Is all of its job known: what one silent GPU does could be what the others wait for."""
     even: Bools
+    beside: Floats
+    """Tensor activity, or energy where that is less, over the most of its job; NaN where nothing compares."""
+    most: Floats
+    """Tensor activity of the GPU of its job that works most; NaN where nothing compares."""
     uneven: list[Pace]
     """The jobs whose GPUs wait for each other."""
 
@@ -76,18 +80,23 @@ def compare(view: View) -> Compared:
     held = view.allocated & (job > 0)
     blank = np.isnan(m.mean("sm_active_ratio")) | np.isnan(m.mean("tensor_active_ratio"))
     known = held & ~np.isin(job, np.unique(job[held & blank]))
-    out = Compared(known, np.zeros(known.shape, dtype=np.bool_), [])
+    beside, most = np.full((2, *known.shape), np.nan)
+    out = Compared(known, np.zeros(known.shape, dtype=np.bool_), beside, most, [])
     gpus = np.flatnonzero(known & _works(view))
     if not gpus.size:
         return out
     gpus = gpus[np.argsort(job[gpus], kind="stable")]
     starts = np.flatnonzero(np.diff(job[gpus], prepend=0))
     sizes = np.diff(starts, append=gpus.size)
-    works = _uneven(m.mean("tensor_active_ratio")[gpus], starts)
+    tensor = m.mean("tensor_active_ratio")[gpus]
+    most[gpus] = np.repeat(np.maximum.reduceat(tensor, starts), sizes)
+    work = tensor / most[gpus]
     # Rare samples may all fall into work; what was drawn since says who waited meanwhile.
-    draws = _uneven(m.mean("drawn_w")[gpus], starts)
+    drawn = _over_most(m.mean("drawn_w")[gpus], starts, sizes)
+    beside[gpus] = np.fmin(work, drawn)
+    works, draws = (np.fmin.reduceat(share, starts) < EVEN for share in (work, drawn))
     out.even[gpus] = np.repeat(~works & ~draws & (sizes > 1), sizes)
-    waits = works & (sizes >= LEAST_GPUS) & _in_step(view, gpus, starts)
+    waits = works & (sizes >= LEAST_GPUS) & _in_step(view, gpus, starts, sizes)
     for number in np.flatnonzero(waits).tolist():
         pace = _pace(view, gpus[starts[number] : starts[number] + sizes[number]])
         light = pace.work < EVEN
@@ -104,29 +113,41 @@ def _works(view: View) -> Bools:
     return out
 
 
-def _uneven(values: Floats, starts: Positions) -> Bools:
-    """[jobs] is the least of a job's values, which begin at `starts`, far below the most; unknown is no."""
-    out: Bools = np.minimum.reduceat(values, starts) < EVEN * np.maximum.reduceat(values, starts)
+def _over_most(values: Floats, starts: Positions, sizes: Positions) -> Floats:
+    """Values of jobs, which begin at `starts`, over the most of their job; unknown where one of them is."""
+    out: Floats = values / np.repeat(np.maximum.reduceat(values, starts), sizes)
     return out
 
 
-def _in_step(view: View, gpus: Positions, starts: Positions) -> Bools:
-    """[jobs] do the GPUs that work less look as if they waited for those that work more.
+def _in_step(view: View, gpus: Positions, starts: Positions, sizes: Positions) -> Bools:
+    """[jobs] do the GPUs that work less look as if they waited for those that work more, and do they now: a
+    pause that is over (one rank has logged, or evaluated) is in the means for a minute more.
 
-    `gpus` are sorted by job, and those of each begin at `starts`.
+    `gpus` are sorted by job, and those of each begin at `starts`. Those that work less and those that work
+    more are taken together for SM activity: of few samples that of one GPU says little.
     """
     util, sm, tensor, dram = (
         view.means.mean(name)[gpus]
         for name in ("gpu_util_ratio", "sm_active_ratio", "tensor_active_ratio", "dram_active_ratio")
     )
-    of = np.repeat(np.arange(starts.size), np.diff(starts, append=gpus.size))
-    at_most = np.flatnonzero(tensor == np.maximum.reduceat(tensor, starts)[of])
-    most = at_most[np.searchsorted(of[at_most], np.arange(starts.size))][of]
-    work = tensor / tensor[most]
-    spins = (work >= EVEN) | (sm / sm[most] >= work + SPIN_SM * (1 - work))
-    same = np.abs(dram / dram[most] - work) <= SAME_WORK
-    waits = spins & same & ~(util < UTIL) & (work >= LEAST_WORK)
-    out: Bools = np.logical_and.reduceat(waits, starts)
+    heavy = _over_most(tensor, starts, sizes) >= EVEN
+
+    def mean(values: Floats, of: Bools) -> Floats:
+        """[jobs] of those that are `of` and known; NaN where there is none."""
+        of = of & ~np.isnan(values)
+        count = np.add.reduceat(of.astype(np.int64), starts)
+        out: Floats = np.add.reduceat(np.where(of, values, 0.0), starts) / np.where(count, count, np.nan)
+        return out
+
+    most = mean(tensor, heavy)
+    work, busy = mean(tensor, ~heavy) / most, mean(sm, ~heavy) / mean(sm, heavy)
+    spins = busy >= work + SPIN_SM * (1 - work)
+    latest = view.step.get("tensor_active_ratio")[gpus]
+    still = mean(latest, ~heavy) < EVEN * mean(latest, heavy)
+    of_most = tensor / np.repeat(most, sizes)
+    same = np.abs(dram / np.repeat(mean(dram, heavy), sizes) - of_most) <= SAME_WORK
+    waits = same & ~(util < UTIL) & (of_most >= LEAST_WORK)
+    out: Bools = spins & still & np.logical_and.reduceat(waits, starts)
     return out
 
 

@@ -175,7 +175,11 @@ class Ring:
         return Refused(refused, resets)
 
     def _increase(self, spec: Field, read: NDArray[np.uint64], rows: _Rows) -> tuple[Floats, Numbers]:
-        """Increases in base units since the row before, spread over the steps that each row fills."""
+        """Increases in base units since the row before, spread over the steps that each row fills.
+
+        Energy is a rate to whoever reads it: where a row fills fewer steps than have passed, each gets its
+        part of the time, and what was drawn in the hole is left out as the hole is.
+        """
         raw = self._raw.get(spec.name)
         if raw is None:
             raw = self._raw[spec.name] = np.full(self._size, UNKNOWN_U8, dtype=np.uint64)
@@ -187,7 +191,8 @@ class Ring:
             self._resets += zip(things.tolist(), newest.tolist(), strict=True)
         values = np.empty(rows.count)
         values[rows.order] = result.values
-        return values / rows.span, np.bincount(rows.batch[rows.order][result.reset], minlength=rows.batches)
+        steps = rows.distance if spec.name == DRIVER_COUNTER else rows.span
+        return values / steps, np.bincount(rows.batch[rows.order][result.reset], minlength=rows.batches)
 
     def _column(self, spec: Field) -> Array:
         found = self._columns.get(spec.name)
@@ -205,7 +210,8 @@ class _Rows:
         batch_of = np.repeat(np.arange(self.batches), block.instants)  # [sum T]
         first_place = np.cumsum(block.widths) - block.widths
         before = np.maximum.reduceat(last_step[block.places], first_place)
-        first, self.newest = _spread(block, batch_of, np.maximum(before, 0), done)
+        first, last, self.newest = _spread(block, batch_of, np.maximum(before, 0), done)
+        distance = np.where(block.use, np.maximum(block.steps - last, 1), 1)
         span = np.where(block.use, block.steps - first + 1, 1)
         widths = block.widths[batch_of]  # [sum T]
         first_row = np.cumsum(widths) - widths
@@ -213,6 +219,8 @@ class _Rows:
         self.batch = np.repeat(batch_of, widths)
         self.span: Floats = np.repeat(span, widths).astype(np.float64)
         """[R] Over how many steps a row spreads."""
+        self.distance: Floats = np.repeat(distance, widths).astype(np.float64)
+        """[R] How many steps lie between the row before and it; as many or more."""
         thing = block.places[_ranges(first_place[batch_of], widths)]  # [R]
         self.source: Places | None = None
         """[P] The row of each that is placed; None where that is every row once, in order."""
@@ -235,8 +243,9 @@ class _Rows:
         self.thing_by_order = thing[self.order]
 
 
-def _spread(block: Block, batch_of: Numbers, before: Numbers, done: int) -> tuple[Numbers, Numbers]:
-    """([sum T] first step that each instant speaks for, [B] newest step of each batch).
+def _spread(block: Block, batch_of: Numbers, before: Numbers, done: int) -> tuple[Numbers, Numbers, Numbers]:
+    """([sum T] first step that each instant speaks for, [sum T] step of the row before, [B] newest step of
+    each batch).
 
     A row speaks for the time since the thing's row before it, for `cover` steps at most.
     """
@@ -246,13 +255,14 @@ def _spread(block: Block, batch_of: Numbers, before: Numbers, done: int) -> tupl
     if used.size > 1:
         same = batch_of[used][1:] == batch_of[used][:-1]
         last[1:] = np.where(same, steps[used][:-1], last[1:])
-    first = steps.copy()
+    first, prior = steps.copy(), steps - 1
+    prior[used] = last
     here = steps[used]
     earliest = np.maximum(np.maximum(last, here - block.cover[batch_of[used]]), done) + 1
     first[used] = np.minimum(earliest, here)
     newest = np.full(block.instants.size, -1, dtype=np.int64)
     np.maximum.at(newest, batch_of[used], here)
-    return first, newest
+    return first, prior, newest
 
 
 def _ranges(begins: Numbers, lengths: Numbers) -> NDArray[np.intp]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unidle_collector.jobmates import Compared
 from unidle_collector.pergpu import Floats, known_or
 from unidle_collector.signals import View
 
@@ -67,6 +68,8 @@ class Thresholds:
     small_power: float = 0.45
     """Power over its limit, where tensor or DRAM activity is unknown: small kernels draw 25 to 35 %."""
     dram_bound: float = 0.60
+    alike: float = 0.87
+    """Over the most that a GPU of its job does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +94,14 @@ class Signs:
     """Over its limit."""
     nvlink_bytes_per_s: Floats
     ib_bytes_per_s: Floats
+    beside: Floats
+    """What it does over the most that a GPU of its job does."""
+    most: Floats
+    """Tensor activity of that one."""
 
 
-def signs(view: View, gpus: Positions) -> Signs:
-    """The signs of the GPUs at these positions."""
+def signs(view: View, gpus: Positions, mates: Compared | None = None) -> Signs:
+    """The signs of the GPUs at these positions; `mates`, where jobs have been compared."""
 
     def mean(name: str) -> Floats:
         out: Floats = view.means.mean(name)[gpus]
@@ -103,6 +110,7 @@ def signs(view: View, gpus: Positions) -> Signs:
     rx, tx = mean("pcie_rx_bytes_per_s"), mean("pcie_tx_bytes_per_s")
     pcie = np.where(np.isnan(rx), tx, rx + known_or(tx))
     useful = np.maximum(view.useful[gpus], 0.01)
+    nothing = np.full(gpus.shape, np.nan)
     return Signs(
         iowait=mean("cpu_iowait_ratio"),
         io_stalled=mean("psi_io_some_ratio"),
@@ -119,6 +127,8 @@ def signs(view: View, gpus: Positions) -> Signs:
         power=mean("power_w") / view.step.get("power_limit_w")[gpus],
         nvlink_bytes_per_s=np.fmax(mean("nvlink_tx_bytes_per_s"), mean("nvlink_bytes_per_s")),
         ib_bytes_per_s=mean("ib_bytes_per_s"),
+        beside=nothing if mates is None else mates.beside[gpus],
+        most=nothing if mates is None else mates.most[gpus],
     )
 
 
@@ -137,8 +147,16 @@ def communication(found: Signs, at: Thresholds) -> Floats:
     return _unless(needed, _under(found.power, at.spinning_power), _under(found.dram, at.dram_bound))
 
 
+def behind(found: Signs, at: Thresholds) -> Floats:
+    """[n] margin, below 0 where it has kernels all the time and does less than another of its job that works:
+    it may wait for that one, and has no cause of its own; NaN where that cannot be said."""
+    waits = (_fuller(found.resident, at.resident) >= 0) & (found.most > at.spinning_tensor)
+    return np.where(waits, _over(found.beside, at.alike), np.nan)
+
+
 def margins(found: Signs, at: Thresholds) -> Floats:
     """[causes of ORDER, n] margins."""
+    alike = behind(found, at)
     waits = -_fuller(found.resident, at.resident)
     copies = _all(
         _over(found.pcie_per_activity, at.pcie_per_activity),
@@ -153,7 +171,7 @@ def margins(found: Signs, at: Thresholds) -> Floats:
     )
     return np.stack(
         (
-            communication(found, at),
+            _unless(communication(found, at), alike),
             _any(_over(found.iowait, at.iowait), _over(found.io_stalled, at.stalled)),
             _unless(copies, -_under(found.sm, at.small_sm * found.resident)),
             _any(
@@ -161,7 +179,12 @@ def margins(found: Signs, at: Thresholds) -> Floats:
                 _over(found.cpu_stalled, at.stalled),
                 _over(found.quota_held, at.stalled),
             ),
-            _unless(small, _under(found.tensor, at.small_tensor), _under(found.dram, at.small_dram)),
+            _unless(
+                small,
+                _under(found.tensor, at.small_tensor),
+                _under(found.dram, at.small_dram),
+                alike,
+            ),
         )
     )
 

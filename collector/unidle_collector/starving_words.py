@@ -11,7 +11,7 @@ from unidle_collector.detectors import percent
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import Floats, known_or
 from unidle_collector.signals import MOVES_BYTES_PER_S
-from unidle_collector.starving import ORDER, WIDEST, Signs, Thresholds
+from unidle_collector.starving import ORDER, WIDEST, Signs, Thresholds, behind
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +177,16 @@ SOURCES: tuple[tuple[str, tuple[str, ...], str], ...] = (
 """What is missed, the signs that are all unknown then, and how to get them."""
 
 
-def cannot_tell(found: Signs, margins: Floats) -> str:
-    """Why no cause is named: what is missing and how to get it, or which cause is nearest by its `margins`
-    [causes of ORDER, n]."""
+def cannot_tell(found: Signs, margins: Floats, at: Thresholds) -> str:
+    """Why no cause is named: it may wait for others of its job; or what is missing and how to get it; or
+    which cause is nearest by its `margins` [causes of ORDER, n]."""
+    if bool((behind(found, at) < 0).all()):
+        return (
+            "Cannot tell the cause, because other GPUs of the job do more (these "
+            f"{percent(float(found.beside.mean()))} of the most): they may wait for a slow rank or a heavier "
+            "stage. The step's time by rank (Megatron-LM --timing-log-level 2) or unidle diagnose --timeline "
+            "FILE tells."
+        )
     light = HARDLY_USED if hardly_used(found) else ""
     missing = [
         (what, how)

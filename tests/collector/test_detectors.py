@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.collector.fleets import BASE, EMPTY, HEALTHY, HELD, Column, between, noisy, recording
+from tests.collector.fleets import BASE, EMPTY, HEALTHY, HELD, START_NS, Column, between, noisy, recording
 
 from unidle_collector.recording import Recording
 from unidle_collector.replay import replay
@@ -366,6 +366,22 @@ def test_energy_of_a_missing_sample_is_no_work() -> None:
     twice[1200], twice[1201] = np.nan, 242.0
     seen = HELD | {"energy_j": lambda _t, _g: twice}
     assert replay(recording(seen, minutes=40, period_s=1.0)).gpus[0].states["idle"] == 2400.0
+
+
+@pytest.mark.parametrize("hole_s", [5, 9, 40])
+def test_work_in_a_hole_of_the_samples_ends_idleness_where_the_energy_says_so(hole_s: int) -> None:
+    """Samples are missing for a while, and the next one tells the energy of all of it."""
+
+    def since_min(drawn_w: float) -> float:
+        energy, keep = np.full((2400, 8), 121.0), np.ones((2400, 8), dtype=np.bool_)
+        keep[1200 : 1200 + hole_s] = False
+        energy[1200 + hole_s] += hole_s * drawn_w
+        seen = recording(HELD | {"energy_j": lambda _t, _g: energy}, minutes=40, keep=keep)
+        (finding,) = replay(seen).findings
+        return (finding.since_ns - START_NS) / 60e9
+
+    assert since_min(121.0) == pytest.approx(0.0, abs=0.1)
+    assert since_min(500.0) == pytest.approx(20 + hole_s / 60, abs=0.1)
 
 
 @pytest.mark.parametrize("period_s", [1.0, 5.0])

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from tests.collector.fleets import BASE, Column, recording
 
-from unidle_collector.detectors import Verdict, give_way
+from unidle_collector.detectors import Verdict, give_way, percent
 from unidle_collector.detectors.pipeline_imbalance import stages_of
 from unidle_collector.jobmates import natural
 from unidle_collector.model import Finding, GpuRef
@@ -354,6 +354,55 @@ def test_a_job_whose_samples_all_fell_into_work_was_not_even_where_some_drew_les
     energy: Column = lambda instants, gpus: uneven(instants, gpus) * PERIOD_S  # noqa: E731
     assert "straggler" in told(replay(job(seen)))
     assert told(replay(job(seen | {"energy_j": energy}))) == {"pipeline_imbalance": "pipeline_imbalance"}
+
+
+def test_a_pause_of_all_ranks_but_one_is_no_straggler() -> None:
+    """One rank evaluates for 25 s each 10 min while the others spin, as if they waited in each step."""
+    columns = waiting((1.0,) * 8, period_s=1.0)
+
+    def pauses(work: float, spin: float) -> Column:
+        def build(instants: int, gpus: int) -> NDArray[np.float64]:
+            paused = (np.arange(instants)[:, None] % 600 >= 575) & (np.arange(gpus) > 0)
+            return np.where(paused, spin, work)
+
+        return build
+
+    columns |= {
+        "sm_active_ratio": pauses(0.87, 0.35),
+        "tensor_active_ratio": pauses(0.55, 0.0),
+        "dram_active_ratio": pauses(0.37, 0.0),
+        "energy_j": pauses(650.0, 280.0),
+    }
+    result = replay(job(columns, period_s=1.0))
+    assert not MINE & {f.kind for f in result.findings}
+    assert seconds(result, 7, "starved.straggler") == 0.0
+
+
+def over_infiniband(work: Sequence[float], tensor: float = 0.40) -> Recording:
+    """A job on four nodes whose waiting looks like collectives, in samples of half a minute; four GPUs are
+    not quite in step, so that no straggler is found."""
+    period_s = 30.0
+    columns = waiting(work, link=3e10, period_s=period_s)
+    share = np.array(work)
+    columns |= {
+        "tensor_active_ratio": per_gpu(list(tensor * share)),
+        "dram_active_ratio": per_gpu([0.37 * (one if n % 2 else 1.0) for n, one in enumerate(work)]),
+        "sm_active_ratio": per_gpu(list(0.15 + 0.7 * share)),
+    }
+    return job(columns, nodes=4, period_s=period_s)
+
+
+def test_who_may_wait_for_another_gpu_of_its_job_does_not_wait_for_the_network() -> None:
+    finding = one(replay(over_infiniband((0.4,) * 6 + (1.0, 1.0))))
+    assert (finding.kind, finding.cause) == ("starvation", "undetermined")
+    assert f"other GPUs of the job do more (these {percent(0.4)} of the most)" in finding.advice
+    assert "slow rank or a heavier stage" in finding.advice
+
+
+def test_where_nobody_of_a_job_works_all_wait_for_the_network_though_not_alike() -> None:
+    """Two nodes of one tensor- and pipeline-parallel job showed 11 and 16 %."""
+    finding = one(replay(over_infiniband((0.6,) * 4 + (0.8,) * 4, tensor=0.19)))
+    assert (finding.kind, finding.cause) == ("starvation", "communication")
 
 
 def test_a_job_with_one_gpu_idle_on_purpose_has_no_straggler() -> None:

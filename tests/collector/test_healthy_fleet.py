@@ -120,4 +120,4 @@ def test_bounds_are_of_each_period_and_of_all_together() -> None:
 
 def test_the_hours_to_run_are_named_by_period() -> None:
     assert healthy_fleet._watch("30=1e5") == Watch(30.0, 100_000.0)
-    assert healthy_fleet._watch("live=500") == Watch(15.0, 500.0, live=True)
+    assert healthy_fleet._watch("live30=500") == Watch(30.0, 500.0, live=True)

@@ -119,11 +119,13 @@ def test_a_worse_view_keeps_every_joule() -> None:
     coarse = every(recording, 30)
     assert coarse.period_s == 30.0
     assert coarse.columns["energy_j"].sum(axis=0) == pytest.approx(whole)
-    holes = with_missing(recording, 0.3, np.random.default_rng(1))
-    assert 1 - holes.sampled.mean() == pytest.approx(0.3, abs=0.05)
-    last = np.array([np.flatnonzero(kept)[-1] for kept in holes.sampled.T])
-    until = np.cumsum(recording.columns["energy_j"], axis=0)[last, np.arange(len(last))]
-    assert np.nansum(holes.columns["energy_j"], axis=0) == pytest.approx(until)
+    late = every(recording, 1, lateness(recording, 1, np.random.default_rng(3)))
+    for view in (recording, late):  # of which some are missing before
+        holes = with_missing(view, 0.3, np.random.default_rng(1))
+        assert 1 - holes.sampled.mean() == pytest.approx(0.3, abs=0.05)
+        last = np.array([np.flatnonzero(kept)[-1] for kept in holes.sampled.T])
+        until = np.nancumsum(view.columns["energy_j"], axis=0)[last, np.arange(len(last))]
+        assert np.nansum(holes.columns["energy_j"], axis=0) == pytest.approx(until)
 
 
 def test_late_samples_fall_two_into_one_second_and_none_into_the_next_and_keep_every_joule() -> None:

@@ -149,7 +149,7 @@ def test_where_nothing_is_missing_the_nearest_cause_is_named() -> None:
         iowait=0.09, io_stalled=0.02, cpu_busy=0.3, pcie_bytes_per_s=1e8, sm=0.1, tensor=0.1, dram=0.1,
         nvlink_bytes_per_s=1e9,
     )  # fmt: skip
-    words = cannot_tell(seen, starving.margins(seen, AT))
+    words = cannot_tell(seen, starving.margins(seen, AT), AT)
     assert "nearest is storage" in words
 
 

@@ -86,3 +86,24 @@ def test_a_budget_shortens_the_past_and_loses_nothing_of_what_is_kept() -> None:
         assert window.next(8 * SIZE, node_of, ["n1"]).columns["sm_active_ratio"][1] == pytest.approx(0.5)
     assert np.isnan(window.next(8 * SIZE, node_of, ["n1"]).columns["sm_active_ratio"][1])
     assert window.describe(2).startswith("live window: 2 GPUs x 1 fields x 192 s = ")
+
+
+def test_energy_after_a_hole_is_the_mean_of_the_hole_and_what_is_counted_is_all_there() -> None:
+    """A node is away for 12 s; its row fills three steps, and four periods and more have passed."""
+    window = Window(1.0, SIZE)
+
+    def push(first_s: int, joules: list[int], errors: list[int]) -> None:
+        counters = {"energy_j": [1000 * value for value in joules], "nvlink_errors": errors}
+        sent = batch(first_s, first_s, len(joules), {}, counters=counters)
+        window.take_all([Arrival(sent, np.array([0, 1]), START_S * 10**9)])
+
+    push(0, [0, 100, 200], [0, 0, 0])
+    push(14, [1400, 1500], [6, 6])
+    node_of = np.full(SIZE, -1, dtype=np.int32)
+    node_of[:2] = 0
+    steps = [window.next(SIZE, node_of, ["n1"]) for _ in range(16)]
+    energy, errors = ([float(step.columns[n][0]) for step in steps] for n in ("energy_j", "nvlink_errors"))
+    assert energy[1:3] == pytest.approx([100.0] * 2)
+    assert energy[12:] == pytest.approx([100.0] * 4)
+    assert np.isnan(energy[3:12]).all()
+    assert sum(errors[12:]) == pytest.approx(6)

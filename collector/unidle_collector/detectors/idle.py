@@ -18,10 +18,10 @@ How it decides
     floor, so exactly 0 would miss idle GPUs); up to 5 % for at most 10 s is a probe of some tool and
     changes nothing; anything else means that something ran and the clock starts anew, and so does PCIe
     traffic of 0.1 GB/s or more: offloaded work moves data while no kernel runs. Samples far apart
-    can all fall between two pieces of work: where the energy since the sample before is 5 % and 10 W more
-    than the power at the sample would have drawn in that time and 2 s more (samples come late), something
-    ran; in a session, whose cells take seconds, 5 % and 5 W more than in its quietest sample (of a MIG
-    instance: its part of those W). Accounted after 2 min and 8 samples without activity (interactive: 15 min,
+    can all fall between two pieces of work: where the energy since the sample before, however long ago
+    that was, is 5 % and 10 W more than the power at the sample would have drawn in that time and 2 s more
+    (samples come late), something ran; in a session, whose cells take seconds, 5 % and 5 W more than in its
+    quietest sample (of a MIG instance: its part of those W). Accounted after 2 min and 8 samples without activity (interactive: 15 min,
     and 60 samples where the energy is not known), back to the first idle second. Of a recording with fewer
     samples all of them count, 3 at least, where power has kept within 2 % meanwhile (a loaded H100 that
     nobody asks spreads 0.3 W around 120 W): one that works between samples does not draw the same at each. A
@@ -131,6 +131,7 @@ class Idle:
         self._a.make("held_s", np.float64, 0.0)
         self._a.make("ran_s", np.float64, 0.0)
         self._a.make("energy_ns", np.int64, NEVER)  # up to when the energy is known
+        self._a.make("seen_ns", np.int64, NEVER)  # of the last step with a sample
         self._a.make("least_w", np.float64, np.nan)
         self._a.make("most_w", np.float64, np.nan)
         self._period_s = period_s
@@ -183,10 +184,14 @@ class Idle:
         The sample may have been late: that is no work.
         """
         at_sample_w, energy_j, s = view.step.get("power_w"), view.step.get("energy_j"), self._settings
-        upto_ns, rest = self._a["energy_ns"], self._a["rest_ratio"]
-        since_ns = np.where(upto_ns == NEVER, view.step.start_ns, upto_ns)  # it tells missing samples, too
-        mean_w = energy_j / ((view.step.end_ns - since_ns) / SECOND_NS + s.late_s)
-        upto_ns[~np.isnan(energy_j)] = view.step.end_ns
+        rest, end_ns, period_s = self._a["rest_ratio"], view.step.end_ns, view.step.period_ns / SECOND_NS
+        energy_s, sample_s = (self._since_s(view, name) for name in ("energy_ns", "seen_ns"))
+        # Of a hole each step has its part; what a sample could not tell comes with the next one, at once.
+        rate_w = energy_j / period_s * sample_s / energy_s
+        between_s = np.fmax(energy_s, view.inventory.a["period_s"])
+        mean_w = rate_w * between_s / (between_s + s.late_s)
+        self._a["energy_ns"][~np.isnan(energy_j)] = end_ns
+        self._a["seen_ns"][view.step.sampled] = end_ns
         ratio = mean_w / np.maximum(at_sample_w, 1.0)
         quiet = view.activity < NOTHING_RAN
         rest[quiet] = np.fmin(rest, np.maximum(ratio, 1.0))[quiet]  # the two meters need not agree
@@ -194,6 +199,12 @@ class Idle:
         least_ratio = np.where(session, s.session_ratio * rest, s.between_ratio)
         more_w = np.where(session, s.session_w, s.between_w) * view.inventory.a["share"]
         out: Bools = (ratio >= least_ratio) & (mean_w >= at_sample_w + more_w)
+        return out
+
+    def _since_s(self, view: View, name: str) -> Floats:
+        """[GPUs] seconds since the time `name`; one step where that has not been."""
+        at_ns, step = self._a[name], view.step
+        out: Floats = (step.end_ns - np.where(at_ns == NEVER, step.start_ns, at_ns)) / SECOND_NS
         return out
 
     def _session_grace_s(self, view: View) -> Floats:

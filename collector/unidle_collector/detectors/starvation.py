@@ -24,14 +24,15 @@ How it decides
     SM activity between 30 and 65 %, NVLink above 20 GB/s (or the node's InfiniBand above 5 GB/s, half of
     what a tensor-parallel job on two nodes sends) and power below 75 % of the limit is a wait in
     collective communication.
-    Cause, first that fits: `communication` (as above); `storage` (iowait at least 10 % or I/O pressure
-    at least 20 % of the time); `host_to_device` (PCIe at least 0.3 GB/s and at least 6 GB/s for a fully
+    Cause, first that fits: `communication` (as above, and none where it does less than 87 % of what another
+    GPU of its job does, which works at a tensor activity above 20 %: it may wait for that one);
+    `storage` (iowait at least 10 % or I/O pressure at least 20 % of the time); `host_to_device` (PCIe at least 0.3 GB/s and at least 6 GB/s for a fully
     used GPU, kernels resident for less than 90 % of the time, SM activity at least half of that: samples
     that are fed move about 2 GB/s, offloaded parameters 16 to 25, and small kernels do not fill the GPU);
     `cpu_preprocessing` (host CPU at least 85 % busy, CPU pressure at least 20 % of the time, or the job's
     CPU quota holds it back for 0.2 s per second or more); `small_kernels` (kernels resident at least 50 %
     of the time, SM below half of that, tensor below 10 % and DRAM below 20 %, or power below 45 % of the
-    limit where those are unknown); else `undetermined`.
+    limit where those are unknown; not where it may wait for another); else `undetermined`.
     The probability of each cause comes from how far its signs are beyond their thresholds, averaged over
     the GPUs and the life of the finding (unidle_collector/starving.py); a sign that is not measured speaks
     neither for nor against, and no cause is told as surer than 95 %.
@@ -69,12 +70,13 @@ from unidle_collector.detectors import (
     plural,
     sampled_each_s,
 )
+from unidle_collector.jobmates import compare
 from unidle_collector.lasting import where
 from unidle_collector.model import Evidence, State
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Hold, PerGpu, known_or
 from unidle_collector.reference import Reference
 from unidle_collector.signals import NOTHING_RAN, View
-from unidle_collector.starving import UNDETERMINED, Positions, Thresholds
+from unidle_collector.starving import UNDETERMINED, Positions, Signs, Thresholds
 from unidle_collector.starving_words import cannot_tell, evidence, hardly_used
 from unidle_collector.story import places
 
@@ -238,7 +240,7 @@ class Starvation:
 
     def _cause(self, view: View, gpus: Positions) -> np.ndarray[tuple[int], np.dtype[np.int16]]:
         """Positions in CAUSES."""
-        of = starving.margins(starving.signs(view, gpus), self._settings.causes)
+        of = starving.margins(_signs(view, gpus), self._settings.causes)
         out: np.ndarray[tuple[int], np.dtype[np.int16]] = CODES[starving.decided(of)]
         return out
 
@@ -261,7 +263,7 @@ class Starvation:
             )
         ]  # fmt: skip
         facts += self._beside(view, gpus, graded)
-        found = starving.signs(view, gpus)
+        found = _signs(view, gpus)
         of = starving.margins(found, s.causes)
         shares = starving.likely(of)
         facts += evidence(found, s.causes, m.window_s, first=cause)
@@ -277,7 +279,7 @@ class Starvation:
             severity="warning",
             confidence=shares[cause],
             evidence=tuple(facts),
-            advice=ADVICE[cause] if told else cannot_tell(found, of),
+            advice=ADVICE[cause] if told else cannot_tell(found, of, s.causes),
             confirm=CONFIRM[cause].format(node=node, gpus=numbers),
             shares=shares,
             told_after_s=max(self.delay_s(cause), TOLD_SAMPLES * sampled_each_s(view, gpus)),
@@ -306,6 +308,10 @@ class Starvation:
         """Grow."""
         for part in (self._hold, self._a, self._reference):
             part.resize(size)
+
+
+def _signs(view: View, gpus: Positions) -> Signs:
+    return starving.signs(view, gpus, view.once(compare))
 
 
 def make(size: int, period_s: float) -> Starvation:

@@ -13,8 +13,9 @@ Evidence
 How it decides
     Jobs known by name, of four GPUs or more, by means over 60 s. The others work 80 % of the slow one's time
     or less, alike within a fifth; the slow ones are one GPU, up to a quarter of them, or all of one node.
-    Those that wait show it: utilization 90 % or more, SM activity fallen less than tensor activity, DRAM
-    activity fallen with it within 15 points, 5 % less energy drawn (where that is not known nodes are not
+    Those that wait show it, and do at that time: utilization 90 % or more, SM activity fallen less than
+    tensor activity (all that wait taken together), DRAM activity fallen with it within 15 points, 5 % less
+    energy drawn (where that is not known nodes are not
     compared with each other at periods beyond 5 s), at least 0.2 GB/s of traffic each (between nodes both
     ways); who works less than a fifth is not in step but does something else (a rank that evaluates alone).
     More slow GPUs than one have to have been even with the others before, or be slowed down: the driver says

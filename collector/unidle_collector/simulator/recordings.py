@@ -163,14 +163,14 @@ def with_missing(recording: Recording, share: float, rng: np.random.Generator) -
     length = rng.integers(2, 9, shape)
     for back in range(8):
         lost[back:] |= (begins & (length > back))[: shape[0] - back]
-    kept = ~lost
+    kept = ~lost & recording.sampled
     columns = {}
     for name, values in recording.columns.items():
         if BY_NAME[name].kind == "counter":
             increase = _since(np.cumsum(np.nan_to_num(values), axis=0), kept)
             values = np.where(np.isnan(values), np.nan, increase)
         columns[name] = np.where(kept, values, np.nan)
-    return replace(recording, columns=columns, sampled=recording.sampled & kept)
+    return replace(recording, columns=columns, sampled=kept)
 
 
 def as_exporter(recording: Recording) -> Recording:

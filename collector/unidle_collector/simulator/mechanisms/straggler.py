@@ -27,6 +27,12 @@ VARIANTS = (
         step_share=((0.5, 0.72), SLOW), shuffled=True, before=(300, 600),
     ),
     Variant(
+        "one node of four slows down, the others poll", "tuning", TRUTH,
+        wait=replace(SPINNING, sm=(0.14, 0.2), power=(0.34, 0.4), nvlink=(3, 6)), said=True, nodes=4,
+        host=Host(infiniband=(6000, 15_500)), step_share=((0.25, 0.38), (0.25, 0.38), (0.25, 0.38), SLOW),
+        shuffled=True, before=(300, 600),
+    ),
+    Variant(
         "one rank is slow from the first step on", "held_out", TRUTH, Levels(sm=(0.7, 0.81), tensor=(0.3, 0.44)),
         replace(SPINNING, sm=(0.46, 0.55), power=(0.45, 0.55), nvlink=(7, 20)), said=True,
         step_share=((0.4, 0.49), (0.4, 0.49), (0.4, 0.49), (0.4, 0.49), (0.4, 0.49), (0.4, 0.49), (0.4, 0.49), SLOW),
