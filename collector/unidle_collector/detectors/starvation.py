@@ -26,7 +26,8 @@ How it decides
     collective communication.
     Cause, first that fits: `communication` (as above, and none where it does less than 87 % of what another
     GPU of its job does, which works at a tensor activity above 20 %: it may wait for that one);
-    `storage` (iowait at least 10 % or I/O pressure at least 20 % of the time); `host_to_device` (PCIe at least 0.3 GB/s and at least 6 GB/s for a fully
+    `storage` (iowait at least 10 % or I/O pressure at least 20 % of the time);
+    `host_to_device` (PCIe at least 0.3 GB/s and at least 6 GB/s for a fully
     used GPU, kernels resident for less than 90 % of the time, SM activity at least half of that: samples
     that are fed move about 2 GB/s, offloaded parameters 16 to 25, and small kernels do not fill the GPU);
     `cpu_preprocessing` (host CPU at least 85 % busy, CPU pressure at least 20 % of the time, or the job's
