@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks import scoring
 from benchmarks.figures import rounded
@@ -28,7 +29,7 @@ from unidle_collector.model import Finding
 from unidle_collector.replay import enter, play
 from unidle_collector.signals import Happened
 from unidle_collector.simulator.fault_trial import FaultTrial, Look, Scene, fault_trial, seen
-from unidle_collector.simulator.mechanisms.faults import FAULT_VARIANTS, FaultVariant
+from unidle_collector.simulator.mechanisms.faults import FAULT_VARIANTS, FaultVariant, Grows
 from unidle_collector.simulator.mechanisms.variant import Set
 from unidle_collector.simulator.recordings import SECOND_NS, START_NS
 from unidle_collector.taking import LOOKS_AGAIN_WITHIN_S
@@ -61,6 +62,8 @@ class Faults:
     """By kind, and by `kind.cause`: from the first data that show it."""
     onset_delays_s: dict[str, list[float]] = field(default_factory=dict)
     """The same from the fault itself."""
+    last_delays_s: dict[str, list[float]] = field(default_factory=dict)
+    """Of what is known by errors, from the last of those that were in the data when it was told."""
     said: dict[float, Counter[bool]] = field(default_factory=dict)
     """Confidence of findings that were told -> how many are true, and how many not."""
     false: list[str] = field(default_factory=list)
@@ -158,9 +161,23 @@ def _note(out: Faults, scene: Scene, trials: Sequence[FaultTrial], told: Sequenc
                 continue
             out.found[truth] += 1
             told_s = (min(finding.told_ns or 0 for finding in found) - START_NS) / SECOND_NS
+            last_s = _last_error_s(scene, one, int(begins[number]) + one.affected, told_s)
             for key in (truth.split(".")[0], truth):
                 out.delays_s.setdefault(key, []).append(told_s - scene.shown_s[number])
                 out.onset_delays_s.setdefault(key, []).append(told_s - one.onset_s)
+                if last_s is not None:
+                    out.last_delays_s.setdefault(key, []).append(told_s - last_s)
+
+
+def _last_error_s(scene: Scene, one: FaultTrial, gpus: NDArray[np.intp], told_s: float) -> float | None:
+    """Second of the row with the last error, counted or logged, that came before it was told; None: it is not
+    known by errors."""
+    columns, period_s = scene.recording.columns, round(scene.recording.period_s)
+    counted = [effect.field for effect in one.variant.effects if isinstance(effect, Grows)]
+    grew = [(columns[name][:, gpus] > 0).any(axis=1) for name in counted if name in columns]
+    rows_s = [(row + 1) * period_s for column in grew for row in np.flatnonzero(column).tolist()]
+    rows_s += [event.second // period_s * period_s + period_s for event in scene.events if event.gpu in gpus]
+    return max((second for second in rows_s if second <= told_s), default=None)
 
 
 def _label(finding: Finding) -> str:
@@ -240,6 +257,9 @@ def add(figures: dict[str, Any], looks: dict[str, Faults]) -> None:
         "by_confidence": by_confidence(full),
         "delay_from_onset_s_p95": {
             name: scoring.p95(values) for name, values in sorted(full.onset_delays_s.items())
+        },
+        "delay_from_last_error_s_p95": {
+            name: scoring.p95(values) for name, values in sorted(full.last_delays_s.items())
         },
         "mistakes": dict(full.mistakes.most_common()),
     }

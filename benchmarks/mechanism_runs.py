@@ -47,6 +47,9 @@ SILENT = (HEALTHY, UNALLOCATED, CANNOT_TELL)
 """Answers that name no cause."""
 ACCOUNTED = ("idle", "starvation")
 """Kinds whose delay is that of the account: a person is told after a grace by design."""
+COSTS = 0.97
+"""Throttling is in the data from the first sample in which a clock is below this part of what it was."""
+USUAL_S = 60
 
 View = Callable[[Recording, np.random.Generator], Recording]
 
@@ -84,6 +87,8 @@ class Seen:
     parts: list[Minutes] = field(default_factory=list)
     delays_s: dict[str, list[float]] = field(default_factory=dict)
     """By kind, and by `kind.cause`."""
+    onset_delays_s: dict[str, list[float]] = field(default_factory=dict)
+    """Of throttling, from the mechanism's begin: clocks may fall for a while before that costs anything."""
     sure: list[scoring.Said] = field(default_factory=list)
     """Of each finding when it was told, the causes that it named."""
     by_variant: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
@@ -202,9 +207,13 @@ def _note(
         seen.by_variant.setdefault(variant.name, []).append((right, int(mine.sum())))
         if variant.truth != HEALTHY and variant.before[1] > 0:
             delay_s = _delay_s(recording, truth, watched, run - first, variant, labels)
-            if delay_s is not None:
-                for name in (variant.truth.split(".")[0], variant.truth):
-                    seen.delays_s.setdefault(name, []).append(delay_s)
+            if delay_s is None:
+                continue
+            costs_s = _costs_after_s(recording, truth, run - first) if variant.slow is not None else 0.0
+            for name in (variant.truth.split(".")[0], variant.truth):
+                seen.delays_s.setdefault(name, []).append(delay_s - costs_s)
+                if variant.slow is not None:
+                    seen.onset_delays_s.setdefault(name, []).append(delay_s)
 
 
 def _sure(recording: Recording, truth: Truth, told: Sequence[Finding]) -> list[scoring.Said]:
@@ -244,6 +253,18 @@ def _delay_s(
         return None
     end_ns = recording.start_ns + int(np.argmax(right)) * round(recording.period_s * SECOND_NS)
     return (end_ns - onset_ns) / SECOND_NS
+
+
+def _costs_after_s(recording: Recording, truth: Truth, place: int) -> float:
+    """Seconds from the onset to the first sample in which the clock of a throttled GPU is below COSTS of its
+    usual one."""
+    period_s = recording.period_s
+    onset = round(truth.onset_s[place] / period_s)
+    slow = np.flatnonzero((truth.run == place) & (truth.label > 0).any(axis=0))
+    clock = recording.columns["sm_clock_hz"][:, slow]
+    usual = np.nanmedian(clock[max(0, onset - round(USUAL_S / period_s)) : onset], axis=0)
+    costs = (clock[onset:] <= COSTS * usual).any(axis=1)
+    return float(np.argmax(costs)) * period_s if costs.any() else 0.0
 
 
 def _alarms(alarms: Alarms, recording: Recording, watched: Watched, nodes: set[str]) -> None:

@@ -36,7 +36,7 @@ REASONS = {
 class Settings:
     """Seconds and ratios 0-1."""
 
-    on_after_s: float = 5.0
+    on_after_s: float = 4.0
     off_after_s: float = 15.0
     forget_s: float = 600.0
     counter_share: float = 0.10
@@ -69,8 +69,8 @@ class Throttling:
 
     state: ClassVar[State | None] = "throttled"
     groups_by: ClassVar[Literal["job", "node"]] = "node"
-    finding_delay_s: ClassVar[float] = 5.0
-    accounting_delay_s: ClassVar[float] = 5.0
+    finding_delay_s: ClassVar[float] = 4.0
+    accounting_delay_s: ClassVar[float] = 4.0
     grace: ClassVar[str] = "none"
 
     def __init__(self, size: int, period_s: float, settings: Settings) -> None:

@@ -179,8 +179,9 @@ def test_a_power_cap_is_told_at_once_only_with_a_limit_that_explains_it(
     ("ahead_s", "told_s"),
     [
         pytest.param([0, 0, 0, 9, 9, 9, 9], 25, id="ahead: with the second push"),
-        pytest.param([0, 0, 0, -9, -9, -9, -9], 30, id="behind: with the third"),
-        pytest.param([0, 0, 0, -9, -9, 0, 0], None, id="two pushes that were late"),
+        pytest.param([0, 0, 0, -9, -9.3, -9, -9], 25, id="behind: with the second, too"),
+        pytest.param([0, 0, 0, -9, -9.8, 0, 0], None, id="two pushes that were late, not alike"),
+        pytest.param([0, 0, 0, 9, 9.8, 9, 9], 25, id="ahead: nothing but a clock makes a push early"),
         pytest.param([0, 0, 0, -9, -12, -6, -8.5], None, id="pushes that were late differently"),
         pytest.param([0, 9, 0, 0, 9, 0, 0], None, id="one push, and later another one like it"),
     ],

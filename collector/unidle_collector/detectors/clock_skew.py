@@ -9,8 +9,8 @@ Evidence
     The node's clock in each push, against the collector's at its receipt.
 
 How it decides
-    5 s or more in pushes that agree within 1 s and span 4 s (ahead) or 9 s (behind: a push that was long on
-    its way looks the same, but hardly twice as long to the second, a third time). Over below 3 s for 30 s.
+    5 s or more in pushes that span 4 s and agree within 1 s (ahead) or 0.5 s (behind: a push that was long on
+    its way looks the same, but hardly twice as long within half a second). Over below 3 s for 30 s.
     Not in recordings, whose pushes nobody saw.
 
 What to do
@@ -43,9 +43,9 @@ class Settings:
     on_s: float = 5.0
     off_s: float = 3.0
     """Between the two nothing changes."""
-    agree_s: float = 1.0
-    ahead_spans_s: float = 4.0
-    behind_spans_s: float = 9.0
+    ahead_agree_s: float = 1.0
+    behind_agree_s: float = 0.5
+    spans_s: float = 4.0
     off_after_s: float = 30.0
 
 
@@ -72,15 +72,15 @@ class ClockSkew(Lasting):
             self._hold.reset(off_s < s.off_s)
             return Verdict(self._hold.on, self._hold.since, self._a["cause"], self._a["loss"])
         spans_s = self._agreeing_s(view.inventory.a["heard_ns"], ahead_s, far)
-        enough = far & (spans_s >= np.where(ahead_s > 0, s.ahead_spans_s, s.behind_spans_s))
+        enough = far & (spans_s >= s.spans_s)
         known = view.step.sampled & (enough | (off_s < s.off_s))
         return self.decide(view, enough, known, np.where(ahead_s > 0, 0, 1), 0.0)
 
     def _agreeing_s(self, heard_ns: Times, ahead_s: Floats, far: Bools) -> Floats:
         """[GPUs] time between the first and the last of the pushes in a row that say the same as the last."""
-        a = self._a
+        a, s = self._a, self.settings
         new = heard_ns != a["pushed_ns"]
-        agrees = np.abs(ahead_s - a["ahead_s"]) <= self.settings.agree_s
+        agrees = np.abs(ahead_s - a["ahead_s"]) <= np.where(ahead_s > 0, s.ahead_agree_s, s.behind_agree_s)
         np.copyto(a["first_ns"], heard_ns, where=new & ~agrees)
         np.copyto(a["ahead_s"], ahead_s, where=new & far)
         np.copyto(a["pushed_ns"], heard_ns, where=new)

@@ -14,7 +14,7 @@ How it decides
     the step. Cap: bit 0x4 or power-cap time, and a clock at least 15 % below the median of three or more
     siblings of the same model in the same job (else on the same node, where its tensor activity has to be
     within 10 % of theirs, or its limit lower: other work draws less). It must cost at least 3 % of the
-    clock (or the clock be unknown) while something runs. On after 5 s in a row, off after 15 s without.
+    clock (or the clock be unknown) while something runs. On after 4 s in a row, off after 15 s without.
     A cap is told after a minute, because clocks of siblings differ for a moment now and then; at once where
     its limit is at least 3 % below theirs, it draws 95 % of that or more, and they draw more than it may.
 
@@ -107,7 +107,7 @@ class ThrottlingPower(Throttling):
         return out
 
     def delay_s(self, cause: str) -> float:
-        """5 s; a cap is watched for a minute, unless more speaks for it."""
+        """4 s; a cap is watched for a minute, unless more speaks for it."""
         return CAP_TOLD_AFTER_S if cause == "power_cap" else self.finding_delay_s
 
     def _held_by_lower_limit(self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> bool:

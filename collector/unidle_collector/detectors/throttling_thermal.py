@@ -13,7 +13,7 @@ How it decides
     neither is known, a margin below the model's slowdown offset, or a temperature at the model's limit
     together with a clock at least 10 % below its siblings, or below its own before where it has none; a
     clock at 55 % or less is the hardware's doing (nvml.h: it halves clocks or more). It must cost at
-    least 3 % of the clock (or the clock be unknown) while something runs. On after 5 s in a row, off
+    least 3 % of the clock (or the clock be unknown) while something runs. On after 4 s in a row, off
     after 15 s without.
     The loss is 1 - clock / clock of unthrottled siblings in the same job (else on the same node), or
     of the GPU's own best clock under the job.
