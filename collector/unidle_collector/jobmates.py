@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unidle_collector.detectors import Verdict, mean_of
+from unidle_collector.detectors import Verdict, enough_ns, mean_of, sampled_each_s
 from unidle_collector.model import GpuRef, State
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu
 from unidle_collector.signals import NOTHING_RAN, View
@@ -158,8 +158,9 @@ def _draws_less(view: View, light: Positions, heavy: Positions) -> bool:
     waits, works = (mean_of(view.means.mean("drawn_w"), gpus) for gpus in (light, heavy))
     if waits is not None and works is not None:
         return waits <= LESS_POWER * works
-    one_node = np.unique(view.inventory.a["node"][np.concatenate((light, heavy))]).size == 1
-    return one_node or view.step.period_ns <= OFTEN_S * SECOND_NS
+    gpus = np.concatenate((light, heavy))
+    one_node = np.unique(view.inventory.a["node"][gpus]).size == 1
+    return one_node or bool((sampled_each_s(view)[gpus] <= OFTEN_S).all())
 
 
 def linked(view: View, gpus: Positions) -> bool:
@@ -236,7 +237,7 @@ class OutOfStep(ABC):
 
     def __init__(self, size: int, period_s: float, settings: Settings | None = None) -> None:
         settings = settings or Settings()
-        self._on_after_ns = np.int64(max(settings.on_after_s, settings.least_samples * period_s) * SECOND_NS)
+        self._settings = settings
         self._even_ns = int(settings.even_s * SECOND_NS)
         self._hold = Hold(size, max(settings.off_after_s, 2 * period_s), forget_s=1800.0)
         self._a = PerGpu(size)
@@ -256,7 +257,8 @@ class OutOfStep(ABC):
             compared = view.once(compare)
             waits = self._waiting(view, compared.uneven)
             known = compared.known | (view.alive & ~view.allocated)
-            self._hold.update(waits, known, step.start_ns, step.end_ns, self._on_after_ns)
+            enough = enough_ns(view, self._settings.on_after_s, self._settings.least_samples)
+            self._hold.update(waits, known, step.start_ns, step.end_ns, enough)
             self._remember_even(compared, step.end_ns)
         on = self._hold.on
         lag = np.int64(view.means.window_s / 2 * SECOND_NS)  # of the mean behind the signal

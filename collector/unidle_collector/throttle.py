@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from unidle_collector.clocks import ReferenceClock
-from unidle_collector.detectors import Verdict, mean_of, percent
+from unidle_collector.detectors import Verdict, enough_ns, mean_of, percent
 from unidle_collector.model import Evidence, State
 from unidle_collector.pergpu import SECOND_NS, Bools, Floats, Hold, PerGpu, Times
 from unidle_collector.signals import NOTHING_RAN, View
@@ -30,6 +30,9 @@ REASONS = {
     0x100: "display clocks",
 }
 """The same in words (nvml.h)."""
+
+
+LEAST_SAMPLES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,6 @@ class Throttling:
         # Off means seen otherwise for a while; at a coarse period one sample alone proves nothing.
         # Blinks are not added up: it begins only with some seconds in a row.
         self._hold = Hold(size, max(settings.off_after_s, 1.5 * period_s), settings.forget_s, break_s=0.0)
-        self._on_after = np.int64(max(settings.on_after_s, 2 * period_s) * SECOND_NS)
         self._a = PerGpu(size)
         self._a.make("loss", np.float64, 0.0)
         self._a.make("cause", np.int16, 0)
@@ -103,7 +105,8 @@ class Throttling:
         runs = view.activity >= NOTHING_RAN
         costs = np.isnan(loss) | (loss >= s.least_loss)
         yes = signal & runs & costs & view.alive
-        self._hold.update(yes, known & view.alive, step.start_ns, step.end_ns, self._on_after)
+        enough = enough_ns(view, s.on_after_s, LEAST_SAMPLES)
+        self._hold.update(yes, known & view.alive, step.start_ns, step.end_ns, enough)
         np.copyto(self._a["loss"], np.clip(loss, 0.0, 1.0), where=yes & ~np.isnan(loss))
         np.copyto(self._a["cause"], cause, where=yes)
         return Verdict(self._hold.on, self._hold.since, self._a["cause"], self._a["loss"])

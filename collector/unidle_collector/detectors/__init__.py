@@ -160,9 +160,16 @@ def mean_of(values: Floats, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> 
     return float(chosen.mean()) if chosen.size else None
 
 
-def sampled_each_s(view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> float:
-    """Seconds between two rows of the GPU at `gpus` that is sampled most rarely."""
-    return float(np.fmax(view.inventory.a["period_s"][gpus], view.step.period_ns / SECOND_NS).max())
+def sampled_each_s(view: View) -> Floats:
+    """[GPUs] seconds between two rows: in the live window one may speak for many steps."""
+    out: Floats = np.fmax(view.inventory.a["period_s"], view.step.period_ns / SECOND_NS)
+    return out
+
+
+def enough_ns(view: View, seconds: float, samples: int) -> Times:
+    """[GPUs] how long so many seconds last, and so many samples."""
+    out: Times = (np.maximum(seconds, samples * view.once(sampled_each_s)) * SECOND_NS).astype(np.int64)
+    return out
 
 
 def percent(value: float | None) -> str:

@@ -140,13 +140,13 @@ class Idle:
         self._a.make("rest_ratio", np.float64, np.nan)
         self._blip_ns = int(max(settings.blip_s, 0.0) * SECOND_NS)
         self._coarse = period_s > settings.blip_s
-        self._grace_s = grace_s(period_s, settings)
+        self._least_grace_s = grace_s(period_s, settings)
 
     def in_all(self, steps: int) -> None:
         """There will be this many steps and no more: where they are fewer than the grace takes, it is judged
         by all of them."""
         s = self._settings
-        if s.few_samples <= steps and s.grace_s <= steps * self._period_s < self._grace_s:
+        if s.few_samples <= steps and s.grace_s <= steps * self._period_s < self._least_grace_s:
             self._steady_grace_s = steps * self._period_s
 
     def look(self, view: View) -> Verdict:
@@ -156,7 +156,7 @@ class Idle:
         quiet = view.allocated & (view.activity < NOTHING_RAN) & ~view.moving & ~self._ran_between(view)
         blip = view.allocated & (view.activity >= NOTHING_RAN) & (view.activity < BLIP)
         known &= ~self._is_probe(blip & known, step.start_ns, step.end_ns)
-        ran_s = np.where(view.never_ran, START_GRACE_S, self._grace_of(view, quiet))
+        ran_s = np.where(view.never_ran, START_GRACE_S, self._grace_s(view, quiet))
         after = np.where(view.inventory.a["interactive"], self._session_grace_s(view), ran_s)
         self._hold.update(quiet, known, step.start_ns, step.end_ns, (after * SECOND_NS).astype(np.int64))
         self._a["cause"][:] = self._cause(view)
@@ -165,11 +165,13 @@ class Idle:
         self._a["ran_s"][:] += np.where(known & view.allocated & (view.activity >= NOTHING_RAN), seconds, 0.0)
         return Verdict(self._hold.on, self._hold.since, self._a["cause"], np.ones(len(after)))
 
-    def _grace_of(self, view: View, quiet: Bools) -> Floats | float:
-        """Seconds that a GPU may do nothing which has worked."""
-        if self._steady_grace_s >= self._grace_s:
-            return self._grace_s
-        return np.where(self._steady(view, quiet), self._steady_grace_s, self._grace_s)
+    def _grace_s(self, view: View, quiet: Bools) -> Floats:
+        """[GPUs] seconds that one may do nothing which has worked."""
+        s = self._settings
+        grace_s = np.maximum(s.grace_s, s.least_samples * view.once(sampled_each_s))
+        if self._steady_grace_s >= self._least_grace_s:
+            return grace_s
+        return np.where(self._steady(view, quiet), self._steady_grace_s, grace_s)
 
     def _steady(self, view: View, quiet: Bools) -> Bools:
         """Where power is known and has kept to itself since the GPU does nothing."""
@@ -210,9 +212,9 @@ class Idle:
 
     def _session_grace_s(self, view: View) -> Floats:
         """[GPUs] cells that take seconds fall between samples far apart; only the energy would tell."""
-        s, period_s = self._settings, view.step.period_ns / SECOND_NS
+        s = self._settings
         unseen = np.isnan(view.step.get("energy_j") + view.step.get("power_w"))
-        longer_s = max(s.interactive_grace_s, s.session_samples * period_s)
+        longer_s = np.maximum(s.interactive_grace_s, s.session_samples * view.once(sampled_each_s))
         return np.where(unseen, longer_s, s.interactive_grace_s)
 
     def _is_probe(self, blip: Bools, start_ns: int, end_ns: int) -> Bools:
@@ -278,7 +280,7 @@ class Idle:
 
     def _told_after_s(self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> float:
         """Cells of a few seconds mostly fall between samples that are far apart, and draw little."""
-        samples_s = self._settings.session_told_samples * sampled_each_s(view, gpus)
+        samples_s = self._settings.session_told_samples * float(sampled_each_s(view)[gpus].max())
         return max(self.delay_s("interactive"), samples_s)
 
     def _of_session(self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> Iterator[Evidence]:

@@ -66,6 +66,7 @@ from unidle_collector.detectors import (
     About,
     Verdict,
     duration,
+    enough_ns,
     mean_of,
     percent,
     plural,
@@ -164,11 +165,10 @@ class Starvation:
     accounting_delay_s: ClassVar[float] = 90.0
     grace: ClassVar[str] = "until a job has started (activity 10 % over 30 s, and 60 s more), at most 10 min"
 
-    def __init__(self, size: int, period_s: float, settings: Settings) -> None:
+    def __init__(self, size: int, settings: Settings) -> None:
         self._settings = settings
         self._reference = Reference(size)
         self._hold = Hold(size, settings.off_after_s, settings.forget_s)
-        self._on_after_ns = np.int64(max(settings.on_after_s, settings.least_samples * period_s) * SECOND_NS)
         self._a = PerGpu(size)
         self._a.make("cause", np.int16, 0)
         self._a.make("held", np.bool_, False)
@@ -193,7 +193,8 @@ class Starvation:
         starved = running & ~bound & (low | waiting)
         known = view.alive & ~np.isnan(e) & (running | ~judged)
         known &= ~(starved & self._pauses_only(view))
-        self._hold.update(starved, known, step.start_ns, step.end_ns, self._on_after_ns)
+        enough = enough_ns(view, s.on_after_s, s.least_samples)
+        self._hold.update(starved, known, step.start_ns, step.end_ns, enough)
         self._judge(view, starved)
         loss = np.where(
             waiting & ~low,
@@ -283,7 +284,7 @@ class Starvation:
             advice=ADVICE[cause] if told else cannot_tell(found, of, s.causes),
             confirm=CONFIRM[cause].format(node=node, gpus=numbers),
             shares=shares,
-            told_after_s=max(self.delay_s(cause), TOLD_SAMPLES * sampled_each_s(view, gpus)),
+            told_after_s=max(self.delay_s(cause), TOLD_SAMPLES * float(sampled_each_s(view)[gpus].max())),
         )
 
     def _beside(self, view: View, gpus: Positions, field: str) -> Iterator[Evidence]:
@@ -317,4 +318,4 @@ def _signs(view: View, gpus: Positions) -> Signs:
 
 def make(size: int, period_s: float) -> Starvation:
     """The detector with the product's defaults."""
-    return Starvation(size, period_s, Settings())
+    return Starvation(size, Settings())

@@ -36,7 +36,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from unidle_collector.catalogue import catalogue
-from unidle_collector.detectors import About, Verdict, mean_of, percent, plural
+from unidle_collector.detectors import About, Verdict, enough_ns, mean_of, percent, plural
 from unidle_collector.jobmates import Positions, both_ways
 from unidle_collector.model import Evidence, State
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu, known_or
@@ -83,7 +83,6 @@ class TcpFallback:
     def __init__(self, size: int, period_s: float, settings: Settings) -> None:
         self._settings = settings
         self._reference = catalogue().reference.tensor
-        self._on_after_ns = np.int64(max(settings.on_after_s, settings.least_samples * period_s) * SECOND_NS)
         self._hold = Hold(size, max(settings.off_after_s, 2 * period_s), forget_s=1800.0)
         self._a = PerGpu(size)
         self._a.make("ports", np.float64, np.nan)  # of its node, active or not
@@ -104,7 +103,8 @@ class TcpFallback:
                 if cause is not None:
                     found[gpus], a["cause"][gpus] = True, cause
         known = view.alive & ~np.isnan(m.mean("tensor_active_ratio"))
-        self._hold.update(found, known, step.start_ns, step.end_ns, self._on_after_ns)
+        enough = enough_ns(view, self._settings.on_after_s, self._settings.least_samples)
+        self._hold.update(found, known, step.start_ns, step.end_ns, enough)
         on, lag = self._hold.on, np.int64(m.window_s / 2 * SECOND_NS)
         since = np.where(on, np.maximum(self._hold.since - lag, view.held_since), NEVER)
         loss = 1.0 - np.minimum(1.0, known_or(m.mean("tensor_active_ratio"), 1.0) / self._reference)
