@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from tests.collector.fleets import HEALTHY, HELD, Column, recording
-from tests.collector.test_detectors_jobs import LAST_HEAVY, ONE_SLOW, job, waiting
+from tests.collector.test_detectors_jobs import LAST_HEAVY, ONE_SLOW, job, saves, waiting
 from tests.collector.test_starving import SPINS, WAITS
 
 from unidle_agent.fields import BY_NAME
@@ -88,6 +88,7 @@ def now_and_then(value: float) -> Column:
             ),
             id="hot in single samples",
         ),
+        pytest.param(lambda s: job(saves(s, 600, period_s=s), period_s=s), id="saves in single samples"),
         pytest.param(lambda s: job(waiting(ONE_SLOW, period_s=s), period_s=s), id="one rank is slow"),
         pytest.param(lambda s: job(waiting(LAST_HEAVY, period_s=s), period_s=s), id="a heavy stage"),
     ],

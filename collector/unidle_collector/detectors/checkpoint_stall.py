@@ -32,7 +32,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from unidle_collector.detectors import About, Verdict, duration, mean_of, percent, plural
+from unidle_collector.detectors import About, Verdict, duration, enough_ns, mean_of, percent, plural
 from unidle_collector.model import Evidence, State
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, PerGpu, known_or
 from unidle_collector.signals import View
@@ -79,9 +79,8 @@ class CheckpointStall:
     accounting_delay_s: ClassVar[float] = 90.0
     grace: ClassVar[str] = "pauses below 30 s, the first two pauses, and a job's start (at most 10 min)"
 
-    def __init__(self, size: int, period_s: float, settings: Settings) -> None:
+    def __init__(self, size: int, settings: Settings) -> None:
         self._settings = settings
-        self._least_ns = np.int64(max(settings.least_s, settings.least_samples * period_s) * SECOND_NS)
         self._most_ns = np.int64(settings.most_s * SECOND_NS)
         self._a = a = PerGpu(size)
         a.make("begun_ns", np.int64, NEVER)  # of the pause that its job is in
@@ -143,7 +142,7 @@ class CheckpointStall:
         job = view.inventory.a["job"]
         of_writers = np.isin(job, np.unique(job[writes])) & paused
         known = a["known"]
-        known |= of_writers & (lasts_ns >= self._least_ns)
+        known |= of_writers & (lasts_ns >= enough_ns(view, s.least_s, s.least_samples))
         known &= lasts_ns <= self._most_ns
 
     def _end(self, ends: Bools, now_ns: int) -> None:
@@ -250,4 +249,4 @@ def _written(view: View) -> Floats:
 
 def make(size: int, period_s: float) -> CheckpointStall:
     """The detector with the product's defaults."""
-    return CheckpointStall(size, period_s, Settings())
+    return CheckpointStall(size, Settings())
