@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,128 +15,84 @@ from unidle_collector.starving import ORDER, WIDEST, Signs, Thresholds, behind
 
 @dataclass(frozen=True, slots=True)
 class Sign:
-    """One sign as it is shown."""
+    """One sign that has a threshold of its own, as it is shown."""
 
     cause: str
     """Which it speaks for."""
     field: str
     unit: str
-    value: Floats
-    threshold: float
+    value: str
+    """Name in Signs."""
+    limit: str
+    """Name in Thresholds."""
     words: str
     """`{}` is the value, `{limit}` the threshold, as people read them."""
 
 
-def _signs(found: Signs, at: Thresholds) -> Iterator[Sign]:
-    """Every sign that has a threshold of its own, in the order of the causes."""
-    share, rate = "1", "By/s"
-    yield Sign(
-        "communication",
-        "nvlink_tx_bytes_per_s",
-        rate,
-        found.nvlink_bytes_per_s,
-        at.nvlink_bytes_per_s,
+SHARE, RATE = "1", "By/s"
+SIGNS = (
+    Sign(
+        "communication", "nvlink_tx_bytes_per_s", RATE, "nvlink_bytes_per_s", "nvlink_bytes_per_s",
         "{} over NVLink (collectives: {limit} or more)",
-    )
-    yield Sign(
-        "communication",
-        "ib_bytes_per_s",
-        rate,
-        found.ib_bytes_per_s,
-        at.ib_bytes_per_s,
+    ),
+    Sign(
+        "communication", "ib_bytes_per_s", RATE, "ib_bytes_per_s", "ib_bytes_per_s",
         "{} over the node's InfiniBand (collectives: {limit} or more)",
-    )
-    yield Sign(
-        "communication",
-        "tensor_active_ratio",
-        share,
-        found.tensor,
-        at.spinning_tensor,
+    ),
+    Sign(
+        "communication", "tensor_active_ratio", SHARE, "tensor", "spinning_tensor",
         "tensor activity {} (waiting in collectives: below {limit})",
-    )
-    yield Sign(
-        "storage",
-        "cpu_iowait_ratio",
-        share,
-        found.iowait,
-        at.iowait,
+    ),
+    Sign(
+        "storage", "cpu_iowait_ratio", SHARE, "iowait", "iowait",
         "{} of host CPU time waits for I/O (storage: {limit} or more)",
-    )
-    yield Sign(
-        "storage",
-        "psi_io_some_ratio",
-        share,
-        found.io_stalled,
-        at.stalled,
+    ),
+    Sign(
+        "storage", "psi_io_some_ratio", SHARE, "io_stalled", "stalled",
         "some task of the host waits for I/O {} of the time (storage: {limit} or more)",
-    )
-    yield Sign(
-        "host_to_device",
-        "pcie_per_activity",
-        rate,
-        found.pcie_per_activity,
-        at.pcie_per_activity,
+    ),
+    Sign(
+        "host_to_device", "pcie_per_activity", RATE, "pcie_per_activity", "pcie_per_activity",
         "PCIe traffic of {} for a fully used GPU (offloading: {limit} or more; feeding samples: about 2)",
-    )
-    yield Sign(
-        "host_to_device",
-        "pcie_bytes_per_s",
-        rate,
-        found.pcie_bytes_per_s,
-        at.pcie_bytes_per_s,
+    ),
+    Sign(
+        "host_to_device", "pcie_bytes_per_s", RATE, "pcie_bytes_per_s", "pcie_bytes_per_s",
         "{} over PCIe, both ways (offloading: {limit} or more)",
-    )
-    yield Sign(
-        "cpu_preprocessing",
-        "cpu_busy_ratio",
-        share,
-        found.cpu_busy,
-        at.cpu_busy,
+    ),
+    Sign(
+        "cpu_preprocessing", "cpu_busy_ratio", SHARE, "cpu_busy", "cpu_busy",
         "{} of host CPU time is busy (preprocessing: {limit} or more)",
-    )
-    yield Sign(
-        "cpu_preprocessing",
-        "psi_cpu_some_ratio",
-        share,
-        found.cpu_stalled,
-        at.stalled,
+    ),
+    Sign(
+        "cpu_preprocessing", "psi_cpu_some_ratio", SHARE, "cpu_stalled", "stalled",
         "some task of the host waits for a CPU {} of the time (preprocessing: {limit} or more)",
-    )
-    yield Sign(
-        "cpu_preprocessing",
-        "job_throttled_ratio",
-        "s/s",
-        found.quota_held,
-        at.stalled,
+    ),
+    Sign(
+        "cpu_preprocessing", "job_throttled_ratio", "s/s", "quota_held", "stalled",
         "the job's CPU quota holds its tasks back for {} (preprocessing: {limit} or more)",
-    )
-    yield Sign(
-        "small_kernels",
-        "gpu_util_ratio",
-        share,
-        found.resident,
-        at.small_resident,
+    ),
+    Sign(
+        "small_kernels", "gpu_util_ratio", SHARE, "resident", "small_resident",
         "kernels resident {} of the time (small kernels: {limit} or more)",
-    )
-    yield Sign(
-        "small_kernels",
-        "dram_active_ratio",
-        share,
-        found.dram,
-        at.small_dram,
+    ),
+    Sign(
+        "small_kernels", "dram_active_ratio", SHARE, "dram", "small_dram",
         "DRAM activity {} (small kernels: below {limit})",
-    )
+    ),
+)  # fmt: skip
+"""In the order of the causes."""
 
 
 def evidence(found: Signs, at: Thresholds, window_s: float, first: str) -> list[Evidence]:
     """Every sign that is known, as a mean of the GPUs; those of the cause `first` come first."""
     out = []
-    for sign in sorted(_signs(found, at), key=lambda sign: sign.cause != first):
-        known = sign.value[~np.isnan(sign.value)]
+    for sign in sorted(SIGNS, key=lambda sign: sign.cause != first):
+        values, limit = getattr(found, sign.value), getattr(at, sign.limit)
+        known = values[~np.isnan(values)]
         if known.size:
             value = float(known.mean())
-            text = sign.words.format(_shown(value, sign.unit), limit=_shown(sign.threshold, sign.unit))
-            out.append(Evidence(sign.field, value, sign.unit, sign.threshold, window_s, text))
+            text = sign.words.format(_shown(value, sign.unit), limit=_shown(limit, sign.unit))
+            out.append(Evidence(sign.field, value, sign.unit, limit, window_s, text))
     return out
 
 
