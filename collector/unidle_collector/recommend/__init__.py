@@ -10,8 +10,9 @@ import shlex
 from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import import_module
+from typing import TypedDict
 
-from unidle_collector.model import Cost, Finding, Gain, Recommendation
+from unidle_collector.model import Cost, Finding, Gain, GpuRef, Recommendation
 from unidle_collector.pergpu import SECOND_NS
 
 HORIZON_H = 24.0
@@ -34,6 +35,33 @@ def recommend(findings: Iterable[Finding], now_ns: int) -> list[Recommendation]:
         rule(finding, now_ns) for finding in findings if finding.told_ns is not None for rule in rules()
     ]
     return sorted((item for item in advised if item is not None), key=_worth, reverse=True)
+
+
+class Common(TypedDict):
+    """What a recommendation has of the finding that it is about."""
+
+    finding_ids: tuple[str, ...]
+    gain: Gain
+    created_ns: int
+    job: str
+    user: str
+    nodes: tuple[str, ...]
+    gpus: tuple[GpuRef, ...]
+    simulated: bool
+
+
+def common(finding: Finding, now_ns: int) -> Common:
+    """Of this finding, for all that would be won by ending its loss."""
+    return Common(
+        finding_ids=(finding.id,),
+        gain=gain_if_it_lasts(finding, now_ns),
+        created_ns=now_ns,
+        job=finding.job,
+        user=finding.user,
+        nodes=finding.nodes,
+        gpus=finding.gpus,
+        simulated=finding.simulated,
+    )
 
 
 def gain_if_it_lasts(finding: Finding, now_ns: int) -> Gain:
@@ -70,8 +98,6 @@ def change_of_job(
         lever="fix",
         title=title,
         subject=finding.subject,
-        finding_ids=(finding.id,),
-        gain=gain_if_it_lasts(finding, now_ns),
         binding_constraint=constraint,
         risk=risk,
         assumptions=(
@@ -82,12 +108,7 @@ def change_of_job(
         undo=undo,
         notice="send the owner the finding's page; nothing is done to the job",
         measure=measure,
-        created_ns=now_ns,
-        job=finding.job,
-        user=finding.user,
-        nodes=finding.nodes,
-        gpus=finding.gpus,
-        simulated=finding.simulated,
+        **common(finding, now_ns),
     )
 
 

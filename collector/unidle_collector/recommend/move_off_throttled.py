@@ -17,7 +17,7 @@ from __future__ import annotations
 from unidle_collector.detectors import duration, plural
 from unidle_collector.model import Finding, Recommendation
 from unidle_collector.pergpu import SECOND_NS
-from unidle_collector.recommend import gain_if_it_lasts, shell
+from unidle_collector.recommend import common, shell
 
 KINDS = ("throttling_thermal", "throttling_power")
 
@@ -38,8 +38,6 @@ def advise(finding: Finding, now_ns: int) -> Recommendation | None:
             f"Move the work off {plural(len(finding.gpus), 'GPU')} of {node}, slowed by {what} for {lasted}"
         ),
         subject=node,
-        finding_ids=(finding.id,),
-        gain=gain_if_it_lasts(finding, now_ns),
         binding_constraint="a free place of the same GPU count and model elsewhere",
         risk=(
             "the work since the last checkpoint is lost if the job is moved now; draining alone loses nothing"
@@ -53,12 +51,7 @@ def advise(finding: Finding, now_ns: int) -> Recommendation | None:
         undo=f"scontrol update NodeName={shell(node)} State=resume",
         notice="running jobs end normally under drain; requeue a job only with its owner's consent",
         measure="24 h later: clock of the moved job's GPUs, and throttled GPU-hours of this node",
-        created_ns=now_ns,
-        job=finding.job,
-        user=finding.user,
-        nodes=finding.nodes,
-        gpus=finding.gpus,
-        simulated=finding.simulated,
+        **common(finding, now_ns),
     )
 
 

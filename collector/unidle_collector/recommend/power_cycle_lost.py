@@ -17,7 +17,7 @@ from __future__ import annotations
 from unidle_collector.detectors import duration, plural
 from unidle_collector.model import Finding, Recommendation
 from unidle_collector.pergpu import SECOND_NS
-from unidle_collector.recommend import gain_if_it_lasts, shell
+from unidle_collector.recommend import common, shell
 from unidle_collector.repairs import drain, resume, wait
 
 
@@ -33,8 +33,6 @@ def advise(finding: Finding, now_ns: int) -> Recommendation | None:
         lever="fix",
         title=f"Power-cycle {node}: {count} lost for {lasted}",
         subject=node,
-        finding_ids=(finding.id,),
-        gain=gain_if_it_lasts(finding, now_ns),
         binding_constraint="the jobs on the node's other GPUs have to end first: draining waits for them",
         risk="the node is away while it boots; a GPU that is lost again has to be reseated or replaced",
         assumptions=(
@@ -52,10 +50,5 @@ def advise(finding: Finding, now_ns: int) -> Recommendation | None:
         undo=resume(finding),
         notice="running jobs end normally under drain; the job that had the GPU is dead: tell its owner",
         measure="24 h later: failed GPU-hours of this node, and whether a GPU was lost again",
-        created_ns=now_ns,
-        job=finding.job,
-        user=finding.user,
-        nodes=finding.nodes,
-        gpus=finding.gpus,
-        simulated=finding.simulated,
+        **common(finding, now_ns),
     )

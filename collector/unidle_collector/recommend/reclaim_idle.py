@@ -19,7 +19,7 @@ from __future__ import annotations
 from unidle_collector.detectors import duration, plural
 from unidle_collector.model import Finding, Recommendation
 from unidle_collector.pergpu import SECOND_NS
-from unidle_collector.recommend import gain_if_it_lasts, shell
+from unidle_collector.recommend import common, shell
 
 
 def advise(finding: Finding, now_ns: int) -> Recommendation | None:
@@ -34,8 +34,6 @@ def advise(finding: Finding, now_ns: int) -> Recommendation | None:
         lever="reclaim",
         title=f"Reclaim {plural(count, 'GPU')} idle for {lasted} in {finding.subject_kind} {finding.subject}",
         subject=finding.subject,
-        finding_ids=(finding.id,),
-        gain=gain_if_it_lasts(finding, now_ns),
         binding_constraint="the owner's consent: only the owner knows whether the session is still needed",
         risk="what is loaded on the GPUs is lost; starting again costs the model load",
         assumptions=(
@@ -48,12 +46,7 @@ def advise(finding: Finding, now_ns: int) -> Recommendation | None:
             "tell the owner first; give 30 minutes; silence this finding if the owner wants to keep the GPUs"
         ),
         measure="24 h later: idle GPU-hours of this subject against the interval above",
-        created_ns=now_ns,
-        job=finding.job,
-        user=finding.user,
-        nodes=finding.nodes,
-        gpus=finding.gpus,
-        simulated=finding.simulated,
+        **common(finding, now_ns),
     )
 
 

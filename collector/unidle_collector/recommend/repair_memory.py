@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from unidle_collector.detectors import plural
 from unidle_collector.model import Finding, Recommendation
-from unidle_collector.recommend import gain_if_it_lasts
+from unidle_collector.recommend import common
 from unidle_collector.repairs import drain, numbers, reset, resume, wait
 
 REPLACE = ("remap_failed", "retirement_failed", "sram_threshold")
@@ -42,8 +42,6 @@ def advise(finding: Finding, now_ns: int) -> Recommendation | None:
         lever="fix",
         title=f"{'Replace' if replaces else 'Reset'} {count} of {node}: {finding.title}",
         subject=node,
-        finding_ids=(finding.id,),
-        gain=gain_if_it_lasts(finding, now_ns),
         binding_constraint="a time at which no job runs on the node",
         risk=(
             "the node is away until the GPU is replaced"
@@ -58,10 +56,5 @@ def advise(finding: Finding, now_ns: int) -> Recommendation | None:
         undo=resume(finding),
         notice="running jobs end normally under drain",
         measure="afterwards: nvidia-smi -q -d ECC,ROW_REMAPPER shows nothing pending; no XID 48, 94, 95",
-        created_ns=now_ns,
-        job=finding.job,
-        user=finding.user,
-        nodes=finding.nodes,
-        gpus=finding.gpus,
-        simulated=finding.simulated,
+        **common(finding, now_ns),
     )

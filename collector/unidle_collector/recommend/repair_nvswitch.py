@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from unidle_collector.detectors import plural
 from unidle_collector.model import Finding, Recommendation
-from unidle_collector.recommend import gain_if_it_lasts
+from unidle_collector.recommend import common
 from unidle_collector.repairs import drain, reboot, resume
 
 
@@ -33,8 +33,6 @@ def advise(finding: Finding, now_ns: int) -> Recommendation | None:
         lever="fix",
         title=f"Boot {node}: an NVSwitch failed ({why}), {plural(len(finding.gpus), 'GPU')} behind it",
         subject=node,
-        finding_ids=(finding.id,),
-        gain=gain_if_it_lasts(finding, now_ns),
         binding_constraint="all jobs of the node have to end first: draining waits for them",
         risk="the failure may come again: then the baseboard wants service",
         assumptions=(
@@ -45,10 +43,5 @@ def advise(finding: Finding, now_ns: int) -> Recommendation | None:
         undo=resume(finding),
         notice="running jobs end normally under drain; those that use several GPUs of the node may hang",
         measure="24 h later: no SXid of this node, and nvidia-smi nvlink -s shows all links",
-        created_ns=now_ns,
-        job=finding.job,
-        user=finding.user,
-        nodes=finding.nodes,
-        gpus=finding.gpus,
-        simulated=finding.simulated,
+        **common(finding, now_ns),
     )

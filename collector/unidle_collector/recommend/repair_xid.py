@@ -18,7 +18,7 @@ from __future__ import annotations
 from unidle_collector.detectors import duration, plural
 from unidle_collector.model import Finding, Recommendation
 from unidle_collector.pergpu import SECOND_NS
-from unidle_collector.recommend import gain_if_it_lasts
+from unidle_collector.recommend import common
 from unidle_collector.repairs import drain, reboot, reset, resume, wait
 from unidle_collector.xids import recovery_action, xid
 
@@ -42,8 +42,6 @@ def advise(finding: Finding, now_ns: int) -> Recommendation | None:
         lever="fix",
         title=f"{what} {plural(len(finding.gpus), 'GPU')} of {node}: {why}, failed for {lasted}",
         subject=node,
-        finding_ids=(finding.id,),
-        gain=gain_if_it_lasts(finding, now_ns),
         binding_constraint="the other jobs of the node have to end first: draining waits for them",
         risk="boards with NVSwitch may need all GPUs of the node reset together; the failure may come again",
         assumptions=(
@@ -54,10 +52,5 @@ def advise(finding: Finding, now_ns: int) -> Recommendation | None:
         undo=resume(finding),
         notice="running jobs end normally under drain; the job that had the GPU is dead: tell its owner",
         measure="24 h later: failed GPU-hours of this node, and whether the XID has come again",
-        created_ns=now_ns,
-        job=finding.job,
-        user=finding.user,
-        nodes=finding.nodes,
-        gpus=finding.gpus,
-        simulated=finding.simulated,
+        **common(finding, now_ns),
     )

@@ -21,7 +21,7 @@ from __future__ import annotations
 from unidle_collector.detectors import duration, plural
 from unidle_collector.model import Finding, Recommendation
 from unidle_collector.pergpu import SECOND_NS
-from unidle_collector.recommend import gain_if_it_lasts, shell
+from unidle_collector.recommend import common, shell
 
 
 def advise(finding: Finding, now_ns: int) -> Recommendation | None:
@@ -39,8 +39,6 @@ def advise(finding: Finding, now_ns: int) -> Recommendation | None:
             f"Right-size {finding.subject_kind} {finding.subject}: {plural(count, 'GPU')} {what} for {lasted}"
         ),
         subject=finding.subject,
-        finding_ids=(finding.id,),
-        gain=gain_if_it_lasts(finding, now_ns),
         binding_constraint=(
             "the owner's next submission: a running job cannot give GPUs back"
             if unused
@@ -60,12 +58,7 @@ def advise(finding: Finding, now_ns: int) -> Recommendation | None:
         undo="submit with the request as it was",
         notice="send the owner this finding; nothing is changed under a running job",
         measure="24 h after the next submission: GPU-hours and run time of this job against this one",
-        created_ns=now_ns,
-        job=finding.job,
-        user=finding.user,
-        nodes=finding.nodes,
-        gpus=finding.gpus,
-        simulated=finding.simulated,
+        **common(finding, now_ns),
     )
 
 
