@@ -20,7 +20,7 @@ from unidle_collector.counters import increases
 from unidle_collector.joined import Joined
 from unidle_collector.pergpu import Array, Bools, Floats
 
-DRIVER_COUNTER = "energy_j"
+ENERGY = "energy_j"
 """Counts since the driver was loaded: it goes back when that, or the GPU, was reset (NVML, field 83)."""
 MOST_RATIO = 1.5
 """A ratio above this is nonsense (MIG shows a little over 1) and becomes unknown."""
@@ -185,13 +185,13 @@ class Ring:
             raw = self._raw[spec.name] = np.full(self._size, UNKNOWN_U8, dtype=np.uint64)
         result = increases(read[rows.order], raw[rows.thing_by_order], rows.series_begin, spec.resolution)
         raw[rows.thing_by_order[rows.series_end]] = result.last[rows.series_end]
-        if spec.name == DRIVER_COUNTER and result.reset.any():
+        if spec.name == ENERGY and result.reset.any():
             newest = rows.newest[rows.batch[rows.order][result.reset]]
             things = rows.thing_by_order[result.reset]
             self._resets += zip(things.tolist(), newest.tolist(), strict=True)
         values = np.empty(rows.count)
         values[rows.order] = result.values
-        steps = rows.distance if spec.name == DRIVER_COUNTER else rows.span
+        steps = rows.distance if spec.name == ENERGY else rows.span
         return values / steps, np.bincount(rows.batch[rows.order][result.reset], minlength=rows.batches)
 
     def _column(self, spec: Field) -> Array:
