@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import fault_runs, healthy_fleet, life_runs, memory_runs, scoring
+from benchmarks.diagnosis_targets import judged
 from benchmarks.figures import rounded
 from benchmarks.healthy_fleet import Watch
 from benchmarks.mechanism_runs import GPUS_PER_RUN, RUN_S, SILENT, VIEWS, Alarms, Seen, score_runs
@@ -209,6 +210,7 @@ def main() -> int:
     figures["oom"] = memory_runs.oom(which, sizes.oom_jobs, sizes.oom_hours, args.seed)
     figures["stragglers"] = stragglers()
     table(figures, seen)
+    judged(figures, say)
     say(f"{time.monotonic() - began:.0f} s")
     if args.json:
         print(json.dumps(rounded(figures), indent=2))
