@@ -400,7 +400,7 @@ def test_who_may_wait_for_another_gpu_of_its_job_does_not_wait_for_the_network()
 
 
 def test_where_nobody_of_a_job_works_all_wait_for_the_network_though_not_alike() -> None:
-    """Two nodes of one tensor- and pipeline-parallel job showed 11 and 16 %."""
+    """A real tensor- and pipeline-parallel job on two nodes showed 11 to 16 % of tensor activity."""
     finding = one(replay(over_infiniband((0.6,) * 4 + (0.8,) * 4, tensor=0.19)))
     assert (finding.kind, finding.cause) == ("starvation", "communication")
 
