@@ -18,6 +18,7 @@ from unidle_collector.model import Account, Finding, Recommendation
 from unidle_collector.pergpu import SECOND_NS
 from unidle_collector.recommend import recommend
 from unidle_collector.recording import Recording
+from unidle_collector.ring import ENERGY
 from unidle_collector.signals import ACTIVITY, HELD_BYTES, NOTHING_RAN, Happened, Step
 from unidle_collector.spans import Booked, Span
 
@@ -119,16 +120,24 @@ def _covering(recording: Recording) -> np.ndarray[tuple[int, int], np.dtype[np.i
 
 
 def _spread(recording: Recording) -> dict[str, NDArray[np.float64]]:
-    """The columns, a counter's increase shared by the periods since the sample before."""
-    at = np.where(recording.sampled, np.arange(recording.instants)[:, None], -1)
+    """The columns, a counter's increase shared by the periods since the sample before, and that of energy by
+    those since it grew before: one that stands still has not been read anew."""
+    columns = dict(recording.columns)
+    periods = _since(recording.sampled)
+    if (recording.sampled & (periods > 1)).any():
+        counters = [name for name in columns if name in BY_NAME and BY_NAME[name].kind == "counter"]
+        columns |= {name: columns[name] / periods for name in counters}
+    if ENERGY in columns:
+        grew = recording.columns[ENERGY] > 0
+        columns[ENERGY] = np.where(grew, recording.columns[ENERGY], np.nan) / _since(grew)
+    return columns
+
+
+def _since(there: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """[T, G] periods since the instant before that is `there`, 1 where there was none."""
+    at = np.where(there, np.arange(len(there))[:, None], -1)
     before = np.concatenate((np.full((1, at.shape[1]), -1), np.maximum.accumulate(at, axis=0)[:-1]))
-    periods = np.where(before >= 0, at - before, 1)
-    if not (recording.sampled & (periods > 1)).any():
-        return recording.columns
-    return {
-        name: values / periods if name in BY_NAME and BY_NAME[name].kind == "counter" else values
-        for name, values in recording.columns.items()
-    }
+    return np.where((before >= 0) & there, np.arange(len(there))[:, None] - before, 1)
 
 
 def _step(

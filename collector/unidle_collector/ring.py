@@ -72,6 +72,8 @@ class Ring:
         """Last known value of each counter."""
         self.sampled: Bools = np.zeros((steps, size), dtype=np.bool_)
         self.last_step: Numbers = np.full(size, -1, dtype=np.int64)
+        self._grew: Numbers = np.full(size, -1, dtype=np.int64)
+        """Step of the last row that brought more energy."""
         self._resets: list[tuple[int, int]] = []
 
     def take_resets(self) -> list[tuple[int, int]]:
@@ -108,6 +110,7 @@ class Ring:
         for name, raw in self._raw.items():
             self._raw[name] = np.pad(raw, wider[1], constant_values=UNKNOWN_U8)
         self.last_step = np.pad(self.last_step, wider[1], constant_values=-1)
+        self._grew = np.pad(self._grew, wider[1], constant_values=-1)
         self._size = size
 
     def shorten(self, steps: int, first: int, last: int) -> None:
@@ -175,11 +178,7 @@ class Ring:
         return Refused(refused, resets)
 
     def _increase(self, spec: Field, read: NDArray[np.uint64], rows: _Rows) -> tuple[Floats, Numbers]:
-        """Increases in base units since the row before, spread over the steps that each row fills.
-
-        Energy is a rate to whoever reads it: where a row fills fewer steps than have passed, each gets its
-        part of the time, and what was drawn in the hole is left out as the hole is.
-        """
+        """Increases in base units since the row before, spread over the steps that each row fills."""
         raw = self._raw.get(spec.name)
         if raw is None:
             raw = self._raw[spec.name] = np.full(self._size, UNKNOWN_U8, dtype=np.uint64)
@@ -191,8 +190,28 @@ class Ring:
             self._resets += zip(things.tolist(), newest.tolist(), strict=True)
         values = np.empty(rows.count)
         values[rows.order] = result.values
-        steps = rows.distance if spec.name == ENERGY else rows.span
-        return values / steps, np.bincount(rows.batch[rows.order][result.reset], minlength=rows.batches)
+        if spec.name == ENERGY:
+            values[values == 0] = np.nan  # of a GPU that draws something: nobody has read it anew
+            values[rows.order] /= self._since_it_grew(values[rows.order], rows)
+        else:
+            values /= rows.span
+        return values, np.bincount(rows.batch[rows.order][result.reset], minlength=rows.batches)
+
+    def _since_it_grew(self, values: Floats, rows: _Rows) -> Floats:
+        """[R] In the order of `rows.order`: steps since the row that brought an increase before.
+
+        Energy is a rate to whoever reads it, whatever a row fills: a node may be away for longer, and an
+        exporter may show the same value several times.
+        """
+        step, thing, here = rows.step[rows.order], rows.thing_by_order, np.arange(rows.count)
+        latest = np.maximum.accumulate(np.where(values > 0, here, -1))
+        prior = np.concatenate((np.full(min(1, here.size), -1), latest[:-1]))
+        before = np.where(prior >= rows.series_begin, step[prior], self._grew[thing])
+        ends = rows.series_end
+        inside = latest[ends] >= rows.series_begin[ends]
+        self._grew[thing[ends]] = np.where(inside, step[latest[ends]], self._grew[thing[ends]])
+        out: Floats = np.where(before < 0, rows.span[rows.order], np.maximum(step - before, 1))
+        return out
 
     def _column(self, spec: Field) -> Array:
         found = self._columns.get(spec.name)
@@ -210,8 +229,7 @@ class _Rows:
         batch_of = np.repeat(np.arange(self.batches), block.instants)  # [sum T]
         first_place = np.cumsum(block.widths) - block.widths
         before = np.maximum.reduceat(last_step[block.places], first_place)
-        first, last, self.newest = _spread(block, batch_of, np.maximum(before, 0), done)
-        distance = np.where(block.use, np.maximum(block.steps - last, 1), 1)
+        first, self.newest = _spread(block, batch_of, np.maximum(before, 0), done)
         span = np.where(block.use, block.steps - first + 1, 1)
         widths = block.widths[batch_of]  # [sum T]
         first_row = np.cumsum(widths) - widths
@@ -219,8 +237,8 @@ class _Rows:
         self.batch = np.repeat(batch_of, widths)
         self.span: Floats = np.repeat(span, widths).astype(np.float64)
         """[R] Over how many steps a row spreads."""
-        self.distance: Floats = np.repeat(distance, widths).astype(np.float64)
-        """[R] How many steps lie between the row before and it; as many or more."""
+        self.step: Numbers = np.repeat(block.steps, widths)
+        """[R] That it belongs to."""
         thing = block.places[_ranges(first_place[batch_of], widths)]  # [R]
         self.source: Places | None = None
         """[P] The row of each that is placed; None where that is every row once, in order."""
@@ -243,9 +261,8 @@ class _Rows:
         self.thing_by_order = thing[self.order]
 
 
-def _spread(block: Block, batch_of: Numbers, before: Numbers, done: int) -> tuple[Numbers, Numbers, Numbers]:
-    """([sum T] first step that each instant speaks for, [sum T] step of the row before, [B] newest step of
-    each batch).
+def _spread(block: Block, batch_of: Numbers, before: Numbers, done: int) -> tuple[Numbers, Numbers]:
+    """([sum T] first step that each instant speaks for, [B] newest step of each batch).
 
     A row speaks for the time since the thing's row before it, for `cover` steps at most.
     """
@@ -255,14 +272,13 @@ def _spread(block: Block, batch_of: Numbers, before: Numbers, done: int) -> tupl
     if used.size > 1:
         same = batch_of[used][1:] == batch_of[used][:-1]
         last[1:] = np.where(same, steps[used][:-1], last[1:])
-    first, prior = steps.copy(), steps - 1
-    prior[used] = last
+    first = steps.copy()
     here = steps[used]
     earliest = np.maximum(np.maximum(last, here - block.cover[batch_of[used]]), done) + 1
     first[used] = np.minimum(earliest, here)
     newest = np.full(block.instants.size, -1, dtype=np.int64)
     np.maximum.at(newest, batch_of[used], here)
-    return first, prior, newest
+    return first, newest
 
 
 def _ranges(begins: Numbers, lengths: Numbers) -> NDArray[np.intp]:

@@ -385,6 +385,18 @@ def test_a_model_that_loads_after_a_first_kernel_is_no_idle_time() -> None:
     assert replay(recording(held, minutes=20, job="7")).gpus[0].states["idle"] == pytest.approx(510, abs=15)
 
 
+@pytest.mark.parametrize(("drawn_w", "idle_s"), [(121.0, 2400), (220.0, 0)])
+def test_energy_that_stands_still_has_not_been_read_anew(drawn_w: float, idle_s: float) -> None:
+    """Rows each 5 s of an exporter that samples each 30 s."""
+
+    def energy(instants: int, gpus: int) -> NDArray[np.float64]:
+        anew = np.arange(instants) % 6 == 0
+        return np.repeat(np.where(anew, 30 * drawn_w, 0.0)[:, None], gpus, axis=1)
+
+    seen = recording(HELD | {"energy_j": energy}, minutes=40, period_s=5.0)
+    assert replay(seen).gpus[0].states["idle"] == pytest.approx(idle_s, abs=40)
+
+
 @pytest.mark.parametrize("hole_s", [5, 9, 40])
 def test_work_in_a_hole_of_the_samples_ends_idleness_where_the_energy_says_so(hole_s: int) -> None:
     """Samples are missing for a while, and the next one tells the energy of all of it."""

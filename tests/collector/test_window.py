@@ -13,6 +13,8 @@ from tests.collector.pushing import START_S, batch
 from unidle_agent.fields import BY_NAME
 from unidle_agent.wire import Batch, column
 from unidle_collector.arrivals import Arrival
+from unidle_collector.engine import Engine
+from unidle_collector.model import GpuRef
 from unidle_collector.window import LEAST_BEHIND, Window
 
 SIZE = 64
@@ -104,6 +106,29 @@ def test_energy_after_a_hole_is_the_mean_of_the_hole_and_what_is_counted_is_all_
     steps = [window.next(SIZE, node_of, ["n1"]) for _ in range(16)]
     energy, errors = ([float(step.columns[n][0]) for step in steps] for n in ("energy_j", "nvlink_errors"))
     assert energy[1:3] == pytest.approx([100.0] * 2)
-    assert energy[12:] == pytest.approx([100.0] * 4)
+    assert energy[12:] == pytest.approx([100.0] * 4)  # of the hole and of the second behind it
     assert np.isnan(energy[3:12]).all()
     assert sum(errors[12:]) == pytest.approx(6)
+
+
+@pytest.mark.parametrize("anew_each_s", [5, 30])
+def test_energy_that_is_shown_several_times_is_no_work_between(anew_each_s: int) -> None:
+    """An exporter that samples each 30 s, scraped each 5 s: a GPU at rest, then one at work unseen."""
+    states = []
+    for drawn_w in (120, 300):
+        window, engine = Window(1.0, SIZE), Engine(1.0, keep_accounts_ns=None)
+        positions = np.array(
+            [engine.add(GpuRef("n1", uuid, n, "NVIDIA H100")) for n, uuid in enumerate("ab")]
+        )
+        engine.inventory.a["period_s"][positions] = 5.0
+        for number in range(120):
+            first_s = 5 * number
+            millijoules = [1000 * drawn_w * (first_s // anew_each_s * anew_each_s)]
+            values = {"gpu_util_ratio": 0.0, "power_w": 120.0, "memory_used_bytes": 16 * 2**30}
+            item = batch(number, first_s, 1, values, counters={"energy_j": millijoules})
+            window.take_all([Arrival(replace(item, period_s=5.0), positions, START_S * 10**9)])
+            for _ in range(5 if number else 1):
+                size = engine.inventory.capacity
+                engine.step(window.next(size, engine.inventory.a["node"], ["n1"]))
+        states.append(engine.ledger.durations()[0][0].get("idle", 0.0))
+    assert states == [pytest.approx(595, abs=anew_each_s), 0.0]

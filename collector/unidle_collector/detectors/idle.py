@@ -135,7 +135,6 @@ class Idle:
         self._a.make("held_s", np.float64, 0.0)
         self._a.make("ran_s", np.float64, 0.0)
         self._a.make("energy_ns", np.int64, NEVER)  # up to when the energy is known
-        self._a.make("seen_ns", np.int64, NEVER)  # of the last step with a sample
         self._a.make("least_w", np.float64, np.nan)
         self._a.make("most_w", np.float64, np.nan)
         self._period_s = period_s
@@ -200,13 +199,11 @@ class Idle:
         """
         at_sample_w, energy_j, s = view.step.get("power_w"), view.step.get("energy_j"), self._settings
         rest, end_ns, period_s = self._a["rest_ratio"], view.step.end_ns, view.step.period_ns / SECOND_NS
-        energy_s, sample_s = (self._since_s(view, name) for name in ("energy_ns", "seen_ns"))
-        # Of a hole each step has its part; what a sample could not tell comes with the next one, at once.
-        rate_w = energy_j / period_s * sample_s / energy_s
+        upto_ns = self._a["energy_ns"]
+        energy_s = (end_ns - np.where(upto_ns == NEVER, view.step.start_ns, upto_ns)) / SECOND_NS
         between_s = np.fmax(energy_s, view.inventory.a["period_s"])
-        mean_w = rate_w * between_s / (between_s + s.late_s)
-        self._a["energy_ns"][~np.isnan(energy_j)] = end_ns
-        self._a["seen_ns"][view.step.sampled] = end_ns
+        mean_w = energy_j / period_s * between_s / (between_s + s.late_s)  # its rate since it was read before
+        upto_ns[~np.isnan(energy_j)] = end_ns
         ratio = mean_w / np.maximum(at_sample_w, 1.0)
         quiet = view.activity < NOTHING_RAN
         rest[quiet] = np.fmin(rest, np.maximum(ratio, 1.0))[quiet]  # the two meters need not agree
@@ -214,12 +211,6 @@ class Idle:
         least_ratio = np.where(session, s.session_ratio * rest, s.between_ratio)
         more_w = np.where(session, s.session_w, s.between_w) * view.inventory.a["share"]
         out: Bools = (ratio >= least_ratio) & (mean_w >= at_sample_w + more_w)
-        return out
-
-    def _since_s(self, view: View, name: str) -> Floats:
-        """[GPUs] seconds since the time `name`; one step where that has not been."""
-        at_ns, step = self._a[name], view.step
-        out: Floats = (step.end_ns - np.where(at_ns == NEVER, step.start_ns, at_ns)) / SECOND_NS
         return out
 
     def _session_grace_s(self, view: View) -> Floats:
