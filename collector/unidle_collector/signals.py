@@ -39,6 +39,8 @@ STARTED_WINDOW_S = 30.0
 RESTS_S = 30.0
 """A source that answers more rarely than its node sends rows (InfiniBand: each 10 s) tells all since its last
 answer at once: in between nothing is added, for this long."""
+ENERGY_RESTS_S = 60.0
+"""The same of energy, which comes as the rate since it was read before: in between it is taken to go on."""
 WINDOW_S = 60.0
 """Window of the means that starvation is judged by."""
 
@@ -74,7 +76,6 @@ PER_SECOND = {
     "psi_io_some_ratio": "psi_io_some_s",
     "psi_cpu_some_ratio": "psi_cpu_some_s",
     "job_throttled_ratio": "job_cpu_throttled_s",
-    "drawn_w": "energy_j",
 }
 """Mean -> the counter that it is the rate of."""
 
@@ -181,6 +182,8 @@ class Signals:
         self._a.make("seen", np.bool_, False)
         self._a.make("use_seen", np.bool_, False)
         self._a.make("ib_seen_ns", np.int64, NEVER)
+        self._a.make("drawn_ns", np.int64, NEVER)
+        self._a.make("drawn_w", np.float64, np.nan)
         self._a.make("used_bytes", np.float64, np.nan)
 
     def resize(self, size: int) -> None:
@@ -193,6 +196,7 @@ class Signals:
         self._means.forget(gpus)
         self._started.forget(gpus)
         self._a["was_allocated"][gpus] = False
+        self._a["drawn_ns"][gpus] = NEVER
 
     def view(self, step: Step) -> View:
         """Take one step and say what is to be seen."""
@@ -238,6 +242,8 @@ class Signals:
             "net_received_bytes_per_s": _without(step, "net_received_bytes", "nfs_read_bytes") / seconds,
             "net_sent_bytes_per_s": _without(step, "net_sent_bytes", "nfs_written_bytes") / seconds,
         }
+        if "energy_j" in step.columns:
+            derived["drawn_w"] = self._drawn(step)
         columns = step.columns
         for name, field_name in PER_SECOND.items():
             if field_name in columns:
@@ -253,6 +259,16 @@ class Signals:
         rests = step.sampled & (step.end_ns - seen <= int(RESTS_S * SECOND_NS))
         nothing = rests & np.isnan(received), rests & np.isnan(sent)
         return np.where(nothing[0], 0.0, received), np.where(nothing[1], 0.0, sent)
+
+    def _drawn(self, step: Step) -> Floats:
+        """W by the energy counter; what it was before where the node's row comes between two readings."""
+        a = self._a
+        fresh = step.get("energy_j") / (step.period_ns / SECOND_NS)
+        known = ~np.isnan(fresh)
+        a["drawn_w"][known], a["drawn_ns"][known] = fresh[known], step.end_ns
+        rests = step.sampled & (step.end_ns - a["drawn_ns"] <= int(ENERGY_RESTS_S * SECOND_NS))
+        out: Floats = np.where(rests, a["drawn_w"], np.nan)
+        return out
 
     def _allocation(self, step: Step, activity: Floats) -> tuple[Bools, Bools]:
         """accounting.md: said by a scheduler or label, else a process, memory held or activity says so."""

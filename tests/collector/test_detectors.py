@@ -397,6 +397,29 @@ def test_energy_that_stands_still_has_not_been_read_anew(drawn_w: float, idle_s:
     assert replay(seen).gpus[0].states["idle"] == pytest.approx(idle_s, abs=40)
 
 
+@pytest.mark.parametrize("anew_each_s", [5, 30, 60])
+def test_pauses_that_samples_fell_into_are_known_by_energy_that_is_read_rarely(anew_each_s: int) -> None:
+    """Rows each 5 s: two of five in work, three in the waits of long steps, whose energy is mostly work's."""
+    rows = anew_each_s // 5
+
+    def either(work: float, spin: float) -> Column:
+        return lambda t, g: np.repeat(np.where(np.arange(t) % 5 < 2, work, spin)[:, None], g, axis=1)
+
+    def energy(instants: int, gpus: int) -> NDArray[np.float64]:
+        anew = np.arange(instants) % rows == rows - 1
+        return np.repeat(np.where(anew, 600.0 * anew_each_s, 0.0)[:, None], gpus, axis=1)
+
+    columns = TENSOR_PARALLEL | {
+        "sm_active_ratio": either(0.87, 0.2),
+        "tensor_active_ratio": either(0.55, 0.0),
+        "power_w": either(650.0, 330.0),
+        "nvlink_tx_bytes_per_s": 1e9,
+    }
+    (told,) = replay(recording(columns, minutes=30, period_s=5.0)).findings
+    assert told.kind == "starvation"
+    assert replay(recording(columns | {"energy_j": energy}, minutes=30, period_s=5.0)).findings == []
+
+
 @pytest.mark.parametrize("hole_s", [5, 9, 40])
 def test_work_in_a_hole_of_the_samples_ends_idleness_where_the_energy_says_so(hole_s: int) -> None:
     """Samples are missing for a while, and the next one tells the energy of all of it."""
