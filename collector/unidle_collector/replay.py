@@ -128,8 +128,10 @@ def _spread(recording: Recording) -> dict[str, NDArray[np.float64]]:
         counters = [name for name in columns if name in BY_NAME and BY_NAME[name].kind == "counter"]
         columns |= {name: columns[name] / periods for name in counters}
     if ENERGY in columns:
-        grew = recording.columns[ENERGY] > 0
-        columns[ENERGY] = np.where(grew, recording.columns[ENERGY], np.nan) / _since(grew)
+        energy = recording.columns[ENERGY]
+        grew, stood = energy > 0, np.logical_or.accumulate(energy == 0, axis=0)
+        first = grew & (np.cumsum(grew, axis=0) == 1)  # of how long that is, is not known
+        columns[ENERGY] = np.where(grew & ~(first & stood), energy, np.nan) / _since(grew)
     return columns
 
 

@@ -72,8 +72,8 @@ class Ring:
         """Last known value of each counter."""
         self.sampled: Bools = np.zeros((steps, size), dtype=np.bool_)
         self.last_step: Numbers = np.full(size, -1, dtype=np.int64)
-        self._grew: Numbers = np.full(size, -1, dtype=np.int64)
-        """Step of the last row that brought more energy."""
+        self._energy_step: Numbers = np.full(size, -1, dtype=np.int64)
+        """Step of the last row that brought another energy."""
         self._resets: list[tuple[int, int]] = []
 
     def take_resets(self) -> list[tuple[int, int]]:
@@ -110,7 +110,7 @@ class Ring:
         for name, raw in self._raw.items():
             self._raw[name] = np.pad(raw, wider[1], constant_values=UNKNOWN_U8)
         self.last_step = np.pad(self.last_step, wider[1], constant_values=-1)
-        self._grew = np.pad(self._grew, wider[1], constant_values=-1)
+        self._energy_step = np.pad(self._energy_step, wider[1], constant_values=-1)
         self._size = size
 
     def shorten(self, steps: int, first: int, last: int) -> None:
@@ -190,26 +190,28 @@ class Ring:
             self._resets += zip(things.tolist(), newest.tolist(), strict=True)
         values = np.empty(rows.count)
         values[rows.order] = result.values
-        if spec.name == ENERGY:
-            values[values == 0] = np.nan  # of a GPU that draws something: nobody has read it anew
-            values[rows.order] /= self._since_it_grew(values[rows.order], rows)
+        if spec.name == ENERGY:  # of a GPU that draws something: where it stands still nobody read it anew
+            anew = (read != UNKNOWN_U8) & (values != 0)
+            values[~anew] = np.nan
+            values[rows.order] /= self._since_read(anew[rows.order], rows)
         else:
             values /= rows.span
         return values, np.bincount(rows.batch[rows.order][result.reset], minlength=rows.batches)
 
-    def _since_it_grew(self, values: Floats, rows: _Rows) -> Floats:
-        """[R] In the order of `rows.order`: steps since the row that brought an increase before.
+    def _since_read(self, anew: Bools, rows: _Rows) -> Floats:
+        """[R] Steps since it was read before; `anew`, [R] too, says where it was. Both in the order of
+        `rows.order`.
 
         Energy is a rate to whoever reads it, whatever a row fills: a node may be away for longer, and an
         exporter may show the same value several times.
         """
         step, thing, here = rows.step[rows.order], rows.thing_by_order, np.arange(rows.count)
-        latest = np.maximum.accumulate(np.where(values > 0, here, -1))
+        latest = np.maximum.accumulate(np.where(anew, here, -1))
         prior = np.concatenate((np.full(min(1, here.size), -1), latest[:-1]))
-        before = np.where(prior >= rows.series_begin, step[prior], self._grew[thing])
+        before = np.where(prior >= rows.series_begin, step[prior], self._energy_step[thing])
         ends = rows.series_end
         inside = latest[ends] >= rows.series_begin[ends]
-        self._grew[thing[ends]] = np.where(inside, step[latest[ends]], self._grew[thing[ends]])
+        self._energy_step[thing[ends]] = np.where(inside, step[latest[ends]], self._energy_step[thing[ends]])
         out: Floats = np.where(before < 0, rows.span[rows.order], np.maximum(step - before, 1))
         return out
 
