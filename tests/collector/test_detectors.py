@@ -368,23 +368,6 @@ def test_energy_of_a_missing_sample_is_no_work() -> None:
     assert replay(recording(seen, minutes=40, period_s=1.0)).gpus[0].states["idle"] == 2400.0
 
 
-def test_a_model_that_loads_after_a_first_kernel_is_no_idle_time() -> None:
-    """Nothing but utilization, power and memory is known: 40 GB come at 0.08 GB/s, then work."""
-
-    def loads(instants: int, gpus: int) -> NDArray[np.float64]:
-        held = 1.5e9 + 8e7 * np.clip(np.arange(instants) - 60.0, 0.0, 500.0)
-        return np.repeat(held[:, None], gpus, axis=1)
-
-    def works(instants: int, gpus: int) -> NDArray[np.float64]:
-        second = np.arange(instants)
-        return np.repeat(np.where((second == 50) | (second > 560), 0.9, 0.0)[:, None], gpus, axis=1)
-
-    seen = BASE | {"gpu_util_ratio": works, "memory_used_bytes": loads, "power_w": 123.0}
-    assert replay(recording(seen, minutes=20, job="7")).gpus[0].states["idle"] == 0.0
-    held = seen | {"memory_used_bytes": 16e9}
-    assert replay(recording(held, minutes=20, job="7")).gpus[0].states["idle"] == pytest.approx(510, abs=15)
-
-
 @pytest.mark.parametrize(("drawn_w", "idle_s"), [(121.0, 2400), (220.0, 0)])
 def test_energy_that_stands_still_has_not_been_read_anew(drawn_w: float, idle_s: float) -> None:
     """Rows each 5 s of an exporter that samples each 30 s."""

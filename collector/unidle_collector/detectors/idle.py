@@ -17,8 +17,7 @@ How it decides
     Activity is the largest of the three that is known. Below 1 % it is nothing (profilers have a noise
     floor, so exactly 0 would miss idle GPUs); up to 5 % for at most 10 s is a probe of some tool and
     changes nothing; anything else means that something ran and the clock starts anew, and so does PCIe
-    traffic of 0.1 GB/s or more (offloaded work moves data while no kernel runs), and another 0.1 GB of
-    memory held (a model that loads). Samples far apart
+    traffic of 0.1 GB/s or more: offloaded work moves data while no kernel runs. Samples far apart
     can all fall between two pieces of work: where the energy since the sample before, however long ago
     that was, is 5 % and 10 W more than the power at the sample would have drawn in that time and 2 s more
     (samples come late), something ran; in a session, whose cells take seconds, 5 % and 5 W more than in its
@@ -67,8 +66,6 @@ from unidle_collector.signals import BLIP, NOTHING_RAN, START_GRACE_S, View
 from unidle_collector.smaller import slice_for
 
 NO_PROCESS, HELD, INTERACTIVE = range(3)
-FILLS_BYTES = 1e8
-"""Somebody who takes so much more memory is at work; of a GPU at rest it stays as it is."""
 
 SESSION = (
     "End it when nobody uses it: start sessions with a time limit (sbatch --time=04:00:00), let Jupyter "
@@ -140,7 +137,6 @@ class Idle:
         self._period_s = period_s
         self._steady_grace_s = np.inf
         self._a.make("rest_ratio", np.float64, np.nan)
-        self._a.make("filled_bytes", np.float64, np.nan)
         self._blip_ns = int(max(settings.blip_s, 0.0) * SECOND_NS)
         self._coarse = period_s > settings.blip_s
         self._least_grace_s = grace_s(period_s, settings)
@@ -156,8 +152,7 @@ class Idle:
         """See the module's docstring."""
         step = view.step
         known = view.alive & ~np.isnan(view.activity)
-        works = view.moving | self._fills(view) | self._ran_between(view)
-        quiet = view.allocated & (view.activity < NOTHING_RAN) & ~works
+        quiet = view.allocated & (view.activity < NOTHING_RAN) & ~view.moving & ~self._ran_between(view)
         blip = view.allocated & (view.activity >= NOTHING_RAN) & (view.activity < BLIP)
         known &= ~self._is_probe(blip & known, step.start_ns, step.end_ns)
         ran_s = np.where(view.never_ran, START_GRACE_S, self._grace_s(view, quiet))
@@ -183,13 +178,6 @@ class Idle:
         least[:] = np.where(quiet, np.fmin(least, power), np.nan)
         most[:] = np.where(quiet, np.fmax(most, power), np.nan)
         out: Bools = most - least <= self._settings.steady_ratio * most
-        return out
-
-    def _fills(self, view: View) -> Bools:
-        """Where FILLS_BYTES more are held than at the last such step, or at the least since."""
-        used, before = view.step.get("memory_used_bytes"), self._a["filled_bytes"]
-        out: Bools = used - before >= FILLS_BYTES
-        np.copyto(before, np.where(out, used, np.fmin(before, used)))
         return out
 
     def _ran_between(self, view: View) -> Bools:
