@@ -102,7 +102,7 @@ LINES = written().splitlines()
 SAMPLES = [at for at, line in enumerate(LINES) if not line.startswith("#")]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(at=st.sampled_from(SAMPLES), data=st.data())
 def test_a_page_with_one_torn_line_loses_only_that_line(at: int, data: st.DataObject) -> None:
     line = LINES[at]
@@ -111,7 +111,7 @@ def test_a_page_with_one_torn_line_loses_only_that_line(at: int, data: st.DataOb
     check_only_loss(at, line[:keep])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     at=st.sampled_from(SAMPLES),
     noise=st.text(st.characters(exclude_characters="\n#", codec="utf-8"), min_size=1),
@@ -131,7 +131,7 @@ def check_only_loss(at: int, instead: str) -> None:
     assert all(found[key] == whole[key] for key in found if key[1] != "memory_total_bytes")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=400))
 def test_any_bytes_are_read_without_an_error(data: bytes) -> None:
     page = parse_page(data)
@@ -139,7 +139,7 @@ def test_any_bytes_are_read_without_an_error(data: bytes) -> None:
     assert len(page.nodes) == len(page.gpus)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cut=st.integers(0, len(written())))
 def test_a_page_cut_anywhere_keeps_every_whole_line(cut: int) -> None:
     text = written()[:cut]

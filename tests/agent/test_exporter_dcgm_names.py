@@ -64,7 +64,7 @@ def readings(draw: st.DrawFn) -> tuple[GpuReading, ...]:
 
 @pytest.mark.parametrize("names", DIALECTS)
 @given(gpus=readings())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_reading_our_page_gives_back_what_went_in(names: str, gpus: tuple[GpuReading, ...]) -> None:
     parsed = parse_page(page(names, *gpus))
     assert parsed.bad_lines == 0

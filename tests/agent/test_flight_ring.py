@@ -32,7 +32,7 @@ def test_every_recorded_field_is_a_gpu_field_of_the_table() -> None:
     assert len(set(RECORDED)) == len(RECORDED)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 150), st.lists(st.integers(0, 3), max_size=400))
 def test_what_is_read_is_the_newest_looks_of_each_gpu_in_order(per_window: int, gpus: list[int]) -> None:
     ring = Ring.create(per_window / WINDOW_S)

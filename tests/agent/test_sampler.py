@@ -53,6 +53,8 @@ class FakeSource:
     value: float = 1.0
     error: Exception | None = None
     gate: threading.Event = field(default_factory=threading.Event)
+    begun: threading.Event = field(default_factory=threading.Event)
+    """Set by the first read, before it blocks."""
     reads: int = 0
     closed: bool = False
 
@@ -61,6 +63,7 @@ class FakeSource:
 
     def read(self) -> Reading:
         self.reads += 1
+        self.begun.set()
         assert self.gate.wait(SAFETY_S)
         if self.error is not None:
             raise self.error
@@ -92,7 +95,7 @@ def test_a_hung_source_delays_no_other_and_is_said_to_be_left_out() -> None:
     slow.gate.clear()
     clock = FakeClock()
     sampler = Sampler([slow, fast], 1.0, [], clock)
-    clock.enough = lambda: sampler._workers[1].answered
+    clock.enough = lambda: sampler._workers[1].answered and slow.begun.wait(SAFETY_S)
     ticks = [sampler.tick() for _ in range(3)]
     assert [tick.host for tick in ticks] == [{"fast": 1.0}] * 3
     assert all(tick.problems == ("slow: it is still busy and was left out",) for tick in ticks)
@@ -249,7 +252,7 @@ def test_every_source_is_closed_a_hung_one_too(monkeypatch: pytest.MonkeyPatch) 
     clock = FakeClock()
     sampler = Sampler([hung, good], 1.0, [], clock)
     hung.gate.clear()
-    clock.enough = lambda: sampler._workers[1].answered
+    clock.enough = lambda: sampler._workers[1].answered and hung.begun.wait(SAFETY_S)
     sampler.tick()
     sampler.close()
     assert hung.closed

@@ -125,7 +125,7 @@ def test_nothing_that_append_returned_for_is_lost_by_kill_9(tmp_path: Path) -> N
 
 
 @given(cut=st.integers(0, 200), noise=st.binary(max_size=60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_torn_end_costs_only_what_was_torn(
     tmp_path_factory: pytest.TempPathFactory, cut: int, noise: bytes
 ) -> None:
@@ -296,7 +296,7 @@ def test_two_agents_cannot_share_a_folder(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.one_of(st.binary(max_size=40), st.just("ack"), st.just("restart")), max_size=40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_whatever_happens_each_batch_is_given_in_order_until_it_is_acknowledged(
     tmp_path_factory: pytest.TempPathFactory, steps: list[bytes | str]
 ) -> None:

@@ -353,7 +353,7 @@ def pending(row_id: int, incident: int, state: str, recorded_s: float, attempts:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.tuples(

@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fakes import SECOND_NS, START_NS, as_text, make_incident, make_recommendation, resolve
 
@@ -113,7 +113,7 @@ def incidents(draw: st.DrawFn) -> Incident:
     )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400)
 @given(incidents(), st.sampled_from(KINDS), st.sampled_from(["full", "ids_only"]), hostile)
 def test_no_data_becomes_markup_and_no_limit_is_passed(
     incident: Incident, kind: str, content: str, site: str

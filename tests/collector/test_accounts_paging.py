@@ -46,7 +46,7 @@ def pages(here: Site, by: str, window_s: float, limit: int) -> list[list[dict[st
     return found
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.sampled_from(DIMENSIONS),
     st.sampled_from([3600.0, 6 * 3600.0, 4.0 * DAY_S, 30.0 * DAY_S]),

@@ -242,7 +242,7 @@ TEXTS = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_whatever_is_asked_is_answered_or_refused_in_words_and_never_fails(
     fleet: Site, data: st.DataObject

@@ -47,7 +47,7 @@ def records_of(kind: Any) -> st.SearchStrategy[Any]:
 
 @pytest.mark.parametrize("kind", [Account, Finding, Incident, JobNow, NodeNow, Recommendation, TargetNow])
 @settings(
-    max_examples=12, deadline=None, phases=(Phase.generate,), suppress_health_check=list(HealthCheck)
+    max_examples=12, phases=(Phase.generate,), suppress_health_check=list(HealthCheck)
 )  # such records are slow to shrink
 @given(data=st.data())
 def test_arrow_and_json_give_the_same_records(kind: Any, data: st.DataObject) -> None:

@@ -12,7 +12,7 @@ from unidle_collector.buckets import BUCKET_NS, HOUR_NS, Buckets
 DAY_NS = 24 * HOUR_NS
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 40 * 12), st.integers(0, 30)), min_size=1, max_size=60))
 def test_no_second_is_lost_by_packing_and_merging(booked: list[tuple[int, int]]) -> None:
     buckets = Buckets(3, HOUR_NS // 2, None)

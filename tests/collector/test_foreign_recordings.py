@@ -352,7 +352,7 @@ JSONS = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(JSONS, min_size=1, max_size=3))
 def test_any_json_is_a_recording_or_an_error_that_names_the_file(documents: list[Any]) -> None:
     text = "\n".join(json.dumps(each) for each in documents)
@@ -366,7 +366,7 @@ def test_any_json_is_a_recording_or_an_error_that_names_the_file(documents: list
     assert "odd.json" in said
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(alphabet="#gpu Entity sm GPUTL Date Time 0123:-./N\n", max_size=120))
 def test_any_lines_below_a_header_of_dmon_are_samples_or_an_error_that_names_the_file(below: str) -> None:
     try:

@@ -102,7 +102,7 @@ late_batches = st.dictionaries(
 
 
 # Without shrinking, which would take minutes of living through.
-@settings(max_examples=8, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@settings(max_examples=8, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(st.integers(0, 2**32 - 1), late_batches)
 @example(116, {6: 45, 16: 34}).via("the first silence leaves the window while it is lived through")
 @example(116, {6: 45, 17: 45}).via("the second silence began before the first was filled in")

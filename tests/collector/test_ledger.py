@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.collector.fleets import BASE, EMPTY, H100, HEALTHY, HELD, recording
 
@@ -13,7 +13,7 @@ from unidle_collector.recording import Recording
 from unidle_collector.replay import replay
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1.0, 5.0, 30.0]))
 def test_the_states_of_any_recording_add_up_to_all_of_its_time(seed: int, period_s: float) -> None:
     random = np.random.default_rng(seed)

@@ -129,7 +129,7 @@ def test_rows_may_come_in_any_order() -> None:
     assert recording.columns["power_w"][:, 0].tolist() == list(range(50))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     phases=st.lists(st.floats(0, 0.999), min_size=1, max_size=6),
     period_s=st.sampled_from([1.0, 5.0, 30.0]),
@@ -202,7 +202,7 @@ def test_energy_in_the_wrong_unit_is_unknown_and_said() -> None:
     assert any("mJ" in note for note in recording.notes)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(0, 1000), min_size=2, max_size=60),
     st.lists(st.integers(1, 9), min_size=2, max_size=60),

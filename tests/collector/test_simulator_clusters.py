@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarks import simulator
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from unidle_collector.simulator.clusters import LONG_S, clusters
@@ -162,7 +162,6 @@ def test_what_is_free_in_pieces_is_stranded_for_the_jobs_that_need_more() -> Non
 
 
 @given(st.lists(st.tuples(st.integers(1, 24), st.booleans()), max_size=60))
-@settings(deadline=None)
 def test_the_allocator_keeps_its_books(moves: list[tuple[int, bool]]) -> None:
     allocator, held = Allocator(nodes=3, gpus_per_node=WIDTH), []
     for gpus, gives_back in moves:

@@ -30,7 +30,7 @@ from unidle_collector.store.histograms import FIELDS, bins_of, bounds_of, quanti
 WHOLE_LIFE = ("node-1", "GPU-a", "power_w", NOON, NOON + HOUR_NS, 1)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data(), spec=st.sampled_from(FIELDS))
 def test_every_quantile_lies_within_its_bin_and_bins_are_narrow(data: st.DataObject, spec: object) -> None:
     assert isinstance(spec, type(FIELDS[0]))

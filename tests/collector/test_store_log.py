@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.collector.store_fleet import SmallDisk, environment
 
@@ -108,7 +108,6 @@ def test_one_sync_covers_all_that_was_appended(tmp_path: Path) -> None:
     assert len(stored(tmp_path)) == 100
 
 
-@settings(deadline=None)
 @given(cut=st.integers(1, 200), sizes=st.lists(st.integers(1, 60), min_size=1, max_size=5))
 def test_a_torn_tail_loses_only_the_record_that_it_tore(
     tmp_path_factory: pytest.TempPathFactory, cut: int, sizes: list[int]

@@ -83,7 +83,7 @@ def rows_of(values: list[tuple[int | None, int | None, int | None, int | None]])
     return as_parts(gather("gpu", SPECS, [sent], {("node-1", "boot-1", 1): {"GPU-a": "job"}}), SPECS)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(values=samples, cuts=st.lists(st.integers(0, 80), max_size=5), late=st.booleans())
 def test_any_split_of_the_rows_rolls_up_to_the_same(
     values: list[tuple[int | None, int | None, int | None, int | None]], cuts: list[int], late: bool
@@ -104,7 +104,7 @@ def test_any_split_of_the_rows_rolls_up_to_the_same(
         np.testing.assert_allclose(got.astype(float), column.astype(float), rtol=1e-9, err_msg=name)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     lengths=st.lists(st.integers(1, 12), min_size=1, max_size=30),
     rows=st.one_of(st.just(1), st.integers(2, 9)),

@@ -110,7 +110,7 @@ def steps_of(spec: Field) -> st.SearchStrategy[list[int | None]]:
     return st.lists(st.none() | one, min_size=1, max_size=40)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data(), spec=st.sampled_from(FIELDS))
 def test_every_field_comes_back_exact_at_its_resolution_and_unknown_as_null(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, spec: Field

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import URL, create_engine
 from tests.collector.postgres_server import Server, postgres
@@ -189,7 +189,6 @@ def test_a_sequence_number_beyond_what_a_database_holds_does_no_harm(state: Stat
     assert open_state(where).seen("n", "b", 2**64 - 1)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 30)))
 def test_sequences_are_a_set(numbers: list[int]) -> None:
     sequences = Sequences()

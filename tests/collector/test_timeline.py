@@ -33,7 +33,7 @@ def test_an_even_job_has_nothing_to_mend() -> None:
     assert "Nothing to mend" in render(report)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(dp_rank=st.integers(0, 2), stage=st.integers(0, 2), factor=st.floats(1.5, 4))
 def test_a_slow_worker_is_named_with_how_slow_it_is(dp_rank: int, stage: int, factor: float) -> None:
     report = verdict(Job(factor=lambda _, d, s, __: factor if (d, s) == (dp_rank, stage) else 1.0))
@@ -49,7 +49,7 @@ def test_the_slow_one_of_two_workers_is_the_slow_one() -> None:
     assert (report.worker.dp_rank, report.worker.stage) == (1, 1)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(stage=st.integers(0, 2), factor=st.floats(1.4, 3))
 def test_a_heavy_stage_is_named(stage: int, factor: float) -> None:
     report = verdict(Job(factor=lambda _, __, s, ___: factor if s == stage else 1.0))

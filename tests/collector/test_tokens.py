@@ -15,7 +15,7 @@ from unidle_agent.cli import main
 from unidle_agent.wire import encode
 from unidle_collector.ingest import door
 from unidle_collector.ingest.protocol import certificate_names
-from unidle_collector.ingest.tokens import NOBODY, Tokens, make
+from unidle_collector.ingest.tokens import NOBODY, PREFIX, Tokens, make
 from unidle_collector.store import open_state
 
 BUSY = {"gpu_util_ratio": 0.9, "sm_active_ratio": 0.8, "power_w": 600.0, "memory_used_bytes": 3e10}
@@ -116,7 +116,7 @@ def test_the_database_holds_no_token(here: Site, tmp_path: Path) -> None:
         dump = "\n".join(db.iterdump())
     assert "n1" in dump
     assert token not in dump
-    assert token.rpartition("_")[2] not in dump
+    assert token.removeprefix(PREFIX["write"]) not in dump
 
 
 def test_when_a_token_was_used_is_kept(tmp_path: Path) -> None:

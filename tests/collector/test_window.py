@@ -38,7 +38,7 @@ def noisy_batch(random: np.random.Generator, node: int, first_s: int, seconds: i
     return replace(plain, columns=columns, times_ns=sorted(times), period_s=period_s, host={"load_1m": load})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 7), st.sampled_from([1.0, 3.0]))
 def test_batches_give_the_same_steps_in_one_group_or_one_by_one(
     seed: int, together: int, period_s: float
