@@ -15,13 +15,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from unidle_collector.detectors import About, Detector, Verdict, compares, give_way, plural
 from unidle_collector.inventory import Inventory
 from unidle_collector.jobmates import natural
 from unidle_collector.model import CauseShare, Cost, Finding, GpuRef
-from unidle_collector.pergpu import SECOND_NS, Floats, PerGpu, known_or
+from unidle_collector.pergpu import SECOND_NS, Floats, PerGpu, Positions, known_or
 from unidle_collector.signals import View
 
 REFRESH_NS = 10 * SECOND_NS, 30 * SECOND_NS
@@ -33,8 +32,6 @@ RELEARN_NS = 1500 * SECOND_NS
 JOULES_PER_KWH = 3.6e6
 WORTH_A_WORD = 0.01
 """Causes less likely than this are not named."""
-
-Positions = NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import numpy as np
 from unidle_collector.catalogue import catalogue
 from unidle_collector.detectors import Verdict, mean_of, percent
 from unidle_collector.model import Evidence, State
-from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu, known_or
+from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu, Positions, known_or
 from unidle_collector.signals import View
 
 TENSOR_IDLE, TENSOR_USED = 0.02, 0.04
@@ -27,8 +27,6 @@ DRAM_BOUND = 0.60
 ON_AFTER_S, OFF_AFTER_S, FORGET_S = 300.0, 120.0, 1800.0
 SAID_FOR_S = 600.0
 """How long the word of the reporter inside the job holds."""
-
-Positions = np.ndarray[tuple[int], np.dtype[np.intp]]
 
 
 class OnFloatPipes(ABC):

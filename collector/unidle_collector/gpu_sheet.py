@@ -15,14 +15,12 @@ from unidle_agent.fields import BY_NAME, GPU_FIELDS
 from unidle_agent.wire import Owner
 from unidle_collector.live import Live
 from unidle_collector.model import GpuRef, State
-from unidle_collector.pergpu import SECOND_NS, Floats
+from unidle_collector.pergpu import SECOND_NS, Floats, Positions
 
 STALE_S = 60.0
 """Values older than this are not shown as those of now."""
 AT_ONCE = 500
 """GPUs that are encoded in one go: other threads run in between."""
-
-Positions = NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from unidle_collector.detectors import Verdict, enough_ns, mean_of, sampled_each_s
 from unidle_collector.model import GpuRef, State
-from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu
+from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu, Positions
 from unidle_collector.signals import NOTHING_RAN, View
 
 EACH_S = 5
@@ -45,8 +45,6 @@ LOW_CLOCK = 0.8
 """Over the others' clock: a power limit alone costs who works more up to about an eighth (simulated)."""
 SLOWED_DOWN = 0x8 | 0x20 | 0x40 | 0x80
 """Hardware slowdown, software and hardware thermal slowdown, power brake (nvml.h)."""
-
-Positions = NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unidle_collector.detectors import Verdict
 from unidle_collector.model import State
-from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu
+from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu, Positions
 from unidle_collector.signals import View
 
 FORGET_S = 600.0
@@ -20,8 +21,6 @@ FORGET_S = 600.0
 
 AGREE_S = 5.0
 """For so long the answers of an agent that looks again at once have to say the same."""
-
-Positions = np.ndarray[tuple[int], np.dtype[np.intp]]
 
 
 class Lasting:
@@ -141,7 +140,7 @@ class Growth:
         return self._a["total"]
 
     @property
-    def readings(self) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    def readings(self) -> NDArray[np.int32]:
         """[GPUs] readings of the run that showed growth."""
         return self._a["readings"]
 

@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Times = NDArray[np.int64]
+Positions = NDArray[np.intp]
+"""Which GPUs, by where they are in the arrays."""
+Causes = NDArray[np.int16]
+"""[GPUs] position in a detector's `causes`."""
 Array = NDArray[Any]
 
 SECOND_NS = 1_000_000_000

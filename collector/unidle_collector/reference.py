@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from unidle_collector.catalogue import catalogue
-from unidle_collector.pergpu import SECOND_NS, Bools, Floats, PerGpu
+from unidle_collector.pergpu import SECOND_NS, Bools, Floats, PerGpu, Positions
 from unidle_collector.signals import View
 
 BINS = 50
@@ -54,7 +54,7 @@ class Reference:
         own = np.where(total >= ENOUGH_MINUTES, (above + 0.5) / BINS, np.nan)
         self._a["own"][chosen] = own
 
-    def source(self, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> str:
+    def source(self, gpus: Positions) -> str:
         """Where the reference of these GPUs comes from, in words."""
         if bool(np.isnan(self._a["own"][gpus]).all()):
             return "default reference"

@@ -15,14 +15,12 @@ from unidle_collector.engine import Engine
 from unidle_collector.findings import Change
 from unidle_collector.inventory import Tenure
 from unidle_collector.model import Account, Finding, Recommendation
-from unidle_collector.pergpu import SECOND_NS
+from unidle_collector.pergpu import SECOND_NS, Positions
 from unidle_collector.recommend import recommend
 from unidle_collector.recording import Recording
 from unidle_collector.ring import ENERGY
 from unidle_collector.signals import ACTIVITY, HELD_BYTES, NOTHING_RAN, Happened, Step
 from unidle_collector.spans import Booked, Span
-
-Positions = NDArray[np.intp]
 
 COVER_STEPS = 3
 """A sample speaks for up to this many periods before it: single missing samples leave no hole."""
@@ -109,7 +107,7 @@ def play(
         yield engine.step(replace(step, events=meanwhile(instant)))
 
 
-def _covering(recording: Recording) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+def _covering(recording: Recording) -> NDArray[np.int64]:
     """[T, G] instant whose sample speaks for each instant: its own, else one soon after; -1 none."""
     instants = recording.instants
     own = np.where(recording.sampled, np.arange(instants)[:, None], np.iinfo(np.int64).max)
@@ -167,8 +165,8 @@ def _own(
     engine: Engine,
     recording: Recording,
     positions: Positions,
-    previous: np.ndarray[tuple[int], np.dtype[np.int64]],
-    row: np.ndarray[tuple[int], np.dtype[np.int64]],
+    previous: NDArray[np.int64],
+    row: NDArray[np.int64],
     present: Positions,
 ) -> None:
     """Tell the engine whose GPU is whose, where that has changed."""

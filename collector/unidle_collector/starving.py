@@ -17,9 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unidle_collector.jobmates import Compared
-from unidle_collector.pergpu import Floats, known_or
+from unidle_collector.pergpu import Floats, Positions, known_or
 from unidle_collector.signals import View
 
 UNDETERMINED = "undetermined"
@@ -32,8 +33,6 @@ NONE_OF_THESE = 0.05
 WIDEST = 4.0
 """Margins are cut here: sixteen times the threshold is as good as a thousand times."""
 LEAST = 1e-6
-
-Positions = np.ndarray[tuple[int], np.dtype[np.intp]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,12 +188,10 @@ def margins(found: Signs, at: Thresholds) -> Floats:
     )
 
 
-def decided(of: Floats) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+def decided(of: Floats) -> NDArray[np.intp]:
     """[n] position in ORDER of the first cause of `margins` that fits, len(ORDER) where none does."""
     fits = of >= 0
-    out: np.ndarray[tuple[int], np.dtype[np.intp]] = np.where(
-        fits.any(axis=0), fits.argmax(axis=0), len(ORDER)
-    )
+    out: NDArray[np.intp] = np.where(fits.any(axis=0), fits.argmax(axis=0), len(ORDER))
     return out
 
 

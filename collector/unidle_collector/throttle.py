@@ -10,7 +10,7 @@ import numpy as np
 from unidle_collector.clocks import ReferenceClock
 from unidle_collector.detectors import Verdict, enough_ns, mean_of, percent
 from unidle_collector.model import Evidence, State
-from unidle_collector.pergpu import SECOND_NS, Bools, Floats, Hold, PerGpu, Times
+from unidle_collector.pergpu import SECOND_NS, Bools, Floats, Hold, PerGpu, Positions, Times
 from unidle_collector.signals import NOTHING_RAN, View
 
 SW_POWER_CAP, HW_SLOWDOWN, SW_THERMAL, HW_THERMAL, POWER_BRAKE = 0x4, 0x8, 0x20, 0x40, 0x80
@@ -111,9 +111,7 @@ class Throttling:
         np.copyto(self._a["cause"], cause, where=yes)
         return Verdict(self._hold.on, self._hold.since, self._a["cause"], self._a["loss"])
 
-    def evidence(
-        self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], seconds: float
-    ) -> list[Evidence]:
+    def evidence(self, view: View, gpus: Positions, seconds: float) -> list[Evidence]:
         """Clock loss, clocks, power and heat of the GPUs."""
         loss, clock = mean_of(self._a["loss"], gpus), mean_of(view.step.get("sm_clock_hz"), gpus)
         out = []
@@ -148,7 +146,7 @@ class Throttling:
                 out.append(Evidence(field, value, unit, threshold, seconds, text))
         return out
 
-    def loss_text(self, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> str:
+    def loss_text(self, gpus: Positions) -> str:
         """How much clock is lost, for a title."""
         loss = mean_of(self._a["loss"], gpus)
         return f"{percent(loss)} of the clock lost" if loss else "clock loss unknown"

@@ -20,7 +20,7 @@ import numpy as np
 from unidle_agent.kernel_lines import plain
 from unidle_agent.wire import KERNEL_WORDS
 from unidle_collector.model import Evidence
-from unidle_collector.pergpu import NEVER, SECOND_NS, PerGpu
+from unidle_collector.pergpu import NEVER, SECOND_NS, PerGpu, Positions
 from unidle_collector.signals import View
 
 FOLD_NS = 10 * SECOND_NS
@@ -163,7 +163,7 @@ class XidBook:
         a["count"][place, gpu] += 1
         return True
 
-    def codes(self, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], since_ns: int) -> dict[int, int]:
+    def codes(self, gpus: Positions, since_ns: int) -> dict[int, int]:
         """Code -> how often it came on `gpus` since, the last one first."""
         a = self._a
         recent = a["last_ns"][:, gpus] >= since_ns
@@ -176,9 +176,7 @@ class XidBook:
         order = sorted(newest, key=lambda code: newest[code], reverse=True)
         return {code: newest[code][1] for code in order}
 
-    def evidence(
-        self, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], since_ns: int, lasted_s: float
-    ) -> list[Evidence]:
+    def evidence(self, gpus: Positions, since_ns: int, lasted_s: float) -> list[Evidence]:
         """The same as evidence, in the same order; `value` is the code."""
         found = self.codes(gpus, since_ns)
         out = []

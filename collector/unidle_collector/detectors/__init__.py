@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, Protocol
 import numpy as np
 
 from unidle_collector.model import Evidence, GpuRef, Severity, State
-from unidle_collector.pergpu import SECOND_NS, Bools, Floats, Times
+from unidle_collector.pergpu import SECOND_NS, Bools, Causes, Floats, Positions, Times
 from unidle_collector.signals import View
 
 
@@ -28,7 +28,7 @@ class Verdict:
     on: Bools
     since: Times
     """Where on: from when on the state applies; may lie before the step (evidence takes time)."""
-    cause: np.ndarray[tuple[int], np.dtype[np.int16]]
+    cause: Causes
     """Index into the detector's `causes`."""
     loss: Floats
     """Loss weight 0-1 at this step where on."""
@@ -83,9 +83,7 @@ class Detector(Protocol):
     def look(self, view: View) -> Verdict:
         """Take one step."""
 
-    def about(
-        self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float
-    ) -> About:
+    def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """Say it for the GPUs at these positions."""
 
     def reset(self, gpus: Bools) -> None:
@@ -153,7 +151,7 @@ def pages() -> dict[str, str]:
     return out
 
 
-def mean_of(values: Floats, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> float | None:
+def mean_of(values: Floats, gpus: Positions) -> float | None:
     """Mean of the known values at `gpus`, None where none is known."""
     chosen = values[gpus]
     chosen = chosen[~np.isnan(chosen)]

@@ -34,10 +34,8 @@ import numpy as np
 
 from unidle_collector.detectors import About, Verdict, duration, enough_ns, mean_of, percent, plural
 from unidle_collector.model import Evidence, State
-from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, PerGpu, known_or
+from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, PerGpu, Positions, known_or
 from unidle_collector.signals import View
-
-Positions = np.ndarray[tuple[int], np.dtype[np.intp]]
 
 KEPT = 6
 """Pauses that are remembered."""

@@ -30,7 +30,7 @@ import numpy as np
 from unidle_collector.detectors import About, Verdict, duration
 from unidle_collector.lasting import Lasting
 from unidle_collector.model import Evidence
-from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Times
+from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Positions, Times
 from unidle_collector.signals import View
 
 CAUSES = ("ahead", "behind")
@@ -87,9 +87,7 @@ class ClockSkew(Lasting):
         out: Floats = (heard_ns - a["first_ns"]) / SECOND_NS
         return out
 
-    def about(
-        self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float
-    ) -> About:
+    def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""
         one = int(gpus[0])
         node, ahead_s = view.inventory.refs[one].node, float(view.inventory.a["clock_ahead_s"][one])

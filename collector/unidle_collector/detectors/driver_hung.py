@@ -23,11 +23,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import numpy as np
-
 from unidle_collector.detectors import About, Verdict, duration, plural
 from unidle_collector.lasting import Unanswered, drain, reset_gpus, where
 from unidle_collector.model import Evidence
+from unidle_collector.pergpu import Positions
 from unidle_collector.signals import View
 
 HUNG = 2
@@ -50,9 +49,7 @@ class DriverHung(Unanswered):
         """See the module's docstring."""
         return self.hold_state(view, HUNG, self._on_after_s)
 
-    def about(
-        self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float
-    ) -> About:
+    def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""
         node, numbers = where(view, gpus)
         words = "a driver call on it does not return"

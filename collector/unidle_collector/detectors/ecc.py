@@ -39,7 +39,7 @@ from unidle_agent.fields import BY_NAME
 from unidle_collector.detectors import About, Verdict, plural
 from unidle_collector.lasting import Lasting, drain, reset_gpus, where
 from unidle_collector.model import Evidence
-from unidle_collector.pergpu import NEVER, SECOND_NS
+from unidle_collector.pergpu import NEVER, SECOND_NS, Positions
 from unidle_collector.signals import View
 
 CAUSES = (
@@ -120,9 +120,7 @@ class Ecc(Lasting):
         a["errors"][~yes] = 0.0
         return self.decide(view, yes, step.sampled, worst, 0.0)
 
-    def about(
-        self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float
-    ) -> About:
+    def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""
         number = CAUSES.index(cause)
         node, numbers = where(view, gpus)

@@ -22,11 +22,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import numpy as np
-
 from unidle_collector.detectors import About, Verdict, duration, plural
 from unidle_collector.lasting import Unanswered, drain, where
 from unidle_collector.model import Evidence
+from unidle_collector.pergpu import Positions
 from unidle_collector.signals import View
 
 LOST = 1
@@ -43,9 +42,7 @@ class GpuLost(Unanswered):
         """See the module's docstring."""
         return self.hold_state(view, LOST, 0.0)
 
-    def about(
-        self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float
-    ) -> About:
+    def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""
         node, numbers = where(view, gpus)
         words = "the driver says that it is lost (NVML 15)"

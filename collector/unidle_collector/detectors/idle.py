@@ -61,7 +61,7 @@ from unidle_collector.detectors import (
 )
 from unidle_collector.lasting import where
 from unidle_collector.model import Evidence, State
-from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu
+from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Causes, Floats, Hold, PerGpu, Positions
 from unidle_collector.signals import BLIP, NOTHING_RAN, START_GRACE_S, View
 from unidle_collector.smaller import slice_for
 
@@ -218,7 +218,7 @@ class Idle:
         probe: Bools = blip & (end_ns - since <= self._blip_ns)
         return probe
 
-    def _cause(self, view: View) -> np.ndarray[tuple[int], np.dtype[np.int16]]:
+    def _cause(self, view: View) -> Causes:
         processes, used = view.step.get("process_count"), view.step.get("memory_used_bytes")
         empty = np.where(np.isnan(processes), used < (1 << 30), processes == 0)
         cause = np.where(view.inventory.a["interactive"], INTERACTIVE, np.where(empty, NO_PROCESS, HELD))
@@ -228,9 +228,7 @@ class Idle:
         """30 min; 15 min without any process; 60 min in an interactive session."""
         return {"no_process": 900.0, "interactive": 3600.0}.get(cause, self.finding_delay_s)
 
-    def about(
-        self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float
-    ) -> About:
+    def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""
         activity, power = mean_of(view.activity, gpus), mean_of(view.step.get("power_w"), gpus)
         memory = mean_of(view.step.get("memory_used_bytes"), gpus)
@@ -269,12 +267,12 @@ class Idle:
             told_after_s=self._told_after_s(view, gpus) if cause == "interactive" else None,
         )
 
-    def _told_after_s(self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> float:
+    def _told_after_s(self, view: View, gpus: Positions) -> float:
         """Cells of a few seconds mostly fall between samples that are far apart, and draw little."""
         samples_s = self._settings.session_told_samples * float(sampled_each_s(view)[gpus].max())
         return max(self.delay_s("interactive"), samples_s)
 
-    def _of_session(self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> Iterator[Evidence]:
+    def _of_session(self, view: View, gpus: Positions) -> Iterator[Evidence]:
         """How much the session has been used at all."""
         held_s = float(self._a["held_s"][gpus].max())
         if held_s > 0:
@@ -298,7 +296,7 @@ class Idle:
         self._a.resize(size)
 
 
-def _slice(view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> str:
+def _slice(view: View, gpus: Positions) -> str:
     """What would hold a session that needs no whole GPU."""
     total, used = (float(view.step.get(f"memory_{name}_bytes")[gpus].max()) for name in ("total", "used"))
     small = slice_for(view.inventory.refs[int(gpus[0])].model, total, used, 0.0)

@@ -33,7 +33,7 @@ import numpy as np
 from unidle_collector.detectors import About, Verdict, percent
 from unidle_collector.lasting import Growth, Lasting, settles_s
 from unidle_collector.model import Evidence
-from unidle_collector.pergpu import SECOND_NS, Bools, Floats
+from unidle_collector.pergpu import SECOND_NS, Bools, Floats, Positions
 from unidle_collector.signals import View
 
 FIELDS = ("ib_ports_active", "ib_ports_inactive", "ib_ports_slow")
@@ -103,9 +103,7 @@ class Infiniband(Lasting):
         yes: Bools = (bad & lasting) | errors
         return self.decide(view, yes, step.sampled, np.select((gone, slower), (0, 1), 2), 0.0)
 
-    def about(
-        self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float
-    ) -> About:
+    def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""
         a, one = self._a, int(gpus[0])
         node = view.inventory.refs[one].node

@@ -29,6 +29,7 @@ import numpy as np
 from unidle_collector.detectors import About, Verdict, duration, plural
 from unidle_collector.lasting import Lasting, where
 from unidle_collector.model import Evidence, State
+from unidle_collector.pergpu import Positions
 from unidle_collector.signals import View
 
 TOLD_AFTER_S = 60.0
@@ -54,9 +55,7 @@ class NodeDown(Lasting):
             return Verdict(self._hold.on, self._hold.since, self._a["cause"], self._a["loss"])
         return self.decide(view, down, np.ones_like(down), self._a["cause"], 0.0)
 
-    def about(
-        self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float
-    ) -> About:
+    def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""
         node, _ = where(view, gpus)
         words = f"the scheduler says that {node} is down"

@@ -35,7 +35,7 @@ import numpy as np
 from unidle_collector.detectors import About, Verdict, percent, plural
 from unidle_collector.lasting import Growth, Lasting, drain, settles_s, where
 from unidle_collector.model import Evidence
-from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats
+from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Positions
 from unidle_collector.signals import REBOOTED, RESET, View
 
 FIELDS = ("nvlink_links_up", "nvlink_errors", "nvlink_recoveries_failed", "fabric_health")
@@ -116,9 +116,7 @@ class NvLink(Lasting):
         out: Bools = fewer & ((end_ns - a["down_since"]) / SECOND_NS >= settled_s)
         return out
 
-    def about(
-        self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float
-    ) -> About:
+    def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""
         node, numbers = where(view, gpus)
         title, evidence = {
@@ -139,32 +137,24 @@ class NvLink(Lasting):
             confirm=f"nvidia-smi nvlink -s, nvidia-smi nvlink -e, and dmesg | grep -i nvlink on {node}",
         )
 
-    def _say_down(
-        self, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], lasted_s: float
-    ) -> tuple[str, Evidence]:
+    def _say_down(self, gpus: Positions, lasted_s: float) -> tuple[str, Evidence]:
         up, expected = self._a["nvlink_links_up"][gpus], self._a["expected"][gpus]
         worst = int(np.nanargmin(up / expected))
         now, most = float(up[worst]), float(expected[worst])
         words = f"{now:.0f} of {most:.0f} NVLinks up, {percent(1 - now / most)} of the bandwidth gone"
         return words, Evidence("nvlink_links_up", now, "links", most, lasted_s, words)
 
-    def _say_failed(
-        self, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], lasted_s: float
-    ) -> tuple[str, Evidence]:
+    def _say_failed(self, gpus: Positions, lasted_s: float) -> tuple[str, Evidence]:
         count = float(self._failed.total[gpus].sum())
         words = f"{plural(int(count), 'NVLink recovery')} failed"
         return words, Evidence("nvlink_recoveries_failed", count, "events", 0.0, lasted_s, words)
 
-    def _say_errors(
-        self, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], lasted_s: float
-    ) -> tuple[str, Evidence]:
+    def _say_errors(self, gpus: Positions, lasted_s: float) -> tuple[str, Evidence]:
         rate = float(self._errors.per_min[gpus].max())
         words = f"{rate:.0f} NVLink errors a minute"
         return words, Evidence("nvlink_errors", rate, "1/min", self.settings.errors_per_min, lasted_s, words)
 
-    def _say_fabric(
-        self, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], lasted_s: float
-    ) -> tuple[str, Evidence]:
+    def _say_fabric(self, gpus: Positions, lasted_s: float) -> tuple[str, Evidence]:
         health = self._a["fabric_health"][gpus]
         value = int(health[_unhealthy(health)][0])
         words = "NVLink fabric: " + ", ".join(text for shift, text in UNHEALTHY if value >> shift & 3 == YES)

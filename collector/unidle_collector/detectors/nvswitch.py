@@ -35,7 +35,7 @@ from unidle_agent.wire import KERNEL_WORDS, SXID, SXID_FATAL, switch_and_link
 from unidle_collector.detectors import About, Verdict, plural
 from unidle_collector.lasting import Lasting, drain, where
 from unidle_collector.model import Evidence
-from unidle_collector.pergpu import NEVER, SECOND_NS
+from unidle_collector.pergpu import NEVER, SECOND_NS, Positions
 from unidle_collector.signals import REBOOTED, RESET, Happened, View
 
 CAUSES = ("fatal", "repeated")
@@ -108,9 +108,7 @@ class NvSwitch(Lasting):
         if event.text.startswith(KERNEL_WORDS):
             self._words[event.gpu, cause] = plain(event.text)
 
-    def about(
-        self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float
-    ) -> About:
+    def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""
         a = self._a
         node, _ = where(view, gpus)

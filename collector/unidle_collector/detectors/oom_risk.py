@@ -36,7 +36,7 @@ import numpy as np
 
 from unidle_collector.detectors import About, Verdict, mean_of, percent, plural
 from unidle_collector.model import Evidence, State
-from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, PerGpu
+from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, PerGpu, Positions
 from unidle_collector.signals import View
 
 MINUTE_NS = 60 * SECOND_NS
@@ -157,9 +157,7 @@ class OomRisk:
         """Told at once: the evidence took 20 minutes."""
         return self.finding_delay_s
 
-    def about(
-        self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float
-    ) -> About:
+    def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""
         a, s = self._a, self._settings
         total, high = mean_of(a["total"], gpus) or 0.0, float(a["high"][gpus].max())

@@ -42,7 +42,7 @@ import numpy as np
 from unidle_collector.detectors import About, Verdict, duration, mean_of, percent, plural
 from unidle_collector.inventory import YES
 from unidle_collector.model import Evidence, State
-from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Hold, PerGpu
+from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Hold, PerGpu, Positions
 from unidle_collector.signals import BLIP, NOTHING_RAN, View
 from unidle_collector.smaller import COMPUTE_ROOM, MEMORY_ROOM, cheaper_model, slice_for
 
@@ -50,8 +50,6 @@ FEWER_GPUS, LARGE_GPU = range(2)
 BINS = 20
 """Of the histogram of activity: 5 points each."""
 MINUTE_NS = 60 * SECOND_NS
-
-Positions = np.ndarray[tuple[int], np.dtype[np.intp]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ import numpy as np
 from unidle_collector.detectors import About, Verdict, percent, plural
 from unidle_collector.lasting import Lasting, drain, settles_s, where
 from unidle_collector.model import Evidence
+from unidle_collector.pergpu import Positions
 from unidle_collector.signals import View
 
 CAUSES = ("width", "generation")
@@ -77,9 +78,7 @@ class Pcie(Lasting):
         on_after_s = settles_s(view, self._on_after_s)
         return self.decide(view, narrow | slow, known, np.where(narrow, 0, 1), on_after_s)
 
-    def about(
-        self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float
-    ) -> About:
+    def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""
         a = self._a
         field, unit = f"pcie_{cause}", "lanes" if cause == "width" else "generation"

@@ -34,9 +34,9 @@ from typing import ClassVar
 import numpy as np
 
 from unidle_collector.detectors import About, mean_of, percent, plural
-from unidle_collector.jobmates import UTIL, OutOfStep, Pace, Positions, slowed_down
+from unidle_collector.jobmates import UTIL, OutOfStep, Pace, slowed_down
 from unidle_collector.model import Evidence
-from unidle_collector.pergpu import Bools, Floats
+from unidle_collector.pergpu import Bools, Floats, Positions
 from unidle_collector.signals import View
 from unidle_collector.story import places
 

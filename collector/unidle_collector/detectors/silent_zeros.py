@@ -31,6 +31,7 @@ import numpy as np
 from unidle_collector.detectors import About, Verdict, mean_of, percent, plural
 from unidle_collector.lasting import Lasting, where
 from unidle_collector.model import Evidence
+from unidle_collector.pergpu import Positions
 from unidle_collector.signals import View
 from unidle_collector.silence import WORKS_RATIO
 
@@ -61,9 +62,7 @@ class SilentZeros(Lasting):
         known = view.silent | ~np.isnan(view.step.get("sm_active_ratio"))
         return self.decide(view, view.silent, known, self._a["cause"], self.settings.on_after_s)
 
-    def about(
-        self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float
-    ) -> About:
+    def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""
         node, numbers = where(view, gpus)
         util = mean_of(view.step.get("gpu_util_ratio"), gpus)

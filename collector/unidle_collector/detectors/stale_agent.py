@@ -32,7 +32,7 @@ import numpy as np
 from unidle_collector.detectors import About, Verdict, duration
 from unidle_collector.lasting import Lasting
 from unidle_collector.model import Evidence
-from unidle_collector.pergpu import NEVER, SECOND_NS, Times
+from unidle_collector.pergpu import NEVER, SECOND_NS, Positions, Times
 from unidle_collector.signals import View
 
 
@@ -73,9 +73,7 @@ class StaleAgent(Lasting):
         said = self.decide(view, silent & ~about["out_of_service"], known & some_push, self._a["cause"], 0.0)
         return replace(said, since=np.where(said.on, heard_ns, NEVER))
 
-    def about(
-        self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float
-    ) -> About:
+    def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""
         one = int(gpus[0])
         node = view.inventory.refs[one].node

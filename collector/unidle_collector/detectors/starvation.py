@@ -75,10 +75,10 @@ from unidle_collector.detectors import (
 from unidle_collector.jobmates import compare
 from unidle_collector.lasting import where
 from unidle_collector.model import Evidence, State
-from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Hold, PerGpu, known_or
+from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Causes, Hold, PerGpu, Positions, Times, known_or
 from unidle_collector.reference import Reference
 from unidle_collector.signals import NOTHING_RAN, View
-from unidle_collector.starving import UNDETERMINED, Positions, Signs, Thresholds
+from unidle_collector.starving import UNDETERMINED, Signs, Thresholds
 from unidle_collector.starving_words import cannot_tell, evidence, hardly_used
 from unidle_collector.story import places
 
@@ -205,7 +205,7 @@ class Starvation:
         since = np.where(self._hold.on, self._begin(view), NEVER)
         return Verdict(self._hold.on, since, self._a["cause"], known_or(loss), seen=starved & known)
 
-    def _begin(self, view: View) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def _begin(self, view: View) -> Times:
         """The mean over the window falls below the threshold about half a window after the signal does."""
         lag = np.int64(view.means.window_s / 2 * SECOND_NS)
         since = self._hold.since
@@ -240,10 +240,10 @@ class Starvation:
         if here.size:
             a["cause"][here] = self._cause(view, here)
 
-    def _cause(self, view: View, gpus: Positions) -> np.ndarray[tuple[int], np.dtype[np.int16]]:
+    def _cause(self, view: View, gpus: Positions) -> Causes:
         """Positions in CAUSES."""
         of = starving.margins(_signs(view, gpus), self._settings.causes)
-        out: np.ndarray[tuple[int], np.dtype[np.int16]] = CODES[starving.decided(of)]
+        out: Causes = CODES[starving.decided(of)]
         return out
 
     def delay_s(self, cause: str) -> float:

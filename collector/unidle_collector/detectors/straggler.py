@@ -44,19 +44,10 @@ from typing import ClassVar
 import numpy as np
 
 from unidle_collector.detectors import About, mean_of, percent, plural
-from unidle_collector.jobmates import (
-    LOW_CLOCK,
-    UTIL,
-    OutOfStep,
-    Pace,
-    Positions,
-    by_rank,
-    same_model,
-    slowed_down,
-)
+from unidle_collector.jobmates import LOW_CLOCK, UTIL, OutOfStep, Pace, by_rank, same_model, slowed_down
 from unidle_collector.lasting import where
 from unidle_collector.model import Evidence
-from unidle_collector.pergpu import Bools
+from unidle_collector.pergpu import Bools, Positions
 from unidle_collector.signals import View
 
 SLOW = 0.9

@@ -37,9 +37,9 @@ import numpy as np
 
 from unidle_collector.catalogue import catalogue
 from unidle_collector.detectors import About, Verdict, enough_ns, mean_of, percent, plural
-from unidle_collector.jobmates import Positions, both_ways
+from unidle_collector.jobmates import both_ways
 from unidle_collector.model import Evidence, State
-from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu, known_or
+from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu, Positions, known_or
 from unidle_collector.signals import View
 
 FALLBACK, UNDETERMINED = range(2)

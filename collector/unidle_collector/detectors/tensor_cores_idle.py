@@ -28,9 +28,9 @@ from typing import ClassVar
 import numpy as np
 
 from unidle_collector.detectors import About, duration, mean_of, percent, plural
-from unidle_collector.float_pipes import OnFloatPipes, Positions, pipes
+from unidle_collector.float_pipes import OnFloatPipes, pipes
 from unidle_collector.model import State
-from unidle_collector.pergpu import Bools, Floats
+from unidle_collector.pergpu import Bools, Floats, Positions
 from unidle_collector.signals import View
 
 

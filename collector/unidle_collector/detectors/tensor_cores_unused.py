@@ -31,9 +31,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from unidle_collector.detectors import About, duration, mean_of, percent, plural
-from unidle_collector.float_pipes import SAID_FOR_S, OnFloatPipes, Positions, pipes
+from unidle_collector.float_pipes import SAID_FOR_S, OnFloatPipes, pipes
 from unidle_collector.model import Evidence, State
-from unidle_collector.pergpu import Bools, Floats
+from unidle_collector.pergpu import Bools, Floats, Positions
 from unidle_collector.signals import View
 
 FLOAT32 = 1.0

@@ -38,7 +38,7 @@ import numpy as np
 from unidle_collector.clocks import sibling_median
 from unidle_collector.detectors import About, Verdict, duration, mean_of, plural
 from unidle_collector.lasting import drain, where
-from unidle_collector.pergpu import Bools
+from unidle_collector.pergpu import Bools, Positions
 from unidle_collector.signals import NOTHING_RAN, View
 from unidle_collector.throttle import (
     HW_SLOWDOWN,
@@ -110,7 +110,7 @@ class ThrottlingPower(Throttling):
         """4 s; a cap is watched for a minute, unless more speaks for it."""
         return CAP_TOLD_AFTER_S if cause == "power_cap" else self.finding_delay_s
 
-    def _held_by_lower_limit(self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]]) -> bool:
+    def _held_by_lower_limit(self, view: View, gpus: Positions) -> bool:
         """Has each a lower limit than its siblings, is at it, and they draw more than it may."""
         power, limit = view.step.get("power_w"), view.step.get("power_limit_w")
         asked = np.zeros(limit.shape, dtype=np.bool_)
@@ -120,9 +120,7 @@ class ThrottlingPower(Throttling):
         yes = (own < LOWER_LIMIT * theirs) & (power[gpus] >= AT_LIMIT * own) & (drawn > own)
         return bool(yes.all())
 
-    def about(
-        self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float
-    ) -> About:
+    def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""
         what = {
             "power_brake": "a power brake",
@@ -152,9 +150,7 @@ class ThrottlingPower(Throttling):
             told_after_s=None if weak else self.finding_delay_s,
         )
 
-    def _set_alike(
-        self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], node: str, numbers: str
-    ) -> str:
+    def _set_alike(self, view: View, gpus: Positions, node: str, numbers: str) -> str:
         """The command that gives the GPUs the limit of those beside them, where that is known and higher."""
         limit, at = view.step.get("power_limit_w"), view.inventory.a["node"]
         beside = np.flatnonzero((at == at[gpus[0]]) & ~np.isnan(limit))

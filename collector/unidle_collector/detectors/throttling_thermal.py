@@ -37,7 +37,7 @@ import numpy as np
 
 from unidle_collector.detectors import About, Verdict, duration, plural
 from unidle_collector.lasting import drain, where
-from unidle_collector.pergpu import Bools
+from unidle_collector.pergpu import Bools, Positions
 from unidle_collector.signals import View
 from unidle_collector.throttle import HW_THERMAL, THERMAL, Settings, Throttling, bits, grew
 
@@ -83,9 +83,7 @@ class ThrottlingThermal(Throttling):
         """5 s: heat does not go away by itself."""
         return self.finding_delay_s
 
-    def about(
-        self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float
-    ) -> About:
+    def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""
         what = "hardware" if cause == "hardware_thermal" else "the driver"
         node, numbers = where(view, gpus)

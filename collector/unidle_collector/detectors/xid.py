@@ -35,7 +35,7 @@ import numpy as np
 from unidle_collector.detectors import About, Verdict, duration, plural
 from unidle_collector.lasting import drain, reset_gpus, where
 from unidle_collector.model import Evidence, State
-from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, PerGpu
+from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, PerGpu, Positions
 from unidle_collector.signals import BLIP, REBOOTED, RESET, View
 from unidle_collector.xids import Class, XidBook, recovery_action, xid
 
@@ -99,7 +99,7 @@ class FatalXid:
             on &= ~((a["code"] == OFF_THE_BUS) & a["was_lost"])
         return Verdict(on, a["since"], a["cause"], a["loss"])
 
-    def _recovered(self, view: View) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+    def _recovered(self, view: View) -> Positions:
         """Positions of the fatal ones for which it is over."""
         a, step, s = self._a, view.step, self.settings
         gpus = np.flatnonzero(a["fatal"])
@@ -119,16 +119,14 @@ class FatalXid:
         repaired = {e.gpu: e.time_ns for e in step.events if e.kind in (REBOOTED, RESET)}
         if repaired:
             over |= np.array([repaired.get(gpu, NEVER) for gpu in gpus.tolist()]) > since
-        out: np.ndarray[tuple[int], np.dtype[np.intp]] = gpus[over]
+        out: Positions = gpus[over]
         return out
 
     def delay_s(self, cause: str) -> float:
         """After the code of a GPU that may be gone, long enough for its state to come."""
         return self.finding_delay_s if cause == "reboot" else 0.0
 
-    def about(
-        self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float
-    ) -> About:
+    def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""
         a = self._a
         since_ns = int(a["since"][gpus].min())

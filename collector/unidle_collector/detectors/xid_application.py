@@ -28,7 +28,7 @@ import numpy as np
 
 from unidle_collector.detectors import About, Verdict, plural
 from unidle_collector.lasting import Lasting, where
-from unidle_collector.pergpu import NEVER, SECOND_NS, Bools
+from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Positions
 from unidle_collector.signals import View
 from unidle_collector.xids import XidBook, xid
 
@@ -61,9 +61,7 @@ class XidApplication(Lasting):
         yes = now - a["last_ns"] < int(self.settings.lasts_s * SECOND_NS)
         return self.decide(view, yes, view.step.sampled | yes, a["cause"], 0.0)
 
-    def about(
-        self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float
-    ) -> About:
+    def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""
         since_ns = view.step.end_ns - int(self.settings.lasts_s * SECOND_NS)
         evidence = self._book.evidence(gpus, since_ns, lasted_s)

@@ -31,7 +31,7 @@ import numpy as np
 from unidle_collector.detectors import About, Verdict, duration, plural
 from unidle_collector.lasting import Lasting, drain, reset_gpus, where
 from unidle_collector.model import Evidence
-from unidle_collector.pergpu import NEVER, SECOND_NS
+from unidle_collector.pergpu import NEVER, SECOND_NS, Positions
 from unidle_collector.signals import View
 from unidle_collector.xids import XidBook, recovery_action, xid
 
@@ -86,9 +86,7 @@ class XidWarning(Lasting):
         """An XID is told at once; of an action, the XID behind it may be on its way."""
         return self.settings.action_after_s if cause == "recovery_action" else self.finding_delay_s
 
-    def about(
-        self, view: View, gpus: np.ndarray[tuple[int], np.dtype[np.intp]], cause: str, lasted_s: float
-    ) -> About:
+    def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""
         node, numbers = where(view, gpus)
         asked = recovery_action(float(np.nanmax(np.append(self._a["recovery_action"][gpus], 0.0))))
