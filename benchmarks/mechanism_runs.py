@@ -121,10 +121,11 @@ def watch(recording: Recording) -> Watched:
     reread, changes_in = (max(1, round(span / recording.period_s)) for span in (REREAD_S, CHANGES_S))
     for instant, changes in enumerate(play(recording, engine, positions)):
         told += [change.finding for change in changes if change.what == "told"]
-        live[instant] = codes[engine.ledger.booked(ends[instant : instant + 1])[0][positions]]
+        live[instant] = codes[engine.ledger.booked_steps(ends[instant : instant + 1])[0][0, positions]]
         if instant % reread == reread - 1 or instant == recording.instants - 1:
             begin = max(0, instant + 1 - changes_in)
-            answer[begin : instant + 1] = codes[engine.ledger.booked(ends[begin : instant + 1])[:, positions]]
+            booked, _ = engine.ledger.booked_steps(ends[begin : instant + 1])
+            answer[begin : instant + 1] = codes[booked[:, positions]]
     return Watched(answer, live, labels, tuple(told))
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from unidle_agent.wire import Owner
 from unidle_collector import detectors
 from unidle_collector.detectors import Detector
-from unidle_collector.detectors.idle import Idle
 from unidle_collector.dimensions import JobDimensions
 from unidle_collector.findings import Book, Change
 from unidle_collector.inventory import Inventory
@@ -41,8 +40,8 @@ class Engine:
         self._size = self.inventory.capacity
         self._signals = Signals(self.inventory, period_s)
         self._detectors: list[Detector] = [make(self._size, period_s) for make in detectors.makers()]
-        for detector in self._detectors:
-            if steps is not None and isinstance(detector, Idle):
+        if steps is not None:
+            for detector in self._detectors:
                 detector.in_all(steps)
         self.ledger = Ledger(self.inventory, self._detectors, period_s, keep_accounts_ns)
         self.book = Book(self.inventory, self._detectors, site, silence)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from unidle_collector.detectors import About, Detector, Verdict, compares, give_way, plural
+from unidle_collector.detectors import About, Detector, Verdict, give_way, plural
 from unidle_collector.inventory import Inventory
 from unidle_collector.jobmates import natural
 from unidle_collector.model import CauseShare, Cost, Finding, GpuRef
@@ -265,7 +265,7 @@ class Book:
         cause = entry.votes.most_common(1)[0][0]
         now = view.step.end_ns
         about = detector.about(view, positions, cause, (now - entry.since_ns) / SECOND_NS)
-        if entry.subject_kind == "job" and compares(detector):
+        if entry.subject_kind == "job" and detector.compares_gpus:
             about = _bounded(about, self._inventory.beyond(entry.subject))
         entry.asks_flight, entry.told_after_s = about.asks_flight, about.told_after_s
         confidence, runners_up = _likely(entry, about, cause)

@@ -9,14 +9,13 @@ it.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from abc import abstractmethod
 
 import numpy as np
 
 from unidle_collector.catalogue import catalogue
-from unidle_collector.detectors import Verdict, mean_of, percent
-from unidle_collector.model import Evidence, State
+from unidle_collector.detectors import Detector, Verdict, mean_of, percent
+from unidle_collector.model import Evidence
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu, Positions, known_or
 from unidle_collector.signals import View
 
@@ -29,14 +28,12 @@ SAID_FOR_S = 600.0
 """How long the word of the reporter inside the job holds."""
 
 
-class OnFloatPipes(ABC):
+class OnFloatPipes(Detector):
     """FP32 pipes busy and tensor cores idle for 5 min, and something about the number format."""
 
-    state: ClassVar[State | None]
-    groups_by: ClassVar[Literal["job", "node"]] = "job"
-    accounting_delay_s: ClassVar[float] = ON_AFTER_S
-    finding_delay_s: ClassVar[float]
-    grace: ClassVar[str] = "until a job has started, at most 10 min"
+    groups_by = "job"
+    accounting_delay_s = ON_AFTER_S
+    grace = "until a job has started, at most 10 min"
 
     def __init__(self, size: int) -> None:
         self._reference = catalogue().reference.sm
@@ -65,19 +62,10 @@ class OnFloatPipes(ABC):
     def concerns(self, dtype_code: Floats) -> Bools:
         """[GPUs] does the number format that the job named lately matter here; NaN: it named none."""
 
-    def delay_s(self, cause: str) -> float:  # noqa: ARG002 (there is one cause)
-        """The same for all."""
-        return self.finding_delay_s
-
     def reset(self, gpus: Bools) -> None:
         """Another job: anew."""
         self._hold.reset(gpus)
         self._a["format"][gpus], self._a["said_ns"][gpus] = np.nan, NEVER
-
-    def resize(self, size: int) -> None:
-        """Grow."""
-        self._hold.resize(size)
-        self._a.resize(size)
 
 
 def _without_tensor_cores(view: View, on: Bools) -> tuple[Bools, Bools]:

@@ -9,15 +9,15 @@ does not look like that: there everything falls together, or DRAM activity stays
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unidle_collector.detectors import Verdict, enough_ns, mean_of, sampled_each_s
-from unidle_collector.model import GpuRef, State
+from unidle_collector.detectors import Detector, Verdict, enough_ns, mean_of, sampled_each_s
+from unidle_collector.model import GpuRef
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu, Positions
 from unidle_collector.signals import NOTHING_RAN, View
 
@@ -222,16 +222,17 @@ class Settings:
     even_s: float = 60.0
 
 
-class OutOfStep(ABC):
+class OutOfStep(Detector):
     """What the detectors share that find a job whose GPUs do not work alike: the loss of those that wait."""
 
-    state: ClassVar[State | None] = "starved"
-    explains: ClassVar[tuple[str, ...]] = ("starvation",)
-    groups_by: ClassVar[Literal["job", "node"]] = "job"
-    compares_gpus: ClassVar[bool] = True
-    finding_delay_s: ClassVar[float] = 600.0
-    accounting_delay_s: ClassVar[float] = 90.0
-    grace: ClassVar[str] = "until a job has started (activity 10 % over 30 s, and 60 s more), at most 10 min"
+    state = "starved"
+    explains = ("starvation",)
+    groups_by = "job"
+    compares_gpus = True
+    finding_delay_s = 600.0
+    """Longer than an evaluation or a profile."""
+    accounting_delay_s = 90.0
+    grace = "until a job has started (activity 10 % over 30 s, and 60 s more), at most 10 min"
 
     def __init__(self, size: int, period_s: float, settings: Settings | None = None) -> None:
         settings = settings or Settings()
@@ -304,18 +305,9 @@ class OutOfStep(ABC):
         """The same by name."""
         return tuple(view.inventory.refs[int(gpu)] for gpu in self.slow_of(view, gpus))
 
-    def delay_s(self, cause: str) -> float:  # noqa: ARG002 (others tell causes apart)
-        """10 min: longer than an evaluation or a profile."""
-        return self.finding_delay_s
-
     def reset(self, gpus: Bools) -> None:
         """Another job: anew."""
         self._hold.reset(gpus)
         self._a["slow"][gpus] = False
         self._a["was_even"][gpus] = False
         self._a["even_since"][gpus] = NEVER
-
-    def resize(self, size: int) -> None:
-        """Grow."""
-        self._hold.resize(size)
-        self._a.resize(size)

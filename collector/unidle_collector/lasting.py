@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unidle_collector.detectors import Verdict
+from unidle_collector.detectors import Detector, Verdict
 from unidle_collector.model import State
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu, Positions
 from unidle_collector.signals import View
@@ -23,14 +23,13 @@ AGREE_S = 5.0
 """For so long the answers of an agent that looks again at once have to say the same."""
 
 
-class Lasting:
+class Lasting(Detector):
     """A fault that is a risk or a cause elsewhere, and loses no time by itself; told by node, at once."""
 
     state: ClassVar[State | None] = None
     groups_by: ClassVar[Literal["job", "node"]] = "node"
-    finding_delay_s: ClassVar[float] = 0.0
-    accounting_delay_s: ClassVar[float] = 0.0
-    grace: ClassVar[str] = "none"
+    finding_delay_s = 0.0
+    accounting_delay_s = 0.0
 
     def __init__(
         self, size: int, off_after_s: float, forget_s: float = FORGET_S, break_s: float | None = None
@@ -62,18 +61,8 @@ class Lasting:
         np.copyto(self._a["cause"], cause.astype(np.int16), where=yes & known)
         return Verdict(self._hold.on, self._hold.since, self._a["cause"], self._a["loss"])
 
-    def delay_s(self, cause: str) -> float:  # noqa: ARG002 (others tell causes apart)
-        """The same for all causes."""
-        return self.finding_delay_s
-
     def reset(self, gpus: Bools) -> None:
         """Another job does not repair anything."""
-
-    def resize(self, size: int) -> None:
-        """Grow, and everything that a detector has added."""
-        for part in vars(self).values():
-            if (grow := getattr(part, "resize", None)) is not None:
-                grow(size)
 
 
 def settles_s(view: View, otherwise_s: float) -> Floats:
@@ -84,7 +73,7 @@ def settles_s(view: View, otherwise_s: float) -> Floats:
 class Unanswered(Lasting):
     """A GPU whose `gpu_state` says that it does not answer: its time has failed."""
 
-    state: ClassVar[State | None] = "failed"
+    state = "failed"
 
     def __init__(self, size: int) -> None:
         super().__init__(size, off_after_s=0.0, forget_s=86_400.0)

@@ -7,6 +7,7 @@ remembers in one is kept over restarts without knowing of it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -16,14 +17,20 @@ Layout = tuple[tuple[str, str, tuple[int, ...]], ...]
 """(name, dtype, leading axes) of every array: two engines with the same one can exchange their memory."""
 
 
+def growing(root: object) -> Iterator[tuple[str, Any]]:
+    """(attribute, value) of what `root` consists of that grows with the fleet, in order of name."""
+    for attribute, value in sorted(vars(root).items()):
+        if hasattr(value, "resize") and not isinstance(value, np.ndarray | np.generic):
+            yield attribute, value
+
+
 def parts(root: object, name: str) -> Iterator[tuple[str, PerGpu]]:
     """Every PerGpu of `root` and what it consists of, each with a stable name."""
     if isinstance(root, PerGpu):
         yield name, root
         return
-    for attribute, value in sorted(vars(root).items()):
-        if hasattr(value, "resize") and not isinstance(value, np.ndarray | np.generic):
-            yield from parts(value, f"{name}.{attribute.lstrip('_')}")
+    for attribute, value in growing(root):
+        yield from parts(value, f"{name}.{attribute.lstrip('_')}")
 
 
 def layout(named: list[tuple[str, PerGpu]]) -> Layout:

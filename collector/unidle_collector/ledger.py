@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unidle_collector.buckets import HOUR_NS, Buckets, Sums
-from unidle_collector.detectors import Detector, Verdict, explained, give_way
+from unidle_collector.detectors import Detector, Verdict, give_way
 from unidle_collector.grouping import Grouping, KeyOf
 from unidle_collector.inventory import Inventory
 from unidle_collector.model import STATES, Account, State
@@ -88,7 +88,7 @@ class Ledger:
                 [
                     self._index[other.state, cause]
                     for other in detectors
-                    if other.state is not None and other.kind in explained(detector)
+                    if other.state is not None and other.kind in detector.explains
                     for cause in other.causes
                 ],
             )
@@ -107,7 +107,6 @@ class Ledger:
         self._a.make("tenure", np.int32, -1)
         self._a.make("tenure_from", np.int64, 0)
         self._a.make("now", np.int8, NOT_BOOKED)
-        self._a.make("now_loss", np.float32, 0.0)
         self._a.make("on", np.bool_, False, len(self._kinds))
         self._a.at["last_end_ns"] = 0
 
@@ -125,7 +124,7 @@ class Ledger:
         a["code"][slot] = code
         a["loss"][slot] = np.rint(loss * WHOLE)
         a["power"][slot] = _whole_power(step.get("power_w"))
-        a["now"][:], a["now_loss"][:] = code, loss
+        a["now"][:] = code
         self._follow_tenures(step.start_ns)
         self._add(view)
         for number, (detector, verdict) in enumerate(verdicts):
@@ -209,17 +208,6 @@ class Ledger:
         """[positions] Number in `codes` at the last step, negative before there was one."""
         found: NDArray[np.int8] = self._a["now"][positions]
         return found
-
-    def booked(self, end_ns: NDArray[np.int64]) -> NDArray[np.int8]:
-        """[steps, GPUs] what the steps ending at `end_ns`, of the last REWRITE_S, are booked under: positions
-        in `codes`, NOT_BOOKED where nothing is."""
-        slots = np.array([self._slot(int(end)) for end in end_ns], dtype=np.intp)
-        found: NDArray[np.int8] = self._a["code"][slots]
-        return found
-
-    def lost_now(self) -> Floats:
-        """[GPUs] loss weight at the last step."""
-        return self._a["now_loss"].astype(np.float64)
 
     def _classify(
         self, view: View, verdicts: list[tuple[Detector, Verdict]]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import numpy as np
 
 from unidle_collector.clocks import ReferenceClock
-from unidle_collector.detectors import Verdict, enough_ns, mean_of, percent
-from unidle_collector.model import Evidence, State
+from unidle_collector.detectors import Detector, Verdict, enough_ns, mean_of, percent
+from unidle_collector.model import Evidence
 from unidle_collector.pergpu import SECOND_NS, Bools, Floats, Hold, PerGpu, Positions, Times
 from unidle_collector.signals import NOTHING_RAN, View
 
@@ -67,14 +66,13 @@ def grew(view: View, field: str, settings: Settings) -> tuple[Bools, Bools]:
     return share >= settings.counter_share, ~np.isnan(share)
 
 
-class Throttling:
+class Throttling(Detector):
     """Condition, clock loss and timers, vectorised."""
 
-    state: ClassVar[State | None] = "throttled"
-    groups_by: ClassVar[Literal["job", "node"]] = "node"
-    finding_delay_s: ClassVar[float] = 4.0
-    accounting_delay_s: ClassVar[float] = 4.0
-    grace: ClassVar[str] = "none"
+    state = "throttled"
+    groups_by = "node"
+    finding_delay_s = 4.0
+    accounting_delay_s = 4.0
 
     def __init__(self, size: int, period_s: float, settings: Settings) -> None:
         self.settings = settings
@@ -154,8 +152,3 @@ class Throttling:
     def reset(self, gpus: Bools) -> None:
         """Another job runs at other clocks; the heat stays, so the timers do too."""
         self._clock.reset(gpus)
-
-    def resize(self, size: int) -> None:
-        """Grow."""
-        for part in (self._clock, self._hold, self._a):
-            part.resize(size)

@@ -8,14 +8,16 @@ page. Adding one edits no other file.
 from __future__ import annotations
 
 import pkgutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
 import numpy as np
 
+from unidle_collector.layout import growing
 from unidle_collector.model import Evidence, GpuRef, Severity, State
 from unidle_collector.pergpu import SECOND_NS, Bools, Causes, Floats, Positions, Times
 from unidle_collector.signals import View
@@ -63,8 +65,11 @@ class About:
     """How long it must have lasted before a person is told, where its signs are stronger than usual."""
 
 
-class Detector(Protocol):
-    """What a file in this package provides as the class `Detector_` exported by `make`."""
+class Detector(ABC):
+    """One condition, looked for in the whole fleet at each step; `make` of its file makes one.
+
+    What it remembers of each GPU lies in attributes that can be resized: a restart keeps those.
+    """
 
     kind: ClassVar[str]
     """Stable id, never reused."""
@@ -73,43 +78,44 @@ class Detector(Protocol):
     causes: ClassVar[tuple[str, ...]]
     groups_by: ClassVar[Literal["job", "node"]]
     """Findings on GPUs of one job (else node), or of one node, are one finding."""
+    explains: ClassVar[tuple[str, ...]] = ()
+    """Kinds of findings that give way where its verdict `explains`."""
+    compares_gpus: ClassVar[bool] = False
+    """Does its verdict rest on the GPUs of a job side by side: then it is said which of them it saw."""
     finding_delay_s: ClassVar[float]
     """How long it must have lasted before a person is told."""
     accounting_delay_s: ClassVar[float]
     """How long until the account is right; it is then corrected back to the begin."""
-    grace: ClassVar[str]
+    grace: ClassVar[str] = "none"
     """What is not held against a job, in words."""
 
+    @abstractmethod
     def look(self, view: View) -> Verdict:
         """Take one step."""
 
+    @abstractmethod
     def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
-        """Say it for the GPUs at these positions."""
+        """Say it for the GPUs at these positions, as a colleague would."""
 
+    @abstractmethod
     def reset(self, gpus: Bools) -> None:
         """The job on `gpus` changed: start anew."""
 
     def resize(self, size: int) -> None:
         """Grow to `size` GPUs."""
+        for _, part in growing(self):
+            part.resize(size)
 
     def delay_s(self, cause: str) -> float:
-        """Finding delay of a cause."""
+        """How long this cause must have lasted before a person is told."""
+        return self.finding_delay_s
+
+    def in_all(self, steps: int) -> None:  # noqa: B027 (most do not mind)
+        """There will be this many steps and no more, as in a recording; said before the first."""
 
 
 Maker = Callable[[int, float], Detector]
 Verdicts = list[tuple[Detector, Verdict]]
-
-
-def explained(detector: Detector) -> tuple[str, ...]:
-    """Kinds of findings that give way to this detector's where its verdict `explains`; most have none."""
-    kinds: tuple[str, ...] = getattr(detector, "explains", ())
-    return kinds
-
-
-def compares(detector: Detector) -> bool:
-    """Does its verdict rest on the GPUs of a job side by side: then it says which of them it saw."""
-    found: bool = getattr(detector, "compares_gpus", False)
-    return found
 
 
 def give_way(verdicts: Iterable[tuple[Detector, Verdict]], *, booked: bool = False) -> Verdicts:
@@ -123,7 +129,7 @@ def give_way(verdicts: Iterable[tuple[Detector, Verdict]], *, booked: bool = Fal
         if booked and detector.state is None:
             continue
         if verdict.explains is not None and verdict.explains.any():
-            for kind in explained(detector):
+            for kind in detector.explains:
                 away[kind] = verdict.explains | away.get(kind, False)
     return [
         (

@@ -28,12 +28,11 @@ How to silence it
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import numpy as np
 
-from unidle_collector.detectors import About, Verdict, duration, enough_ns, mean_of, percent, plural
-from unidle_collector.model import Evidence, State
+from unidle_collector.detectors import About, Detector, Verdict, duration, enough_ns, mean_of, percent, plural
+from unidle_collector.model import Evidence
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, PerGpu, Positions, known_or
 from unidle_collector.signals import View
 
@@ -65,17 +64,17 @@ class Settings:
     over_after_intervals: float = 2.5
 
 
-class CheckpointStall:
+class CheckpointStall(Detector):
     """The condition: pauses of whole jobs, and how regular they are."""
 
-    kind: ClassVar[str] = "checkpoint_stall"
-    state: ClassVar[State | None] = "starved"
-    causes: ClassVar[tuple[str, ...]] = ("checkpoint",)
-    explains: ClassVar[tuple[str, ...]] = ("idle", "starvation")
-    groups_by: ClassVar[Literal["job", "node"]] = "job"
-    finding_delay_s: ClassVar[float] = 600.0
-    accounting_delay_s: ClassVar[float] = 90.0
-    grace: ClassVar[str] = "pauses below 30 s, the first two pauses, and a job's start (at most 10 min)"
+    kind = "checkpoint_stall"
+    state = "starved"
+    causes = ("checkpoint",)
+    explains = ("idle", "starvation")
+    groups_by = "job"
+    finding_delay_s = 600.0
+    accounting_delay_s = 90.0
+    grace = "pauses below 30 s, the first two pauses, and a job's start (at most 10 min)"
 
     def __init__(self, size: int, settings: Settings) -> None:
         self._settings = settings
@@ -222,10 +221,6 @@ class CheckpointStall:
             runners_up=(("storage", 0.05),),
         )
 
-    def delay_s(self, cause: str) -> float:
-        """10 min; three pauses take longer."""
-        return self.finding_delay_s
-
     def reset(self, gpus: Bools) -> None:
         """Another job: anew."""
         for name in ("begun_ns", "ended_ns", "pause_ns"):
@@ -233,10 +228,6 @@ class CheckpointStall:
         for name in ("known", "on"):
             self._a[name][gpus] = False
         self._a["usual_bytes_per_s"][gpus] = 0.0
-
-    def resize(self, size: int) -> None:
-        """Grow."""
-        self._a.resize(size)
 
 
 def _written(view: View) -> Floats:

@@ -23,7 +23,6 @@ How to silence it
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -52,8 +51,8 @@ class Settings:
 class ClockSkew(Lasting):
     """The condition, by what the inventory knows of each GPU's node."""
 
-    kind: ClassVar[str] = "clock_skew"
-    causes: ClassVar[tuple[str, ...]] = CAUSES
+    kind = "clock_skew"
+    causes = CAUSES
 
     def __init__(self, size: int, settings: Settings) -> None:
         super().__init__(size, settings.off_after_s)

@@ -21,8 +21,6 @@ How to silence it
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from unidle_collector.detectors import About, Verdict, duration, plural
 from unidle_collector.lasting import Unanswered, drain, reset_gpus, where
 from unidle_collector.model import Evidence
@@ -36,10 +34,10 @@ HUNG_AFTER_S = 10.0
 class DriverHung(Unanswered):
     """The condition, vectorised."""
 
-    kind: ClassVar[str] = "driver_hung"
-    causes: ClassVar[tuple[str, ...]] = ("hung",)
-    accounting_delay_s: ClassVar[float] = HUNG_AFTER_S
-    grace: ClassVar[str] = "10 s for a call that does not return"
+    kind = "driver_hung"
+    causes = ("hung",)
+    accounting_delay_s = HUNG_AFTER_S
+    grace = "10 s for a call that does not return"
 
     def __init__(self, size: int, period_s: float) -> None:
         super().__init__(size)

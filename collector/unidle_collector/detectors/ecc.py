@@ -31,7 +31,6 @@ How to silence it
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -85,8 +84,8 @@ class Settings:
 class Ecc(Lasting):
     """The condition, vectorised."""
 
-    kind: ClassVar[str] = "ecc"
-    causes: ClassVar[tuple[str, ...]] = CAUSES
+    kind = "ecc"
+    causes = CAUSES
 
     def __init__(self, size: int, settings: Settings) -> None:
         super().__init__(size, off_after_s=0.0)

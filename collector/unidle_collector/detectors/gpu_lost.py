@@ -20,8 +20,6 @@ How to silence it
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from unidle_collector.detectors import About, Verdict, duration, plural
 from unidle_collector.lasting import Unanswered, drain, where
 from unidle_collector.model import Evidence
@@ -34,9 +32,8 @@ LOST = 1
 class GpuLost(Unanswered):
     """The condition, vectorised."""
 
-    kind: ClassVar[str] = "gpu_lost"
-    causes: ClassVar[tuple[str, ...]] = ("lost",)
-    grace: ClassVar[str] = "none"
+    kind = "gpu_lost"
+    causes = ("lost",)
 
     def look(self, view: View) -> Verdict:
         """See the module's docstring."""

@@ -46,12 +46,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import numpy as np
 
 from unidle_collector.detectors import (
     About,
+    Detector,
     Verdict,
     duration,
     mean_of,
@@ -60,7 +60,7 @@ from unidle_collector.detectors import (
     sampled_each_s,
 )
 from unidle_collector.lasting import where
-from unidle_collector.model import Evidence, State
+from unidle_collector.model import Evidence
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Causes, Floats, Hold, PerGpu, Positions
 from unidle_collector.signals import BLIP, NOTHING_RAN, START_GRACE_S, View
 from unidle_collector.smaller import slice_for
@@ -112,16 +112,16 @@ class Settings:
     session_told_samples: int = 480
 
 
-class Idle:
+class Idle(Detector):
     """The condition, vectorised."""
 
-    kind: ClassVar[str] = "idle"
-    state: ClassVar[State | None] = "idle"
-    causes: ClassVar[tuple[str, ...]] = ("no_process", "held", "interactive")
-    groups_by: ClassVar[Literal["job", "node"]] = "job"
-    finding_delay_s: ClassVar[float] = 1800.0
-    accounting_delay_s: ClassVar[float] = 120.0
-    grace: ClassVar[str] = "10 min to start; 15 min without activity in an interactive session"
+    kind = "idle"
+    state = "idle"
+    causes = ("no_process", "held", "interactive")
+    groups_by = "job"
+    finding_delay_s = 1800.0
+    accounting_delay_s = 120.0
+    grace = "10 min to start; 15 min without activity in an interactive session"
 
     def __init__(self, size: int, period_s: float, settings: Settings) -> None:
         self._settings = settings
@@ -289,11 +289,6 @@ class Idle:
         self._hold.reset(gpus)
         self._a["held_s"][gpus] = self._a["ran_s"][gpus] = 0.0
         self._a["rest_ratio"][gpus] = np.nan
-
-    def resize(self, size: int) -> None:
-        """Grow."""
-        self._hold.resize(size)
-        self._a.resize(size)
 
 
 def _slice(view: View, gpus: Positions) -> str:

@@ -26,7 +26,6 @@ How to silence it
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -62,8 +61,8 @@ class Settings:
 class Infiniband(Lasting):
     """The condition, vectorised: every GPU has its node's values."""
 
-    kind: ClassVar[str] = "infiniband"
-    causes: ClassVar[tuple[str, ...]] = CAUSES
+    kind = "infiniband"
+    causes = CAUSES
 
     def __init__(self, size: int, period_s: float, settings: Settings) -> None:
         super().__init__(size, max(settings.off_after_s, 1.5 * period_s))

@@ -22,13 +22,11 @@ How to silence it
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 
 from unidle_collector.detectors import About, Verdict, duration, plural
 from unidle_collector.lasting import Lasting, where
-from unidle_collector.model import Evidence, State
+from unidle_collector.model import Evidence
 from unidle_collector.pergpu import Positions
 from unidle_collector.signals import View
 
@@ -38,11 +36,10 @@ TOLD_AFTER_S = 60.0
 class NodeDown(Lasting):
     """The condition, by what the inventory knows of each GPU's node."""
 
-    kind: ClassVar[str] = "node_down"
-    state: ClassVar[State | None] = "failed"
-    causes: ClassVar[tuple[str, ...]] = ("down",)
-    finding_delay_s: ClassVar[float] = TOLD_AFTER_S
-    grace: ClassVar[str] = "none"
+    kind = "node_down"
+    state = "failed"
+    causes = ("down",)
+    finding_delay_s = TOLD_AFTER_S
 
     def __init__(self, size: int) -> None:
         super().__init__(size, off_after_s=0.0)

@@ -28,7 +28,6 @@ How to silence it
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -65,8 +64,8 @@ class Settings:
 class NvLink(Lasting):
     """The condition, vectorised."""
 
-    kind: ClassVar[str] = "nvlink"
-    causes: ClassVar[tuple[str, ...]] = CAUSES
+    kind = "nvlink"
+    causes = CAUSES
 
     def __init__(self, size: int, period_s: float, settings: Settings) -> None:
         super().__init__(size, max(settings.off_after_s, 1.5 * period_s))

@@ -26,7 +26,6 @@ How to silence it
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -56,8 +55,8 @@ class Settings:
 class NvSwitch(Lasting):
     """The condition; what happens to a node is noted for each of its GPUs."""
 
-    kind: ClassVar[str] = "nvswitch"
-    causes: ClassVar[tuple[str, ...]] = CAUSES
+    kind = "nvswitch"
+    causes = CAUSES
 
     def __init__(self, size: int, settings: Settings) -> None:
         super().__init__(size, off_after_s=0.0, forget_s=settings.fatal_lasts_s)

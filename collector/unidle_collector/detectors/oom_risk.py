@@ -30,12 +30,11 @@ How to silence it
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import numpy as np
 
-from unidle_collector.detectors import About, Verdict, mean_of, percent, plural
-from unidle_collector.model import Evidence, State
+from unidle_collector.detectors import About, Detector, Verdict, mean_of, percent, plural
+from unidle_collector.model import Evidence
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, PerGpu, Positions
 from unidle_collector.signals import View
 
@@ -60,16 +59,17 @@ class Settings:
     span_rises: int = 8
 
 
-class OomRisk:
+class OomRisk(Detector):
     """The condition, vectorised; judged at each full minute of event time."""
 
-    kind: ClassVar[str] = "oom_risk"
-    state: ClassVar[State | None] = None
-    causes: ClassVar[tuple[str, ...]] = ("rising_memory",)
-    groups_by: ClassVar[Literal["job", "node"]] = "job"
-    finding_delay_s: ClassVar[float] = 0.0
-    accounting_delay_s: ClassVar[float] = 0.0
-    grace: ClassVar[str] = "the first 10 min of a job"
+    kind = "oom_risk"
+    state = None
+    causes = ("rising_memory",)
+    groups_by = "job"
+    finding_delay_s = 0.0
+    """The evidence took 20 minutes."""
+    accounting_delay_s = 0.0
+    grace = "the first 10 min of a job"
 
     def __init__(self, size: int, settings: Settings) -> None:
         self._settings = settings
@@ -153,10 +153,6 @@ class OomRisk:
         )
         return leaks & rises[-1], rises[-1] | rises[-2]
 
-    def delay_s(self, cause: str) -> float:
-        """Told at once: the evidence took 20 minutes."""
-        return self.finding_delay_s
-
     def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""
         a, s = self._a, self._settings
@@ -197,10 +193,6 @@ class OomRisk:
         a["rise"][:, gpus] = 0.0
         a["span_rise"][:, gpus] = 0.0
         a["since"][gpus] = NEVER
-
-    def resize(self, size: int) -> None:
-        """Grow."""
-        self._a.resize(size)
 
 
 def make(size: int, period_s: float) -> OomRisk:

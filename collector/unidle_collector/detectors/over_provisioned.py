@@ -35,13 +35,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import numpy as np
 
-from unidle_collector.detectors import About, Verdict, duration, mean_of, percent, plural
+from unidle_collector.detectors import About, Detector, Verdict, duration, mean_of, percent, plural
 from unidle_collector.inventory import YES
-from unidle_collector.model import Evidence, State
+from unidle_collector.model import Evidence
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Hold, PerGpu, Positions
 from unidle_collector.signals import BLIP, NOTHING_RAN, View
 from unidle_collector.smaller import COMPUTE_ROOM, MEMORY_ROOM, cheaper_model, slice_for
@@ -74,17 +73,18 @@ class Settings:
     unseen_energy: float = 1.15
 
 
-class OverProvisioned:
+class OverProvisioned(Detector):
     """Counts each step of each GPU's job, and judges once a minute of event time."""
 
-    kind: ClassVar[str] = "over_provisioned"
-    state: ClassVar[State | None] = None
-    causes: ClassVar[tuple[str, ...]] = ("fewer_gpus", "large_gpu")
-    groups_by: ClassVar[Literal["job", "node"]] = "job"
-    explains: ClassVar[tuple[str, ...]] = ("idle", "starvation")
-    finding_delay_s: ClassVar[float] = 3600.0
-    accounting_delay_s: ClassVar[float] = 0.0
-    grace: ClassVar[str] = "until a job has started, at most 10 min; a stage may start within the hour"
+    kind = "over_provisioned"
+    state = None
+    causes = ("fewer_gpus", "large_gpu")
+    groups_by = "job"
+    explains = ("idle", "starvation")
+    finding_delay_s = 3600.0
+    """As long as peers wait before they warn about an unused GPU."""
+    accounting_delay_s = 0.0
+    grace = "until a job has started, at most 10 min; a stage may start within the hour"
 
     def __init__(self, size: int, period_s: float, settings: Settings) -> None:
         self._settings = settings
@@ -214,10 +214,6 @@ class OverProvisioned:
         )
         return out
 
-    def delay_s(self, cause: str) -> float:
-        """60 min: as long as peers wait before they warn about an unused GPU."""
-        return self.finding_delay_s
-
     def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""
         if cause == "fewer_gpus":
@@ -313,11 +309,6 @@ class OverProvisioned:
             a[name][gpus] = 0
         a["first_ns"][gpus] = a["ran_ns"][gpus] = NEVER
         a["busy"][gpus] = np.nan
-
-    def resize(self, size: int) -> None:
-        """Grow."""
-        self._unused.resize(size)
-        self._a.resize(size)
 
 
 def _request(gpus: int) -> str:

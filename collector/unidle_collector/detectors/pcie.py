@@ -24,7 +24,6 @@ How to silence it
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -50,9 +49,9 @@ class Settings:
 class Pcie(Lasting):
     """The condition, vectorised; only answers of this step count, so that two have to agree."""
 
-    kind: ClassVar[str] = "pcie"
-    causes: ClassVar[tuple[str, ...]] = CAUSES
-    grace: ClassVar[str] = "generation: while the GPU is idle"
+    kind = "pcie"
+    causes = CAUSES
+    grace = "generation: while the GPU is idle"
 
     def __init__(self, size: int, period_s: float, settings: Settings) -> None:
         super().__init__(size, max(settings.off_after_s, 1.5 * period_s), break_s=0.0)

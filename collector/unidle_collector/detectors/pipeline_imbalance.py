@@ -29,8 +29,6 @@ How to silence it
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 
 from unidle_collector.detectors import About, mean_of, percent, plural
@@ -51,8 +49,8 @@ HEAVIEST = 0.97
 class PipelineImbalance(OutOfStep):
     """The condition, job by job."""
 
-    kind: ClassVar[str] = "pipeline_imbalance"
-    causes: ClassVar[tuple[str, ...]] = ("pipeline_imbalance",)
+    kind = "pipeline_imbalance"
+    causes = ("pipeline_imbalance",)
 
     def judge(self, view: View, pace: Pace, *, was_even: bool) -> Bools | None:
         """See the module's docstring."""

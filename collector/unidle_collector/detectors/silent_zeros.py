@@ -24,7 +24,6 @@ How to silence it
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -47,8 +46,8 @@ class Settings:
 class SilentZeros(Lasting):
     """The condition, vectorised."""
 
-    kind: ClassVar[str] = "silent_zeros"
-    causes: ClassVar[tuple[str, ...]] = ("counters_silent",)
+    kind = "silent_zeros"
+    causes = ("counters_silent",)
 
     def __init__(self, size: int, period_s: float, settings: Settings) -> None:
         super().__init__(size, max(settings.off_after_s, 1.5 * period_s))

@@ -25,7 +25,6 @@ How to silence it
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import numpy as np
 
@@ -48,8 +47,8 @@ class Settings:
 class StaleAgent(Lasting):
     """The condition, by what the inventory knows of each GPU's node."""
 
-    kind: ClassVar[str] = "stale_agent"
-    causes: ClassVar[tuple[str, ...]] = ("silent",)
+    kind = "stale_agent"
+    causes = ("silent",)
 
     def __init__(self, size: int, settings: Settings) -> None:
         super().__init__(size, off_after_s=0.0, forget_s=settings.gone_s)

@@ -57,13 +57,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
 
 import numpy as np
 
 from unidle_collector import starving
 from unidle_collector.detectors import (
     About,
+    Detector,
     Verdict,
     duration,
     enough_ns,
@@ -74,7 +74,7 @@ from unidle_collector.detectors import (
 )
 from unidle_collector.jobmates import compare
 from unidle_collector.lasting import where
-from unidle_collector.model import Evidence, State
+from unidle_collector.model import Evidence
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Causes, Hold, PerGpu, Positions, Times, known_or
 from unidle_collector.reference import Reference
 from unidle_collector.signals import NOTHING_RAN, View
@@ -154,16 +154,17 @@ class Settings:
     causes: Thresholds = field(default_factory=Thresholds)
 
 
-class Starvation:
+class Starvation(Detector):
     """The condition, vectorised."""
 
-    kind: ClassVar[str] = "starvation"
-    state: ClassVar[State | None] = "starved"
-    causes: ClassVar[tuple[str, ...]] = CAUSES
-    groups_by: ClassVar[Literal["job", "node"]] = "job"
-    finding_delay_s: ClassVar[float] = 600.0
-    accounting_delay_s: ClassVar[float] = 90.0
-    grace: ClassVar[str] = "until a job has started (activity 10 % over 30 s, and 60 s more), at most 10 min"
+    kind = "starvation"
+    state = "starved"
+    causes = CAUSES
+    groups_by = "job"
+    finding_delay_s = 600.0
+    """Longer than an epoch's end or an evaluation."""
+    accounting_delay_s = 90.0
+    grace = "until a job has started (activity 10 % over 30 s, and 60 s more), at most 10 min"
 
     def __init__(self, size: int, settings: Settings) -> None:
         self._settings = settings
@@ -246,10 +247,6 @@ class Starvation:
         out: Causes = CODES[starving.decided(of)]
         return out
 
-    def delay_s(self, cause: str) -> float:
-        """10 min: long enough that an epoch's end or an evaluation does not page anybody."""
-        return self.finding_delay_s
-
     def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""
         s, m = self._settings, view.means
@@ -305,11 +302,6 @@ class Starvation:
         self._hold.reset(gpus)
         self._reference.reset(gpus)
         self._a["starved"][gpus] = False
-
-    def resize(self, size: int) -> None:
-        """Grow."""
-        for part in (self._hold, self._a, self._reference):
-            part.resize(size)
 
 
 def _signs(view: View, gpus: Positions) -> Signs:

@@ -39,8 +39,6 @@ How to silence it
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 
 from unidle_collector.detectors import About, mean_of, percent, plural
@@ -61,8 +59,8 @@ STEP_TIMES = "the step's time by rank (Megatron-LM --timing-log-level 2; unidle 
 class Straggler(OutOfStep):
     """The condition, job by job."""
 
-    kind: ClassVar[str] = "straggler"
-    causes: ClassVar[tuple[str, ...]] = ("straggler",)
+    kind = "straggler"
+    causes = ("straggler",)
 
     def judge(self, view: View, pace: Pace, *, was_even: bool) -> Bools | None:
         """See the module's docstring."""

@@ -31,14 +31,13 @@ How to silence it
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import numpy as np
 
 from unidle_collector.catalogue import catalogue
-from unidle_collector.detectors import About, Verdict, enough_ns, mean_of, percent, plural
+from unidle_collector.detectors import About, Detector, Verdict, enough_ns, mean_of, percent, plural
 from unidle_collector.jobmates import both_ways
-from unidle_collector.model import Evidence, State
+from unidle_collector.model import Evidence
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu, Positions, known_or
 from unidle_collector.signals import View
 
@@ -67,18 +66,18 @@ class Settings:
     dram_bound: float = 0.6
 
 
-class TcpFallback:
+class TcpFallback(Detector):
     """The condition, vectorised up to the jobs that look like it."""
 
-    kind: ClassVar[str] = "tcp_fallback"
-    state: ClassVar[State | None] = "starved"
-    causes: ClassVar[tuple[str, ...]] = ("tcp_fallback", "undetermined")
-    explains: ClassVar[tuple[str, ...]] = ("starvation",)
-    groups_by: ClassVar[Literal["job", "node"]] = "job"
-    compares_gpus: ClassVar[bool] = True
-    finding_delay_s: ClassVar[float] = 600.0
-    accounting_delay_s: ClassVar[float] = 90.0
-    grace: ClassVar[str] = "until a job has started (activity 10 % over 30 s, and 60 s more), at most 10 min"
+    kind = "tcp_fallback"
+    state = "starved"
+    causes = ("tcp_fallback", "undetermined")
+    explains = ("starvation",)
+    groups_by = "job"
+    compares_gpus = True
+    finding_delay_s = 600.0
+    accounting_delay_s = 90.0
+    grace = "until a job has started (activity 10 % over 30 s, and 60 s more), at most 10 min"
 
     def __init__(self, size: int, period_s: float, settings: Settings) -> None:
         self._settings = settings
@@ -190,18 +189,9 @@ class TcpFallback:
             runners_up=(("communication", 0.05 if sure else 0.45),),
         )
 
-    def delay_s(self, cause: str) -> float:
-        """10 min, as all that starves."""
-        return self.finding_delay_s
-
     def reset(self, gpus: Bools) -> None:
         """Another job: anew."""
         self._hold.reset(gpus)
-
-    def resize(self, size: int) -> None:
-        """Grow."""
-        self._hold.resize(size)
-        self._a.resize(size)
 
 
 def _traffic(view: View, gpus: Positions) -> tuple[Floats, Floats]:

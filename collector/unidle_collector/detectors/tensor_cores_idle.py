@@ -23,13 +23,11 @@ How to silence it
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import numpy as np
 
 from unidle_collector.detectors import About, duration, mean_of, percent, plural
 from unidle_collector.float_pipes import OnFloatPipes, pipes
-from unidle_collector.model import State
 from unidle_collector.pergpu import Bools, Floats, Positions
 from unidle_collector.signals import View
 
@@ -37,10 +35,10 @@ from unidle_collector.signals import View
 class TensorCoresIdle(OnFloatPipes):
     """The condition, vectorised."""
 
-    kind: ClassVar[str] = "tensor_cores_idle"
-    state: ClassVar[State | None] = None
-    causes: ClassVar[tuple[str, ...]] = ("number_format_unknown",)
-    finding_delay_s: ClassVar[float] = math.inf
+    kind = "tensor_cores_idle"
+    state = None
+    causes = ("number_format_unknown",)
+    finding_delay_s = math.inf
 
     def concerns(self, dtype_code: Floats) -> Bools:
         """Where nobody has named one."""

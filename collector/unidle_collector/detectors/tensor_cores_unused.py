@@ -28,11 +28,9 @@ How to silence it
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from unidle_collector.detectors import About, duration, mean_of, percent, plural
 from unidle_collector.float_pipes import SAID_FOR_S, OnFloatPipes, pipes
-from unidle_collector.model import Evidence, State
+from unidle_collector.model import Evidence
 from unidle_collector.pergpu import Bools, Floats, Positions
 from unidle_collector.signals import View
 
@@ -43,10 +41,10 @@ FLOAT32 = 1.0
 class TensorCoresUnused(OnFloatPipes):
     """The condition, vectorised."""
 
-    kind: ClassVar[str] = "tensor_cores_unused"
-    state: ClassVar[State | None] = "starved"
-    causes: ClassVar[tuple[str, ...]] = ("precision",)
-    finding_delay_s: ClassVar[float] = 1800.0
+    kind = "tensor_cores_unused"
+    state = "starved"
+    causes = ("precision",)
+    finding_delay_s = 1800.0
 
     def concerns(self, dtype_code: Floats) -> Bools:
         """float32 alone: float64 has its reasons, and all others do use the tensor cores."""

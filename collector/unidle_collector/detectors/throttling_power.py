@@ -31,8 +31,6 @@ How to silence it
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 
 from unidle_collector.clocks import sibling_median
@@ -65,8 +63,8 @@ OTHER_WORK = 0.1
 class ThrottlingPower(Throttling):
     """The condition, vectorised."""
 
-    kind: ClassVar[str] = "throttling_power"
-    causes: ClassVar[tuple[str, ...]] = CAUSES
+    kind = "throttling_power"
+    causes = CAUSES
 
     def look(self, view: View) -> Verdict:
         """See the module's docstring."""

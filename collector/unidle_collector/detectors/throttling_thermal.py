@@ -31,8 +31,6 @@ How to silence it
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 
 from unidle_collector.detectors import About, Verdict, duration, plural
@@ -49,8 +47,8 @@ HARD_CLOCK = 0.55
 class ThrottlingThermal(Throttling):
     """The condition, vectorised."""
 
-    kind: ClassVar[str] = "throttling_thermal"
-    causes: ClassVar[tuple[str, ...]] = CAUSES
+    kind = "throttling_thermal"
+    causes = CAUSES
 
     def look(self, view: View) -> Verdict:
         """See the module's docstring."""
@@ -78,10 +76,6 @@ class ThrottlingThermal(Throttling):
         over: Bools = view.step.get("thermal_margin_c") < a["slowdown_margin_c"]
         limit: Bools = view.step.get("temperature_c") >= a["limit_c"]
         return over, limit
-
-    def delay_s(self, cause: str) -> float:
-        """5 s: heat does not go away by itself."""
-        return self.finding_delay_s
 
     def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""

@@ -28,13 +28,12 @@ How to silence it
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import numpy as np
 
-from unidle_collector.detectors import About, Verdict, duration, plural
+from unidle_collector.detectors import About, Detector, Verdict, duration, plural
 from unidle_collector.lasting import drain, reset_gpus, where
-from unidle_collector.model import Evidence, State
+from unidle_collector.model import Evidence
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, PerGpu, Positions
 from unidle_collector.signals import BLIP, REBOOTED, RESET, View
 from unidle_collector.xids import Class, XidBook, recovery_action, xid
@@ -55,16 +54,15 @@ class Settings:
     forget_s: float = 7 * 86_400.0
 
 
-class FatalXid:
+class FatalXid(Detector):
     """The condition: few GPUs at a time, so that all but the events is looked at for those alone."""
 
-    kind: ClassVar[str] = "xid"
-    state: ClassVar[State | None] = "failed"
-    causes: ClassVar[tuple[str, ...]] = CAUSES
-    groups_by: ClassVar[Literal["job", "node"]] = "node"
-    finding_delay_s: ClassVar[float] = Settings().told_after_s
-    accounting_delay_s: ClassVar[float] = 0.0
-    grace: ClassVar[str] = "none"
+    kind = "xid"
+    state = "failed"
+    causes = CAUSES
+    groups_by = "node"
+    finding_delay_s = Settings().told_after_s
+    accounting_delay_s = 0.0
 
     def __init__(self, size: int, settings: Settings) -> None:
         self.settings = settings
@@ -154,11 +152,6 @@ class FatalXid:
     def reset(self, gpus: Bools) -> None:
         """Another job does not repair a GPU; but if it works on it, somebody did."""
         self._a["other_job"][gpus & self._a["fatal"]] = True
-
-    def resize(self, size: int) -> None:
-        """Grow."""
-        self._book.resize(size)
-        self._a.resize(size)
 
 
 def make(size: int, period_s: float) -> FatalXid:

@@ -22,7 +22,6 @@ How to silence it
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -43,9 +42,9 @@ class Settings:
 class XidApplication(Lasting):
     """The condition, by GPU."""
 
-    kind: ClassVar[str] = "xid_application"
-    causes: ClassVar[tuple[str, ...]] = ("application",)
-    groups_by: ClassVar[Literal["job", "node"]] = "job"
+    kind = "xid_application"
+    causes = ("application",)
+    groups_by = "job"
 
     def __init__(self, size: int, settings: Settings) -> None:
         super().__init__(size, off_after_s=0.0, forget_s=settings.lasts_s)

@@ -24,7 +24,6 @@ How to silence it
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -52,8 +51,8 @@ class Settings:
 class XidWarning(Lasting):
     """The condition, by GPU."""
 
-    kind: ClassVar[str] = "xid_warning"
-    causes: ClassVar[tuple[str, ...]] = CAUSES
+    kind = "xid_warning"
+    causes = CAUSES
 
     def __init__(self, size: int, settings: Settings) -> None:
         super().__init__(size, off_after_s=0.0, forget_s=settings.lasts_s)
