@@ -23,14 +23,12 @@ from typing import Any
 
 from unidle_agent import schedule
 from unidle_agent.fields import COLUMNS, UNKNOWN_U8, Field, Scope
-from unidle_agent.sample import Tick, Value, is_simulated
+from unidle_agent.sample import SLOWED_DOWN, Tick, Value, is_simulated
 from unidle_agent.wire import NAN, TYPECODES, Batch, GpuFacts, column
 
 FORGET_S = 60.0
 """How long a GPU that no source reports stays in the set: longer than a driver hangs on one call."""
 
-THROTTLED = 0x8 | 0x20 | 0x40 | 0x80
-"""Bits of clock_event_reasons that nobody chose: hardware slowdown, thermal, power brake (nvml.h)."""
 ONSET_S = 30.0
 """A throttling bit that was away for less than this has not begun anew: it flickers around its limit."""
 
@@ -139,7 +137,7 @@ class Batcher:
     def _throttling_begun(self, tick: Tick) -> bool:
         begun = False
         for gpu in tick.gpus:
-            bits = int(gpu.values.get("clock_event_reasons", 0)) & THROTTLED
+            bits = int(gpu.values.get("clock_event_reasons", 0)) & SLOWED_DOWN
             while bits:
                 bit = bits & -bits
                 bits ^= bit

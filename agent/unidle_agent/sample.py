@@ -18,6 +18,10 @@ Value = float | int
 
 GPU_OK, GPU_LOST, DRIVER_HUNG = 0, 1, 2
 """Values of the field gpu_state."""
+SW_POWER_CAP, HW_SLOWDOWN, SW_THERMAL, HW_THERMAL, POWER_BRAKE = 0x4, 0x8, 0x20, 0x40, 0x80
+"""Bits of the field clock_event_reasons (nvml.h)."""
+SLOWED_DOWN = HW_SLOWDOWN | SW_THERMAL | HW_THERMAL | POWER_BRAKE
+"""Those that nobody chose; SW_POWER_CAP is what any healthy GPU shows at its power limit."""
 
 SIMULATOR = "simulator"
 REPLAY = "replay"

@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from unidle_agent.sample import SLOWED_DOWN
 from unidle_collector.detectors import Detector, Verdict, enough_ns, mean_of, sampled_each_s
 from unidle_collector.model import GpuRef
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu, Positions
@@ -43,8 +44,6 @@ OFTEN_S = 5.0
 """Nodes that are sampled more rarely are caught in other parts of the steps: only energy compares them."""
 LOW_CLOCK = 0.8
 """Over the others' clock: a power limit alone costs who works more up to about an eighth (simulated)."""
-SLOWED_DOWN = 0x8 | 0x20 | 0x40 | 0x80
-"""Hardware slowdown, software and hardware thermal slowdown, power brake (nvml.h)."""
 
 
 @dataclass(frozen=True, slots=True)

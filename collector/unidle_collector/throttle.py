@@ -6,17 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unidle_agent.sample import HW_SLOWDOWN, HW_THERMAL, POWER_BRAKE, SW_POWER_CAP, SW_THERMAL
 from unidle_collector.clocks import ReferenceClock
 from unidle_collector.detectors import Detector, Verdict, enough_ns, mean_of, percent
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import SECOND_NS, Bools, Floats, Hold, PerGpu, Positions, Times
 from unidle_collector.signals import NOTHING_RAN, View
 
-SW_POWER_CAP, HW_SLOWDOWN, SW_THERMAL, HW_THERMAL, POWER_BRAKE = 0x4, 0x8, 0x20, 0x40, 0x80
 THERMAL = SW_THERMAL | HW_THERMAL
-"""Bits of clock_event_reasons (NVML)."""
-
-
 REASONS = {
     0x1: "idle",
     0x2: "clocks set by an application",
@@ -28,9 +25,7 @@ REASONS = {
     POWER_BRAKE: "hardware power brake",
     0x100: "display clocks",
 }
-"""The same in words (nvml.h)."""
-
-
+"""Bits of clock_event_reasons in words (nvml.h)."""
 LEAST_SAMPLES = 2
 
 

@@ -21,13 +21,13 @@ How to silence it
 
 from __future__ import annotations
 
+from unidle_agent.sample import DRIVER_HUNG
 from unidle_collector.detectors import About, Verdict, duration, plural
 from unidle_collector.lasting import Unanswered, drain, reset_gpus, where
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import Positions
 from unidle_collector.signals import View
 
-HUNG = 2
 HUNG_AFTER_S = 10.0
 
 
@@ -45,7 +45,7 @@ class DriverHung(Unanswered):
 
     def look(self, view: View) -> Verdict:
         """See the module's docstring."""
-        return self.hold_state(view, HUNG, self._on_after_s)
+        return self.hold_state(view, DRIVER_HUNG, self._on_after_s)
 
     def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""
@@ -55,7 +55,7 @@ class DriverHung(Unanswered):
             title=f"{plural(gpus.size, 'GPU')} behind a hung driver for {duration(lasted_s)}",
             severity="critical",
             confidence=0.9,
-            evidence=(Evidence("gpu_state", float(HUNG), "state", 0.0, lasted_s, words),),
+            evidence=(Evidence("gpu_state", float(DRIVER_HUNG), "state", 0.0, lasted_s, words),),
             advice=(
                 f"{drain(node, f'driver hangs on GPU {numbers}')}; when nothing runs on it: "
                 f"{reset_gpus(numbers)}; where that hangs, too: reboot."

@@ -20,13 +20,12 @@ How to silence it
 
 from __future__ import annotations
 
+from unidle_agent.sample import GPU_LOST
 from unidle_collector.detectors import About, Verdict, duration, plural
 from unidle_collector.lasting import Unanswered, drain, where
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import Positions
 from unidle_collector.signals import View
-
-LOST = 1
 
 
 class GpuLost(Unanswered):
@@ -37,7 +36,7 @@ class GpuLost(Unanswered):
 
     def look(self, view: View) -> Verdict:
         """See the module's docstring."""
-        return self.hold_state(view, LOST, 0.0)
+        return self.hold_state(view, GPU_LOST, 0.0)
 
     def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""
@@ -47,7 +46,7 @@ class GpuLost(Unanswered):
             title=f"{plural(gpus.size, 'GPU')} lost for {duration(lasted_s)}",
             severity="critical",
             confidence=0.95,
-            evidence=(Evidence("gpu_state", float(LOST), "state", 0.0, lasted_s, words),),
+            evidence=(Evidence("gpu_state", float(GPU_LOST), "state", 0.0, lasted_s, words),),
             advice=f"{drain(node, f'GPU {numbers} lost')}, then power-cycle the machine.",
             confirm=f"nvidia-smi on {node}, and dmesg | grep -i xid: an XID 79 says that it fell off the bus",
             asks_flight=True,

@@ -62,7 +62,7 @@ from unidle_collector.detectors import (
 from unidle_collector.lasting import where
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Causes, Floats, Hold, PerGpu, Positions
-from unidle_collector.signals import BLIP, NOTHING_RAN, START_GRACE_S, View
+from unidle_collector.signals import BLIP, HELD_BYTES, NOTHING_RAN, START_GRACE_S, View
 from unidle_collector.smaller import slice_for
 
 NO_PROCESS, HELD, INTERACTIVE = range(3)
@@ -220,7 +220,7 @@ class Idle(Detector):
 
     def _cause(self, view: View) -> Causes:
         processes, used = view.step.get("process_count"), view.step.get("memory_used_bytes")
-        empty = np.where(np.isnan(processes), used < (1 << 30), processes == 0)
+        empty = np.where(np.isnan(processes), used < HELD_BYTES, processes == 0)
         cause = np.where(view.inventory.a["interactive"], INTERACTIVE, np.where(empty, NO_PROCESS, HELD))
         return np.where(view.step.sampled, cause, self._a["cause"]).astype(np.int16)
 

@@ -33,15 +33,18 @@ from __future__ import annotations
 
 import numpy as np
 
+from unidle_agent.sample import HW_THERMAL
 from unidle_collector.detectors import About, Verdict, duration, plural
 from unidle_collector.lasting import drain, where
 from unidle_collector.pergpu import Bools, Positions
 from unidle_collector.signals import View
-from unidle_collector.throttle import HW_THERMAL, THERMAL, Settings, Throttling, bits, grew
+from unidle_collector.throttle import THERMAL, Settings, Throttling, bits, grew
 
 CAUSES = ("software_thermal", "hardware_thermal")
 HARD_CLOCK = 0.55
 """Over the reference: the hardware's slowdown halves clocks or more (nvml.h)."""
+LOW_CLOCK = 0.9
+"""Over the reference, at the temperature limit: it is slowed down, where nobody says why."""
 
 
 class ThrottlingThermal(Throttling):
@@ -63,7 +66,7 @@ class ThrottlingThermal(Throttling):
         reference = np.where(np.isnan(siblings), own, siblings)
         clock_ratio = view.step.get("sm_clock_hz") / reference
         # For exporters that send no reasons: heat at its limit, and clocks that show it.
-        signal = np.where(told, signal, over | (limit & (clock_ratio < 0.9)))
+        signal = np.where(told, signal, over | (limit & (clock_ratio < LOW_CLOCK)))
         felt = np.fmax(view.step.get("thermal_margin_c"), view.step.get("temperature_c"))
         hard, _ = bits(view, HW_THERMAL)
         hard |= ~told & ((clock_ratio <= HARD_CLOCK) | self.held(1))

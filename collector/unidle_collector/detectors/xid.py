@@ -31,6 +31,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unidle_agent.sample import GPU_LOST
 from unidle_collector.detectors import About, Detector, Verdict, duration, plural
 from unidle_collector.lasting import drain, reset_gpus, where
 from unidle_collector.model import Evidence
@@ -39,7 +40,6 @@ from unidle_collector.signals import BLIP, REBOOTED, RESET, View
 from unidle_collector.xids import Class, XidBook, recovery_action, xid
 
 CAUSES: tuple[Class, ...] = ("reset", "reboot")
-LOST = 1
 OFF_THE_BUS = 79
 
 
@@ -107,7 +107,7 @@ class FatalXid(Detector):
         over = (asked == 0) & (passed_s >= s.driver_word_after_s)
         a["action"][gpus] = np.where(np.isnan(asked), a["action"][gpus], asked)
         over |= a["was_lost"][gpus] & (state == 0)
-        a["was_lost"][gpus] |= state == LOST
+        a["was_lost"][gpus] |= state == GPU_LOST
         works = a["other_job"][gpus] & (view.activity[gpus] >= BLIP)
         before = a["works_since"][gpus]
         works_since = np.where(works, np.where(before == NEVER, step.start_ns, before), NEVER)

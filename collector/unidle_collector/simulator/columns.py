@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unidle_agent.fields import BY_NAME, GPU_FIELDS
+from unidle_agent.sample import HW_SLOWDOWN, HW_THERMAL, POWER_BRAKE, SW_POWER_CAP, SW_THERMAL
 from unidle_agent.subsecond import INTEGRALS
 from unidle_collector.simulator.hardware import hardware, levels
 from unidle_collector.simulator.noise import Draw
@@ -17,9 +18,8 @@ Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
-GPU_IDLE, SW_POWER_CAP, HW_SLOWDOWN = 0x1, 0x4, 0x8
-SW_THERMAL, HW_THERMAL, POWER_BRAKE = 0x20, 0x40, 0x80
-"""Clock event reasons of nvml.h."""
+GPU_IDLE = 0x1
+"""Of the bits of clock_event_reasons (nvml.h)."""
 SEGMENT_BYTES = 2 * 1024 * 1024
 """Memory is taken from the driver in multiples of this."""
 SECOND_NS = 1_000_000_000

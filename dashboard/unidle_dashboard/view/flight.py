@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from unidle_agent.batcher import THROTTLED
 from unidle_agent.fields import BY_NAME
+from unidle_agent.sample import SLOWED_DOWN
 from unidle_collector.model import FlightRecording, GpuRef, Incident
 from unidle_dashboard.view import words
 from unidle_dashboard.view.palette import LOOKS
@@ -176,7 +176,7 @@ def _held_back(flight: FlightRecording) -> list[tuple[int, int]]:
         at_ms = time_ns // 1_000_000
         if going:
             stretches[-1] = (stretches[-1][0], at_ms)
-        if int(bits) & THROTTLED and not going:
+        if int(bits) & SLOWED_DOWN and not going:
             stretches.append((at_ms, at_ms))
-        going = bool(int(bits) & THROTTLED)
+        going = bool(int(bits) & SLOWED_DOWN)
     return stretches
