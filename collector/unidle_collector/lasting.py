@@ -6,10 +6,10 @@ holds. Of a link that turned bad an agent tells more at its next rows (`unidle_a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from unidle_collector.detectors import Detector, Verdict
 from unidle_collector.model import State
@@ -90,6 +90,21 @@ READINGS_APART_S = 8.0
 """The usual readings of a counter are at least this far apart (InfiniBand: 10 s)."""
 
 
+@dataclass(frozen=True, slots=True)
+class ErrorLimits:
+    """From when on the errors that a link counts are a fault: all of the first three, or a storm."""
+
+    errors: float
+    errors_per_min: float
+    readings: int
+    storm: float
+    """Errors that are believed at once, where an agent looks again at once."""
+    gap_s: float
+    """Longest between two readings of one run."""
+    lasts_s: float
+    """It is over when there was none for this long."""
+
+
 class Growth:
     """How much a counter grew in a run of readings that follow each other within `gap_s`.
 
@@ -128,22 +143,21 @@ class Growth:
         """[GPUs] sum of the run."""
         return self._a["total"]
 
-    @property
-    def readings(self) -> NDArray[np.int32]:
-        """[GPUs] readings of the run that showed growth."""
-        return self._a["readings"]
-
     def within(self, end_ns: int, seconds: float) -> Bools:
         """[GPUs] did it grow in the last `seconds`."""
         out: Bools = end_ns - self._a["last_ns"] < int(seconds * SECOND_NS)
         return out
 
-    def storms(self, errors: float, answers: int) -> Bools:
-        """[GPUs] do so many errors come at once, in so many answers that span AGREE_S."""
-        a = self._a
-        spans = a["last_ns"] - a["first_ns"] >= int(AGREE_S * SECOND_NS)
-        out: Bools = spans & (a["answers"] >= answers) & (a["total"] >= errors)
-        return out
+    def faulty(self, view: View, at: ErrorLimits) -> Bools:
+        """[GPUs] do the errors that it counts make a fault; of a storm, in answers that span AGREE_S."""
+        a, recent = self._a, self.within(view.step.end_ns, at.lasts_s)
+        if not recent.any():
+            return recent
+        often = (a["total"] >= at.errors) & (a["readings"] >= at.readings)
+        often &= self.per_min >= at.errors_per_min
+        storms = view.inventory.a["asks_again"] & (a["total"] >= at.storm) & (a["answers"] >= at.readings)
+        storms &= a["last_ns"] - a["first_ns"] >= int(AGREE_S * SECOND_NS)
+        return recent & (often | storms)
 
     @property
     def per_min(self) -> Floats:

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unidle_collector.detectors import About, Verdict, percent
-from unidle_collector.lasting import Growth, Lasting, settles_s
+from unidle_collector.lasting import ErrorLimits, Growth, Lasting, settles_s
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import SECOND_NS, Bools, Floats, Positions
 from unidle_collector.signals import View
@@ -42,20 +42,15 @@ ALIKE = 3
 AGREEING = 2
 """Fewest answers that say the same."""
 
+ERRORS = ErrorLimits(errors=60.0, errors_per_min=10.0, readings=3, storm=600.0, gap_s=120.0, lasts_s=600.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Seconds and counts."""
+    """Seconds."""
 
     on_after_s: float = 15.0
     off_after_s: float = 60.0
-    growth_lasts_s: float = 600.0
-    errors: float = 60.0
-    readings: int = 3
-    gap_s: float = 120.0
-    errors_per_min: float = 10.0
-    storm: float = 600.0
-    """Errors that are believed at once."""
 
 
 class Infiniband(Lasting):
@@ -73,11 +68,11 @@ class Infiniband(Lasting):
         self._a.make("expected_slow", np.float64, np.nan)
         self._a.make("bad_since", np.int64, 0)
         self._a.make("bad_answers", np.int32, 0)
-        self._errors = Growth(size, settings.gap_s)
+        self._errors = Growth(size, ERRORS.gap_s)
 
     def look(self, view: View) -> Verdict:
         """See the module's docstring."""
-        a, step, s = self._a, view.step, self.settings
+        a, step = self._a, view.step
         columns = step.columns.keys()
         if columns.isdisjoint(FIELDS) and "ib_link_errors" not in columns and not self._hold.on.any():
             return Verdict(self._hold.on, self._hold.since, a["cause"], a["loss"])
@@ -95,11 +90,7 @@ class Infiniband(Lasting):
         lasting &= a["bad_answers"] >= AGREEING
         if "ib_link_errors" in columns:
             self._errors.update(step.get("ib_link_errors"), step.end_ns)
-        errors = self._errors.within(step.end_ns, s.growth_lasts_s) & (self._errors.total >= s.errors)
-        errors &= (self._errors.readings >= s.readings) & (self._errors.per_min >= s.errors_per_min)
-        recent = self._errors.within(step.end_ns, s.growth_lasts_s) & view.inventory.a["asks_again"]
-        errors |= recent & self._errors.storms(s.storm, s.readings)
-        yes: Bools = (bad & lasting) | errors
+        yes: Bools = (bad & lasting) | self._errors.faulty(view, ERRORS)
         return self.decide(view, yes, step.sampled, np.select((gone, slower), (0, 1), 2), 0.0)
 
     def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
@@ -115,11 +106,9 @@ class Infiniband(Lasting):
             words = f"{now:.0f} ports below the rate of the others, usual are {usual:.0f}"
             evidence = Evidence("ib_ports_slow", now, "ports", usual, lasted_s, words)
         else:
-            rate = float(self._errors.per_min[one])
+            rate, limit = float(self._errors.per_min[one]), ERRORS.errors_per_min
             words = f"{rate:.0f} link errors a minute"
-            evidence = Evidence(
-                "ib_link_errors", rate, "1/min", self.settings.errors_per_min, lasted_s, words
-            )
+            evidence = Evidence("ib_link_errors", rate, "1/min", limit, lasted_s, words)
         return About(
             title=f"InfiniBand of {node}: {words}",
             severity="critical" if cause == "port_down" else "warning",

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unidle_collector.detectors import About, Verdict, percent, plural
-from unidle_collector.lasting import Growth, Lasting, drain, settles_s, where
+from unidle_collector.lasting import ErrorLimits, Growth, Lasting, drain, settles_s, where
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Positions
 from unidle_collector.signals import REBOOTED, RESET, View
@@ -45,20 +45,15 @@ YES = 1
 TRAINS_S = 60.0
 """Links may take this long to come up after a reset."""
 
+ERRORS = ErrorLimits(errors=10.0, errors_per_min=1.0, readings=3, storm=100.0, gap_s=300.0, lasts_s=600.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Seconds and counts."""
+    """Seconds."""
 
     on_after_s: float = 15.0
     off_after_s: float = 60.0
-    growth_lasts_s: float = 600.0
-    errors: float = 10.0
-    readings: int = 3
-    gap_s: float = 300.0
-    errors_per_min: float = 1.0
-    storm: float = 100.0
-    """Errors that are believed at once."""
 
 
 class NvLink(Lasting):
@@ -75,12 +70,12 @@ class NvLink(Lasting):
         self._a.make("expected", np.float64, np.nan)
         self._a.make("down_since", np.int64, 0)
         self._a.make("reset_ns", np.int64, NEVER)
-        self._errors = Growth(size, settings.gap_s)
-        self._failed = Growth(size, settings.gap_s)
+        self._errors = Growth(size, ERRORS.gap_s)
+        self._failed = Growth(size, ERRORS.gap_s)
 
     def look(self, view: View) -> Verdict:
         """See the module's docstring."""
-        step, s = view.step, self.settings
+        step = view.step
         if step.columns.keys().isdisjoint(FIELDS) and not self._hold.on.any():
             return Verdict(self._hold.on, self._hold.since, self._a["cause"], self._a["loss"])
         down = self._down(view)
@@ -88,12 +83,8 @@ class NvLink(Lasting):
             self._errors.update(step.get("nvlink_errors"), step.end_ns)
         if "nvlink_recoveries_failed" in step.columns:
             self._failed.update(step.get("nvlink_recoveries_failed"), step.end_ns)
-        failed = self._failed.within(step.end_ns, s.growth_lasts_s)
-        errors = self._errors.within(step.end_ns, s.growth_lasts_s)
-        errors &= (self._errors.total >= s.errors) & (self._errors.readings >= s.readings)
-        errors &= self._errors.per_min >= s.errors_per_min
-        recent = self._errors.within(step.end_ns, s.growth_lasts_s) & view.inventory.a["asks_again"]
-        errors |= recent & self._errors.storms(s.storm, s.readings)
+        failed = self._failed.within(step.end_ns, ERRORS.lasts_s)
+        errors = self._errors.faulty(view, ERRORS)
         unhealthy = _unhealthy(self.latest(view, "fabric_health"))
         cause = np.select((down, failed, unhealthy), (0, 1, 2), 3)
         return self.decide(view, down | failed | errors | unhealthy, step.sampled, cause, 0.0)
@@ -150,8 +141,8 @@ class NvLink(Lasting):
 
     def _say_errors(self, gpus: Positions, lasted_s: float) -> tuple[str, Evidence]:
         rate = float(self._errors.per_min[gpus].max())
-        words = f"{rate:.0f} NVLink errors a minute"
-        return words, Evidence("nvlink_errors", rate, "1/min", self.settings.errors_per_min, lasted_s, words)
+        words, limit = f"{rate:.0f} NVLink errors a minute", ERRORS.errors_per_min
+        return words, Evidence("nvlink_errors", rate, "1/min", limit, lasted_s, words)
 
     def _say_fabric(self, gpus: Positions, lasted_s: float) -> tuple[str, Evidence]:
         health = self._a["fabric_health"][gpus]
