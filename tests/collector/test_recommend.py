@@ -104,6 +104,17 @@ def test_a_straggler_under_kubernetes_has_its_node_cordoned() -> None:
     assert "scontrol" not in item.command
 
 
+@pytest.mark.parametrize(
+    "finding", [throttled(), fatal(119), fatal(79), lost()], ids=["hot", "xid", "bus", "lost"]
+)
+def test_a_node_under_kubernetes_is_never_repaired_by_commands_of_slurm(finding: Finding) -> None:
+    (item,) = recommend([replace(finding, job="team/pod-1")], finding.updated_ns)
+    lines = item.command.splitlines()
+    assert lines[0] == "kubectl cordon node-1"
+    assert item.undo == "kubectl uncordon node-1"
+    assert not any(word in item.command for word in ("scontrol", "squeue"))
+
+
 def test_a_straggler_that_nobody_names_drains_no_node() -> None:
     finding = idle(kind="straggler", cause="straggler", held_back_by=())
     (item,) = recommend([finding], finding.updated_ns)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from unidle_collector.model import Finding, Recommendation
 from unidle_collector.recommend import change_of_job, shell
+from unidle_collector.repairs import drain, resume, start_elsewhere
 
 
 def advise(finding: Finding, now_ns: int) -> Recommendation | None:
@@ -59,16 +60,9 @@ def _command(finding: Finding) -> str:
 
 
 def _away(finding: Finding, nodes: list[str]) -> list[str]:
-    if "/" in finding.job:
-        cordons = [f"kubectl cordon {shell(node)}" for node in nodes]
-        return [*cordons, "# after a checkpoint: delete the pods, so that they start elsewhere"]
-    reason = shell(f"unidle: straggler, {finding.id}")
-    drains = [f"scontrol update NodeName={shell(node)} State=drain Reason={reason}" for node in nodes]
-    if finding.job.isdigit():
-        return [*drains, f"scontrol requeue {finding.job}  # after a checkpoint, with the owner's consent"]
-    return [*drains, f"# after a checkpoint: sbatch --exclude={shell(','.join(nodes))}"]
+    again = start_elsewhere(finding) or [f"# after a checkpoint: sbatch --exclude={shell(','.join(nodes))}"]
+    return [*(drain(finding, "straggler", node) for node in nodes), *again]
 
 
 def _undo(finding: Finding) -> str:
-    back = "kubectl uncordon {}" if "/" in finding.job else "scontrol update NodeName={} State=resume"
-    return "\n".join(back.format(shell(node)) for node in _slow(finding)) or "submit again without --exclude"
+    return "\n".join(resume(finding, node) for node in _slow(finding)) or "submit again without --exclude"

@@ -17,7 +17,8 @@ from __future__ import annotations
 from unidle_collector.detectors import duration, plural
 from unidle_collector.model import Finding, Recommendation
 from unidle_collector.pergpu import SECOND_NS
-from unidle_collector.recommend import common, shell
+from unidle_collector.recommend import common
+from unidle_collector.repairs import drain, resume, start_elsewhere
 
 KINDS = ("throttling_thermal", "throttling_power")
 
@@ -47,17 +48,9 @@ def advise(finding: Finding, now_ns: int) -> Recommendation | None:
             "other nodes run unthrottled",
             "only the clock loss of the throttled GPUs is counted, not that of GPUs that wait for them",
         ),
-        command=_command(node, what, finding),
-        undo=f"scontrol update NodeName={shell(node)} State=resume",
+        command="\n".join([drain(finding, f"{what} throttling"), *start_elsewhere(finding)]),
+        undo=resume(finding),
         notice="running jobs end normally under drain; requeue a job only with its owner's consent",
         measure="24 h later: clock of the moved job's GPUs, and throttled GPU-hours of this node",
         **common(finding, now_ns),
     )
-
-
-def _command(node: str, what: str, finding: Finding) -> str:
-    reason = shell(f"unidle: {what} throttling, {finding.id}")
-    drain = f"scontrol update NodeName={shell(node)} State=drain Reason={reason}"
-    if finding.job.isdigit():
-        return f"{drain}\nscontrol requeue {finding.job}  # only after a checkpoint, with the owner's consent"
-    return drain

@@ -20,6 +20,7 @@ from unidle_collector.detectors import duration, plural
 from unidle_collector.model import Finding, Recommendation
 from unidle_collector.pergpu import SECOND_NS
 from unidle_collector.recommend import common, shell
+from unidle_collector.repairs import numbers
 
 
 def advise(finding: Finding, now_ns: int) -> Recommendation | None:
@@ -58,6 +59,5 @@ def _command(finding: Finding) -> str:
         namespace, _, pod = job.partition("/")
         return f"kubectl -n {shell(namespace)} delete pod {shell(pod)}"
     node = finding.nodes[0] if finding.nodes else "NODE"
-    ids = ",".join(ref.gpu if ref.index is None else str(ref.index) for ref in finding.gpus)
     query = "nvidia-smi --query-compute-apps=gpu_uuid,pid,used_memory --format=csv"
-    return f"ssh {shell(node)} {query} -i {shell(ids)}  # then end the process with its owner"
+    return f"ssh {shell(node)} {query} -i {shell(numbers(finding))}  # then end the process with its owner"

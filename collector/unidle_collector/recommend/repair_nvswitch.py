@@ -39,7 +39,7 @@ def advise(finding: Finding, now_ns: int) -> Recommendation | None:
             "no hour is counted as lost: which jobs would have needed NVLink is not known",
             "booting resets the switches; where it does not help, the hardware is at fault",
         ),
-        command="\n".join([drain(finding, why), reboot(finding, why)]),
+        command="\n".join([drain(finding, why), *reboot(finding, why)]),
         undo=resume(finding),
         notice="running jobs end normally under drain; those that use several GPUs of the node may hang",
         measure="24 h later: no SXid of this node, and nvidia-smi nvlink -s shows all links",

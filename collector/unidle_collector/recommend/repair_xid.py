@@ -32,7 +32,7 @@ def advise(finding: Finding, now_ns: int) -> Recommendation | None:
     boots = (asked.class_ if asked else finding.cause) == "reboot"
     code = told.get("last_xid")
     why = f"XID {xid(int(code)).code}" if code else "fatal XID"
-    repair = [reboot(finding, why)] if boots else [wait(finding), *reset(finding), resume(finding)]
+    repair = reboot(finding, why) if boots else [wait(finding), *reset(finding), resume(finding)]
     node, lasted = finding.nodes[0], duration((now_ns - finding.since_ns) / SECOND_NS)
     what = "Boot" if boots else "Reset"
     whose = "the driver asks for it" if asked else "what the catalogue of XIDs calls for repairs it"
