@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from unidle_agent.errors import UnidleError
 from unidle_collector import keeping, scheduler
 from unidle_collector.attribution import Attribution
 from unidle_collector.engine import Engine
 from unidle_collector.grouping import Grouping
+from unidle_collector.inbox import Inbox
 from unidle_collector.incident_log import IncidentLog
 from unidle_collector.late import LateRows
 from unidle_collector.past_hours import PastHours
@@ -38,28 +37,11 @@ from unidle_collector.window import Window
 log = logging.getLogger("unidle.collector")
 
 STEP_S = 1.0
-MOST_WAITING = 4096
-"""Batches that may wait; beyond that a push is answered 503. Nodes send within the same second: three batches
-of 1,250 nodes find room while the collector is held up."""
-GROUP = 512
-"""Batches that share one sync of the log."""
-CROWD_PER_S = 5.0
-"""From this many pushes a second on, which is 25 nodes, ..."""
-LINGER_S = 0.4
-"""... the first of a group waits this long for others, because a group costs little more than one push: nodes
-send within the same 0.8 s, and of 250 that are taken one by one each costs eight times as much. While a node
-catches up, which sends when it has its answer, nobody waits."""
-DECIDE_EACH_S = 6.0
-"""Batches of 5 s come at about the same time: a shorter look would find a crowd and a desert in turn."""
-REST_S = 1.0
-"""Without pushes and questions, time is looked at this often: it goes on when nobody pushes any more."""
 UPKEEP_EACH_S = 20.0
 ROLL_LATER_NS = 10 * SECOND_NS
 """Rows that come close a log that is old enough at the end of a bucket; this much later time does it."""
 MOST_DEFERRED = 5
 """Times in a row that a snapshot waits for late rows."""
-QUESTIONS_AT_ONCE = 8
-"""Questions answered before the pushes that came meanwhile have their turn, however many readers ask."""
 SAVE_EACH_S = ROLL_AGE_S
 """Accounts and timers are saved before log files become segments, and at least this often: what came since
 is in the log, ..."""
@@ -73,29 +55,6 @@ STEPS_AT_ONCE = 200
 """Steps between two looks at the queue of questions."""
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class _Question:
-    ask: Callable[[], Any]
-    future: Future[Any]
-
-
-class _Crowd:
-    """Do so many push that it pays to wait for a few and take them together."""
-
-    def __init__(self) -> None:
-        self.is_there = False
-        self._pushes = 0
-        self._since_s = time.monotonic()
-
-    def count(self, pushes: int) -> None:
-        """Take more into account; decides every DECIDE_EACH_S."""
-        self._pushes += pushes
-        passed_s = time.monotonic() - self._since_s
-        if passed_s >= DECIDE_EACH_S:
-            self.is_there = self._pushes >= CROWD_PER_S * passed_s
-            self._pushes, self._since_s = 0, time.monotonic()
 
 
 class Live:
@@ -152,17 +111,14 @@ class Live:
         self.notes: list[str] = []
         """What the start has to say, for people."""
         self.started_ns = clock_ns()
-        self._queue: queue.SimpleQueue[Push | _Question | None] = queue.SimpleQueue()
+        self._inbox = Inbox()
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
         self._upkeep = threading.Thread(target=self._keep_up, name="store-upkeep", daemon=True)
         self._stop = threading.Event()
-        self._hurry = threading.Event()
-        """Has a push come that should not wait for others."""
         self._resting = threading.Event()
         self._resting.set()
         """Is the owning thread waiting for work."""
         store.give_way = self._give_way
-        self._crowd = _Crowd()
         self._saving = threading.Lock()
         """Held from a snapshot until it is written, so that an older one never takes the place of a newer."""
         self._saved_ns = 0
@@ -189,8 +145,7 @@ class Live:
         if self.feed is not None:
             self.feed.stop()
         self._stop.set()
-        self._hurry.set()
-        self._queue.put(None)
+        self._inbox.close()
         self._thread.join(timeout=30)
         self._upkeep.join(timeout=30)
         self.store.close()
@@ -203,24 +158,21 @@ class Live:
 
     def submit(self, push: Push) -> None:
         """Take a push, whose `tell` is called with its answer; raises BusyError when too many wait."""
-        if self._queue.qsize() >= MOST_WAITING:
+        try:
+            self._inbox.put(push)
+        except BusyError:
             self.counters["pushes_busy"] += 1
-            raise BusyError(f"{MOST_WAITING} batches wait already")
-        self._queue.put(push)
-        if push.hurried:
-            self._hurry.set()
+            raise
 
     def ask(self, question: Callable[[], T]) -> Future[T]:
         """Run `question` in the thread that owns everything, between two steps."""
-        future: Future[T] = Future()
-        self._queue.put(_Question(question, future))
-        return future
+        return self._inbox.ask(question)
 
     # -- the owning thread -----------------------------------------------------------------------
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            pushes = self._collect()
+            pushes = self._inbox.collect()
             self._resting.clear()
             with self._unbroken("collector"):
                 if pushes:
@@ -228,7 +180,7 @@ class Live:
                 self._advance(self._pace_ns())
             self._resting.set()
         self._save_at_end()
-        self._answer_waiting()
+        self._inbox.answer_waiting()
 
     @contextlib.contextmanager
     def _unbroken(self, what: str) -> Iterator[None]:
@@ -243,30 +195,6 @@ class Live:
             self.counters[f"{what}_broken"] += 1
         else:
             self.problems.pop(what, None)
-
-    def _collect(self) -> list[Push]:
-        """What waits: questions are answered at once, pushes come back as a group."""
-        pushes: list[Push] = []
-        wait_s, answered = REST_S, 0
-        while len(pushes) < GROUP and answered < QUESTIONS_AT_ONCE:
-            try:
-                item = self._queue.get(timeout=wait_s) if wait_s else self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if item is None:
-                break
-            if isinstance(item, Push):
-                if not pushes and self._crowd.is_there and self._queue.qsize() < GROUP:
-                    self._hurry.wait(LINGER_S)
-                pushes.append(item)
-            else:
-                _answer(item)
-                answered += 1
-            wait_s = 0.0
-        if not self._stop.is_set():
-            self._hurry.clear()
-        self._crowd.count(sum(not push.hurried for push in pushes))
-        return pushes
 
     # -- time ------------------------------------------------------------------------------------
 
@@ -289,7 +217,7 @@ class Live:
                 self._incidents.keep()
                 self.counters["steps"] += 1
             due -= STEPS_AT_ONCE
-            self._answer_waiting()
+            self._inbox.answer_waiting()
         self._incidents.keep()
         self.taking.count_flaws()
         self.late.take(self.window.late)
@@ -301,22 +229,11 @@ class Live:
         """In the thread of the upkeep: let the owning thread work first."""
         self._resting.wait(GIVE_WAY_S)
 
-    def _answer_waiting(self) -> None:
-        """Questions do not wait for a long catch-up; pushes do, which is the back-pressure."""
-        waiting: list[Push | _Question | None] = []
-        while not self._queue.empty():
-            waiting.append(self._queue.get_nowait())
-        for item in waiting:
-            if isinstance(item, _Question):
-                _answer(item)
-            else:
-                self._queue.put(item)
-
     # -- keeping ---------------------------------------------------------------------------------
 
     def _save_at_end(self) -> None:
         while not self._saving.acquire(timeout=0.1):  # the upkeep saves, and may wait for an answer
-            self._answer_waiting()
+            self._inbox.answer_waiting()
         with contextlib.suppress(UnidleError):  # it is in `problems`; the log still holds the rows
             self._write(self._snapshot())
         self._saving.release()
@@ -386,15 +303,6 @@ class Live:
             except Exception as error:  # a bug must not end the upkeep for good
                 log.exception("unexpected error in the upkeep of the store")
                 self.problems["upkeep"] = f"unexpected {type(error).__name__}: {error}; the log says where"
-
-
-def _answer(question: _Question) -> None:
-    if not question.future.set_running_or_notify_cancel():
-        return
-    try:
-        question.future.set_result(question.ask())
-    except Exception as error:  # handed to who asked
-        question.future.set_exception(error)
 
 
 def _settle(pushes: list[Push], future: Future[Ack]) -> None:
