@@ -11,12 +11,12 @@ import numpy as np
 
 from unidle_agent.wire import Owner
 from unidle_collector import detectors
+from unidle_collector.accounts.dimensions import JobDimensions
+from unidle_collector.accounts.ledger import KEEP_NS, Ledger
 from unidle_collector.detectors import Detector
-from unidle_collector.dimensions import JobDimensions
 from unidle_collector.findings import Book, Change
 from unidle_collector.inventory import Inventory
 from unidle_collector.layout import parts
-from unidle_collector.ledger import KEEP_NS, Ledger
 from unidle_collector.model import Finding, GpuRef
 from unidle_collector.pergpu import PerGpu
 from unidle_collector.signals import Signals, Step

@@ -18,10 +18,10 @@ import numpy as np
 
 from unidle_collector.detectors import About, Detector, Verdict, give_way, plural
 from unidle_collector.inventory import Inventory
-from unidle_collector.jobmates import natural
 from unidle_collector.model import CauseShare, Cost, Finding, GpuRef
 from unidle_collector.pergpu import SECOND_NS, Floats, PerGpu, Positions, known_or
 from unidle_collector.signals import View
+from unidle_collector.signs.jobmates import natural
 
 REFRESH_NS = 10 * SECOND_NS, 30 * SECOND_NS
 """Least and most time after which a finding is said anew: REFRESH_SHARE of its age, or of its delay while

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from unidle_collector.accounts.ledger import REWRITE_S
 from unidle_collector.arrivals import Arrival
 from unidle_collector.engine import Engine
 from unidle_collector.layout import clocks, copied, put, set_clocks
-from unidle_collector.ledger import REWRITE_S
 from unidle_collector.pergpu import SECOND_NS, Array, Floats, PerGpu
 from unidle_collector.signals import Step
 from unidle_collector.window import AHEAD_STEPS, Window

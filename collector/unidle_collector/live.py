@@ -16,18 +16,19 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from unidle_agent.errors import UnidleError
-from unidle_collector import keeping, scheduler
+from unidle_collector import scheduler
+from unidle_collector.accounts import keeping
+from unidle_collector.accounts.grouping import Grouping
+from unidle_collector.accounts.past_hours import PastHours
+from unidle_collector.accounts.settled import Settled
 from unidle_collector.attribution import Attribution
 from unidle_collector.engine import Engine
-from unidle_collector.grouping import Grouping
 from unidle_collector.inbox import Inbox
 from unidle_collector.incident_log import IncidentLog
 from unidle_collector.late import LateRows
-from unidle_collector.past_hours import PastHours
 from unidle_collector.pergpu import SECOND_NS
 from unidle_collector.series import open_feed, open_series
 from unidle_collector.settings import CollectorSettings
-from unidle_collector.settled import Settled
 from unidle_collector.store import State, Store
 from unidle_collector.store.log import ROLL_AGE_S
 from unidle_collector.taking import Accounted, Ack, BusyError, Push, Taking

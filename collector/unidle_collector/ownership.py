@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 
 from unidle_agent.owners.resolve import CONFLICT, NOT_ALLOCATED, ORPHAN, OUTSIDE, SHARED, STALE
 from unidle_agent.wire import Owner
-from unidle_collector.dimensions import Dimensions, JobDimensions
+from unidle_collector.accounts.dimensions import Dimensions, JobDimensions
 from unidle_collector.scheduler import Grant, Job, Node, Snapshot
 from unidle_collector.scheduler.names import epoch
 

@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unidle_agent.errors import UnidleError
-from unidle_collector.buckets import FINE_NS, HOUR_NS
-from unidle_collector.dimensions import NOTHING
+from unidle_collector.accounts.buckets import FINE_NS, HOUR_NS
+from unidle_collector.accounts.dimensions import NOTHING
+from unidle_collector.accounts.grouping import Grouping, KeyOf
+from unidle_collector.accounts.past_hours import Asked, RefKey
+from unidle_collector.accounts.tally import Tally
 from unidle_collector.gpu_sheet import STALE_S
-from unidle_collector.grouping import Grouping, KeyOf
 from unidle_collector.live import Live
 from unidle_collector.model import (
     Account,
@@ -31,11 +33,9 @@ from unidle_collector.model import (
     Recommendation,
     Waiting,
 )
-from unidle_collector.past_hours import Asked, RefKey
 from unidle_collector.pergpu import SECOND_NS
 from unidle_collector.recommend import recommend
 from unidle_collector.scheduler import Job
-from unidle_collector.tally import Tally
 
 HOUR = "hour"
 UNKNOWN = "unknown"

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from unidle_agent.fields import BY_NAME
 from unidle_agent.wire import Owner
+from unidle_collector.accounts.spans import Booked, Span
 from unidle_collector.detectors import duration, idle, plural
 from unidle_collector.engine import Engine
 from unidle_collector.findings import Change
@@ -20,7 +21,6 @@ from unidle_collector.recommend import recommend
 from unidle_collector.recording import Recording
 from unidle_collector.ring import ENERGY
 from unidle_collector.signals import ACTIVITY, HELD_BYTES, NOTHING_RAN, Happened, Step
-from unidle_collector.spans import Booked, Span
 
 COVER_STEPS = 3
 """A sample speaks for up to this many periods before it: single missing samples leave no hole."""

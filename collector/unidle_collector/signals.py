@@ -13,7 +13,7 @@ import numpy as np
 
 from unidle_collector.inventory import NO, UNSAID, YES, Inventory
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, PerGpu, RunningMean, Times, known_or
-from unidle_collector.silence import believed, silent
+from unidle_collector.signs.silence import believed, silent
 
 ACTIVITY = ("gpu_util_ratio", "sm_active_ratio", "graphics_active_ratio")
 """The most of these that is known says whether anything ran."""

@@ -10,9 +10,9 @@ import pytest
 from tests.collector.pushing import START_S, batch, site
 from tests.collector.test_live import COOL, HELD, HOT, play
 
-from unidle_collector import keeping
-from unidle_collector.backfilled import Booked, PastAccounts
-from unidle_collector.buckets import HOUR_NS
+from unidle_collector.accounts import keeping
+from unidle_collector.accounts.backfilled import Booked, PastAccounts
+from unidle_collector.accounts.buckets import HOUR_NS
 from unidle_collector.commands import store as command
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unidle_collector.buckets import BUCKET_NS, HOUR_NS, Buckets
+from unidle_collector.accounts.buckets import BUCKET_NS, HOUR_NS, Buckets
 
 DAY_NS = 24 * HOUR_NS
 

@@ -13,11 +13,11 @@ from tests.collector.fleets import BASE, Column, recording
 
 from unidle_collector.detectors import Verdict, give_way, percent
 from unidle_collector.detectors.pipeline_imbalance import stages_of
-from unidle_collector.jobmates import natural
 from unidle_collector.model import Finding, GpuRef
 from unidle_collector.pergpu import Bools
 from unidle_collector.recording import Recording
 from unidle_collector.replay import Result, replay
+from unidle_collector.signs.jobmates import natural
 
 PERIOD_S = 5.0
 MINE = {"straggler", "pipeline_imbalance", "checkpoint_stall", "tcp_fallback"}

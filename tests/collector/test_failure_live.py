@@ -18,9 +18,9 @@ from tests.collector.pushing import START_S, Site, Values, batch, site
 from tests.e2e.processes import answers, free_port, roles, wait_for
 
 from unidle_agent.wire import CLOCK_HEADER, encode
+from unidle_collector.accounts.keeping import restore
 from unidle_collector.engine import Engine
 from unidle_collector.inbox import MOST_WAITING
-from unidle_collector.keeping import restore
 from unidle_collector.replay import replay
 
 BUSY: Values = {"gpu_util_ratio": 0.9, "sm_active_ratio": 0.8, "power_w": 600.0, "memory_used_bytes": 3e10}

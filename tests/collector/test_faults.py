@@ -17,7 +17,7 @@ from unidle_collector.model import Finding, GpuRef
 from unidle_collector.pergpu import SECOND_NS
 from unidle_collector.replay import Result, replay
 from unidle_collector.signals import REBOOTED, RESET, Happened, Step
-from unidle_collector.xids import _known, recovery_action, xid
+from unidle_collector.signs.xids import _known, recovery_action, xid
 
 MINUTES = 12
 

@@ -9,7 +9,7 @@ from tests.collector.test_live import HELD, play
 
 from unidle_agent.wire import Owner
 from unidle_collector import reading
-from unidle_collector.grouping import Grouping
+from unidle_collector.accounts.grouping import Grouping
 from unidle_collector.inventory import Tenure
 
 

@@ -13,8 +13,8 @@ from tests.collector.pushing import START_S, Site, batch, site
 from tests.collector.test_live import COOL, HELD, HOT, play
 
 from unidle_agent.wire import Owner
-from unidle_collector import keeping
-from unidle_collector.buckets import HOUR_NS
+from unidle_collector.accounts import keeping
+from unidle_collector.accounts.buckets import HOUR_NS
 from unidle_collector.engine import Engine
 from unidle_collector.model import GpuRef
 from unidle_collector.signals import Step

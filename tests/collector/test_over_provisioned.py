@@ -13,8 +13,8 @@ from tests.collector.fleets import BASE, EMPTY, HEALTHY, HELD, Column, between, 
 from unidle_collector.recommend import recommend
 from unidle_collector.recording import Recording
 from unidle_collector.replay import replay
+from unidle_collector.signs.smaller import cheaper_model
 from unidle_collector.simulator.mechanisms.over_provisioned import LIFE_VARIANTS
-from unidle_collector.smaller import cheaper_model
 
 HOST: dict[str, Column] = {"cpu_busy_ratio": 0.1, "cpu_iowait_ratio": 0.005}
 LIGHT = (

@@ -13,13 +13,13 @@ from tests.collector.pushing import START_S, site
 from tests.collector.test_live import COOL, HELD, play
 
 from unidle_agent.wire import Owner
-from unidle_collector import keeping
-from unidle_collector.buckets import HOUR_NS
-from unidle_collector.dimensions import NOTHING
+from unidle_collector.accounts import keeping
+from unidle_collector.accounts.buckets import HOUR_NS
+from unidle_collector.accounts.dimensions import NOTHING
+from unidle_collector.accounts.grouping import Grouping
+from unidle_collector.accounts.past_hours import Asked, PastHours
 from unidle_collector.engine import Engine
-from unidle_collector.grouping import Grouping
 from unidle_collector.model import GpuRef
-from unidle_collector.past_hours import Asked, PastHours
 from unidle_collector.signals import Step
 
 SECOND = 10**9

@@ -9,7 +9,7 @@ from tests.collector.fleets import HELD, Column, between, recording
 
 from unidle_collector.interactive import named_so
 from unidle_collector.replay import replay
-from unidle_collector.smaller import slice_for
+from unidle_collector.signs.smaller import slice_for
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.collector.fleets import BASE, H100, Column, between, noisy, recording
 
-from unidle_collector import starving
 from unidle_collector.model import Finding
 from unidle_collector.pergpu import Floats
 from unidle_collector.replay import replay
-from unidle_collector.starving import ORDER, UNDETERMINED, Signs, Thresholds
-from unidle_collector.starving_words import cannot_tell
+from unidle_collector.signs import starving
+from unidle_collector.signs.starving import ORDER, UNDETERMINED, Signs, Thresholds
+from unidle_collector.signs.starving_words import cannot_tell
 
 AT = Thresholds()
 UNKNOWN = {each.name: np.array([np.nan]) for each in dataclasses.fields(Signs)}

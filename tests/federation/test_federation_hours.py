@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.federation.reports import account
 
-from unidle_collector.buckets import HOUR_NS
+from unidle_collector.accounts.buckets import HOUR_NS
 from unidle_collector.federation.parts import Hours
 from unidle_collector.model import Account
 

@@ -9,14 +9,14 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from unidle_collector import reading
+from unidle_collector.accounts.past_hours import Asked
+from unidle_collector.accounts.tally import Tally
 from unidle_collector.api.desk import Desk
 from unidle_collector.api.forms import ERRORS, LISTED, listing
 from unidle_collector.api.pages import Cut, Page, Paged
 from unidle_collector.api.words import MOST_TEXT, LongWindowS
 from unidle_collector.live import Live
 from unidle_collector.model import Account
-from unidle_collector.past_hours import Asked
-from unidle_collector.tally import Tally
 
 By = Annotated[
     str,

@@ -37,7 +37,7 @@ from rich.table import Table
 from unidle_agent.errors import UsageError
 from unidle_agent.settings import load
 from unidle_agent.wire import Batch
-from unidle_collector.backfilled import Booked, PastAccounts
+from unidle_collector.accounts.backfilled import Booked, PastAccounts
 from unidle_collector.scheduler.names import pseudonyms
 from unidle_collector.screen import screen
 from unidle_collector.settings import CollectorSettings

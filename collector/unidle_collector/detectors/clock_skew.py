@@ -27,10 +27,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from unidle_collector.detectors import About, Verdict, duration
-from unidle_collector.lasting import Lasting
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Positions, Times
 from unidle_collector.signals import View
+from unidle_collector.signs.lasting import Lasting
 
 CAUSES = ("ahead", "behind")
 

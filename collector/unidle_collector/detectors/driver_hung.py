@@ -23,10 +23,10 @@ from __future__ import annotations
 
 from unidle_agent.sample import DRIVER_HUNG
 from unidle_collector.detectors import About, Verdict, duration, plural
-from unidle_collector.lasting import Unanswered, drain, reset_gpus, where
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import Positions
 from unidle_collector.signals import View
+from unidle_collector.signs.lasting import Unanswered, drain, reset_gpus, where
 
 HUNG_AFTER_S = 10.0
 

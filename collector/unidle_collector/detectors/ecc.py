@@ -36,10 +36,10 @@ import numpy as np
 
 from unidle_agent.fields import BY_NAME
 from unidle_collector.detectors import About, Verdict, plural
-from unidle_collector.lasting import Lasting, drain, reset_gpus, where
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import NEVER, SECOND_NS, Positions
 from unidle_collector.signals import View
+from unidle_collector.signs.lasting import Lasting, drain, reset_gpus, where
 
 CAUSES = (
     *("remap_failed", "retirement_failed", "sram_threshold"),

@@ -59,11 +59,11 @@ from unidle_collector.detectors import (
     plural,
     sampled_each_s,
 )
-from unidle_collector.lasting import where
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Causes, Floats, Hold, PerGpu, Positions
 from unidle_collector.signals import BLIP, HELD_BYTES, NOTHING_RAN, START_GRACE_S, View
-from unidle_collector.smaller import slice_for
+from unidle_collector.signs.lasting import where
+from unidle_collector.signs.smaller import slice_for
 
 NO_PROCESS, HELD, INTERACTIVE = range(3)
 

@@ -30,10 +30,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from unidle_collector.detectors import About, Verdict, percent
-from unidle_collector.lasting import ErrorLimits, Growth, Lasting, settles_s
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import SECOND_NS, Bools, Floats, Positions
 from unidle_collector.signals import View
+from unidle_collector.signs.lasting import ErrorLimits, Growth, Lasting, settles_s
 
 FIELDS = ("ib_ports_active", "ib_ports_inactive", "ib_ports_slow")
 CAUSES = ("port_down", "slow_port", "errors")

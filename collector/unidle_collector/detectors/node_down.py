@@ -25,10 +25,10 @@ from __future__ import annotations
 import numpy as np
 
 from unidle_collector.detectors import About, Verdict, duration, plural
-from unidle_collector.lasting import Lasting, where
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import Positions
 from unidle_collector.signals import View
+from unidle_collector.signs.lasting import Lasting, where
 
 TOLD_AFTER_S = 60.0
 

@@ -32,10 +32,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from unidle_collector.detectors import About, Verdict, percent, plural
-from unidle_collector.lasting import ErrorLimits, Growth, Lasting, drain, settles_s, where
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Positions
 from unidle_collector.signals import REBOOTED, RESET, View
+from unidle_collector.signs.lasting import ErrorLimits, Growth, Lasting, drain, settles_s, where
 
 FIELDS = ("nvlink_links_up", "nvlink_errors", "nvlink_recoveries_failed", "fabric_health")
 CAUSES = ("links_down", "recovery_failed", "fabric", "errors")

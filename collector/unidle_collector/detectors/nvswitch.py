@@ -32,10 +32,10 @@ import numpy as np
 from unidle_agent.kernel_lines import plain
 from unidle_agent.wire import KERNEL_WORDS, SXID, SXID_FATAL, switch_and_link
 from unidle_collector.detectors import About, Verdict, plural
-from unidle_collector.lasting import Lasting, drain, where
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import NEVER, SECOND_NS, Positions
 from unidle_collector.signals import REBOOTED, RESET, Happened, View
+from unidle_collector.signs.lasting import Lasting, drain, where
 
 CAUSES = ("fatal", "repeated")
 LINKS_REMEMBERED = 8

@@ -43,7 +43,7 @@ from unidle_collector.inventory import YES
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Hold, PerGpu, Positions
 from unidle_collector.signals import BLIP, NOTHING_RAN, View
-from unidle_collector.smaller import COMPUTE_ROOM, MEMORY_ROOM, cheaper_model, slice_for
+from unidle_collector.signs.smaller import COMPUTE_ROOM, MEMORY_ROOM, cheaper_model, slice_for
 
 FEWER_GPUS, LARGE_GPU = range(2)
 BINS = 20

@@ -28,10 +28,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from unidle_collector.detectors import About, Verdict, percent, plural
-from unidle_collector.lasting import Lasting, drain, settles_s, where
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import Positions
 from unidle_collector.signals import View
+from unidle_collector.signs.lasting import Lasting, drain, settles_s, where
 
 CAUSES = ("width", "generation")
 FIELDS = ("pcie_width", "pcie_width_max", "pcie_generation", "pcie_generation_max")

@@ -32,10 +32,10 @@ from __future__ import annotations
 import numpy as np
 
 from unidle_collector.detectors import About, mean_of, percent, plural
-from unidle_collector.jobmates import UTIL, OutOfStep, Pace, slowed_down
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import Bools, Floats, Positions
 from unidle_collector.signals import View
+from unidle_collector.signs.jobmates import UTIL, OutOfStep, Pace, slowed_down
 from unidle_collector.story import places
 
 WITHIN = 0.08

@@ -28,11 +28,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from unidle_collector.detectors import About, Verdict, mean_of, percent, plural
-from unidle_collector.lasting import Lasting, where
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import Positions
 from unidle_collector.signals import View
-from unidle_collector.silence import WORKS_RATIO
+from unidle_collector.signs.lasting import Lasting, where
+from unidle_collector.signs.silence import WORKS_RATIO
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,8 +35,8 @@ How it decides
     of the time, SM below half of that, tensor below 10 % and DRAM below 20 %, or power below 45 % of the
     limit where those are unknown; not where it may wait for another); else `undetermined`.
     The probability of each cause comes from how far its signs are beyond their thresholds, averaged over
-    the GPUs and the life of the finding (unidle_collector/starving.py); a sign that is not measured speaks
-    neither for nor against, and no cause is told as surer than 95 %.
+    the GPUs and the life of the finding (docs/diagnosis.md); a sign that is not measured speaks neither for
+    nor against, and no cause is told as surer than 95 %.
     A GPU on which kernels run a tenth of the time at most while next to nothing is copied (PCIe below
     0.1 GB/s) is `starved` like any other, by accounting.md; its finding says "hardly used", because rare
     requests are as likely as a wait, and what the other GPUs of its node do meanwhile.
@@ -60,7 +60,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from unidle_collector import starving
 from unidle_collector.detectors import (
     About,
     Detector,
@@ -72,14 +71,15 @@ from unidle_collector.detectors import (
     plural,
     sampled_each_s,
 )
-from unidle_collector.jobmates import compare
-from unidle_collector.lasting import where
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Causes, Hold, PerGpu, Positions, Times, known_or
-from unidle_collector.reference import Reference
 from unidle_collector.signals import NOTHING_RAN, View
-from unidle_collector.starving import UNDETERMINED, Signs, Thresholds
-from unidle_collector.starving_words import cannot_tell, evidence, hardly_used
+from unidle_collector.signs import starving
+from unidle_collector.signs.jobmates import compare
+from unidle_collector.signs.lasting import where
+from unidle_collector.signs.reference import Reference
+from unidle_collector.signs.starving import UNDETERMINED, Signs, Thresholds
+from unidle_collector.signs.starving_words import cannot_tell, evidence, hardly_used
 from unidle_collector.story import places
 
 CAUSES = ("undetermined", "communication", "storage", "cpu_preprocessing", "host_to_device", "small_kernels")

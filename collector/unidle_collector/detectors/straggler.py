@@ -42,11 +42,11 @@ from __future__ import annotations
 import numpy as np
 
 from unidle_collector.detectors import About, mean_of, percent, plural
-from unidle_collector.jobmates import LOW_CLOCK, UTIL, OutOfStep, Pace, by_rank, same_model, slowed_down
-from unidle_collector.lasting import where
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import Bools, Positions
 from unidle_collector.signals import View
+from unidle_collector.signs.jobmates import LOW_CLOCK, UTIL, OutOfStep, Pace, by_rank, same_model, slowed_down
+from unidle_collector.signs.lasting import where
 
 SLOW = 0.9
 """Who works this share of the most sets the pace."""

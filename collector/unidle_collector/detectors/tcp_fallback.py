@@ -36,10 +36,10 @@ import numpy as np
 
 from unidle_collector.catalogue import catalogue
 from unidle_collector.detectors import About, Detector, Verdict, enough_ns, mean_of, percent, plural
-from unidle_collector.jobmates import both_ways
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu, Positions, known_or
 from unidle_collector.signals import View
+from unidle_collector.signs.jobmates import both_ways
 
 FALLBACK, UNDETERMINED = range(2)
 FEW = 4

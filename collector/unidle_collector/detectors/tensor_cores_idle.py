@@ -27,9 +27,9 @@ import math
 import numpy as np
 
 from unidle_collector.detectors import About, duration, mean_of, percent, plural
-from unidle_collector.float_pipes import OnFloatPipes, pipes
 from unidle_collector.pergpu import Bools, Floats, Positions
 from unidle_collector.signals import View
+from unidle_collector.signs.float_pipes import OnFloatPipes, pipes
 
 
 class TensorCoresIdle(OnFloatPipes):

@@ -29,10 +29,10 @@ How to silence it
 from __future__ import annotations
 
 from unidle_collector.detectors import About, duration, mean_of, percent, plural
-from unidle_collector.float_pipes import SAID_FOR_S, OnFloatPipes, pipes
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import Bools, Floats, Positions
 from unidle_collector.signals import View
+from unidle_collector.signs.float_pipes import SAID_FOR_S, OnFloatPipes, pipes
 
 FLOAT32 = 1.0
 """`dtype_code` of float32 without TF32 products."""

@@ -34,12 +34,12 @@ from __future__ import annotations
 import numpy as np
 
 from unidle_agent.sample import HW_SLOWDOWN, POWER_BRAKE, SW_POWER_CAP
-from unidle_collector.clocks import sibling_median
 from unidle_collector.detectors import About, Verdict, duration, mean_of, plural
-from unidle_collector.lasting import drain, where
 from unidle_collector.pergpu import Bools, Positions
 from unidle_collector.signals import NOTHING_RAN, View
-from unidle_collector.throttle import THERMAL, Settings, Throttling, bits, grew
+from unidle_collector.signs.clocks import sibling_median
+from unidle_collector.signs.lasting import drain, where
+from unidle_collector.signs.throttle import THERMAL, Settings, Throttling, bits, grew
 
 CAUSES = ("power_brake", "hw_slowdown", "power_cap")
 CAP_LOSS = 0.15

@@ -35,10 +35,10 @@ import numpy as np
 
 from unidle_agent.sample import HW_THERMAL
 from unidle_collector.detectors import About, Verdict, duration, plural
-from unidle_collector.lasting import drain, where
 from unidle_collector.pergpu import Bools, Positions
 from unidle_collector.signals import View
-from unidle_collector.throttle import THERMAL, Settings, Throttling, bits, grew
+from unidle_collector.signs.lasting import drain, where
+from unidle_collector.signs.throttle import THERMAL, Settings, Throttling, bits, grew
 
 CAUSES = ("software_thermal", "hardware_thermal")
 HARD_CLOCK = 0.55

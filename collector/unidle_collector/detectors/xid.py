@@ -33,11 +33,11 @@ import numpy as np
 
 from unidle_agent.sample import GPU_LOST
 from unidle_collector.detectors import About, Detector, Verdict, duration, plural
-from unidle_collector.lasting import drain, reset_gpus, where
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, PerGpu, Positions
 from unidle_collector.signals import BLIP, REBOOTED, RESET, View
-from unidle_collector.xids import Class, XidBook, recovery_action, xid
+from unidle_collector.signs.lasting import drain, reset_gpus, where
+from unidle_collector.signs.xids import Class, XidBook, recovery_action, xid
 
 CAUSES: tuple[Class, ...] = ("reset", "reboot")
 OFF_THE_BUS = 79

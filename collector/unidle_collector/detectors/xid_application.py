@@ -26,10 +26,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from unidle_collector.detectors import About, Verdict, plural
-from unidle_collector.lasting import Lasting, where
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Positions
 from unidle_collector.signals import View
-from unidle_collector.xids import XidBook, xid
+from unidle_collector.signs.lasting import Lasting, where
+from unidle_collector.signs.xids import XidBook, xid
 
 
 @dataclass(frozen=True, slots=True)

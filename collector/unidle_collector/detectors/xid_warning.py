@@ -28,11 +28,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from unidle_collector.detectors import About, Verdict, duration, plural
-from unidle_collector.lasting import Lasting, drain, reset_gpus, where
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import NEVER, SECOND_NS, Positions
 from unidle_collector.signals import View
-from unidle_collector.xids import XidBook, recovery_action, xid
+from unidle_collector.signs.lasting import Lasting, drain, reset_gpus, where
+from unidle_collector.signs.xids import XidBook, recovery_action, xid
 
 CAUSES = ("alert", "unknown", "recovery_action")
 ALERT, UNKNOWN, ACTION = range(3)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 
+from unidle_collector.accounts.tally import funnel
 from unidle_collector.model import STATES, Account, Cost, Gain
-from unidle_collector.tally import funnel
 
 NOTHING = Cost(0.0, 0.0, 0.0)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from unidle_agent.wire import Owner
 from unidle_collector import reading
-from unidle_collector.buckets import HOUR_NS
+from unidle_collector.accounts.buckets import HOUR_NS
 from unidle_collector.federation.report import GROUPED, HOURS_OF_S, Now, Wellness
 from unidle_collector.inventory import Tenure
 from unidle_collector.live import Live

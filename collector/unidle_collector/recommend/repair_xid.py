@@ -20,7 +20,7 @@ from unidle_collector.model import Finding, Recommendation
 from unidle_collector.pergpu import SECOND_NS
 from unidle_collector.recommend import common
 from unidle_collector.repairs import drain, reboot, reset, resume, wait
-from unidle_collector.xids import recovery_action, xid
+from unidle_collector.signs.xids import recovery_action, xid
 
 
 def advise(finding: Finding, now_ns: int) -> Recommendation | None:

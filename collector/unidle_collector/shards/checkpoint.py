@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 
 from unidle_agent.wire import Batch
-from unidle_collector import keeping
+from unidle_collector.accounts import keeping
+from unidle_collector.accounts.ledger import KEEP_NS
 from unidle_collector.engine import Engine
-from unidle_collector.ledger import KEEP_NS
 from unidle_collector.shards.job_sizes import JOBS
 from unidle_collector.shards.progress import Pace, Progress
 from unidle_collector.store import State, Store, tables

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from unidle_collector import keeping
+from unidle_collector.accounts import keeping
 from unidle_collector.checks import state_problem
 from unidle_collector.store.compaction import HOUR_NS
 from unidle_collector.store.errors import StoreError

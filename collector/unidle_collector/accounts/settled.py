@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from unidle_collector.buckets import BUCKET_NS
-from unidle_collector.grouping import Grouping
+from unidle_collector.accounts.buckets import BUCKET_NS
+from unidle_collector.accounts.grouping import Grouping
+from unidle_collector.accounts.ledger import REWRITE_S, Ledger
 from unidle_collector.inventory import Inventory
-from unidle_collector.ledger import REWRITE_S, Ledger
 from unidle_collector.model import State
 from unidle_collector.pergpu import SECOND_NS
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from unidle_agent.sample import HW_SLOWDOWN, HW_THERMAL, POWER_BRAKE, SW_POWER_CAP, SW_THERMAL
-from unidle_collector.clocks import ReferenceClock
 from unidle_collector.detectors import Detector, Verdict, enough_ns, mean_of, percent
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import SECOND_NS, Bools, Floats, Hold, PerGpu, Positions, Times
 from unidle_collector.signals import NOTHING_RAN, View
+from unidle_collector.signs.clocks import ReferenceClock
 
 THERMAL = SW_THERMAL | HW_THERMAL
 REASONS = {

@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 
 from unidle_agent.errors import UnidleError
 from unidle_agent.wire import Owner
-from unidle_collector.buckets import HOUR_NS
+from unidle_collector.accounts.buckets import HOUR_NS
+from unidle_collector.accounts.dimensions import Dimensions
+from unidle_collector.accounts.hours import MEASURED, with_dimensions
+from unidle_collector.accounts.keeping import Keeper
+from unidle_collector.accounts.ledger import Code
+from unidle_collector.accounts.tally import Tally, pairs_of
 from unidle_collector.catalogue import catalogue
-from unidle_collector.dimensions import Dimensions
-from unidle_collector.hours import MEASURED, with_dimensions
-from unidle_collector.keeping import Keeper
-from unidle_collector.ledger import Code
 from unidle_collector.model import GpuRef
 from unidle_collector.pergpu import Floats
-from unidle_collector.tally import Tally, pairs_of
 
 RefKey = Callable[[GpuRef, Owner, Dimensions], str | None]
 """The account that the time of a GPU under an owner counts in, with what was kept of its job beside it; None

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unidle_collector.buckets import Sums
+from unidle_collector.accounts.buckets import Sums
 from unidle_collector.model import STATES, Account, Cost, State
 from unidle_collector.pergpu import Floats
 

@@ -10,7 +10,7 @@ from unidle_collector.detectors import percent
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import Floats, known_or
 from unidle_collector.signals import MOVES_BYTES_PER_S
-from unidle_collector.starving import ORDER, WIDEST, Signs, Thresholds, behind
+from unidle_collector.signs.starving import ORDER, WIDEST, Signs, Thresholds, behind
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from unidle_collector.buckets import HOUR_NS, Buckets, Sums
+from unidle_collector.accounts.buckets import HOUR_NS, Buckets, Sums
+from unidle_collector.accounts.grouping import Grouping, KeyOf
+from unidle_collector.accounts.tally import Members, Tally
 from unidle_collector.detectors import Detector, Verdict, give_way
-from unidle_collector.grouping import Grouping, KeyOf
 from unidle_collector.inventory import Inventory
 from unidle_collector.model import STATES, Account, State
 from unidle_collector.pergpu import SECOND_NS, Floats, PerGpu
 from unidle_collector.signals import Step, View
-from unidle_collector.silence import believed, silent
-from unidle_collector.tally import Members, Tally
+from unidle_collector.signs.silence import believed, silent
 
 KEEP_NS = 8 * 24 * HOUR_NS
 REWRITE_S = 1200.0

@@ -26,13 +26,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unidle_agent.wire import Batch, Owner
-from unidle_collector.buckets import HOUR_NS, Packed
-from unidle_collector.dimensions import Dimensions, first_of
+from unidle_collector.accounts.buckets import HOUR_NS, Packed
+from unidle_collector.accounts.dimensions import Dimensions, first_of
+from unidle_collector.accounts.hours import GIVEN, Gpus, Hour, codes_of, hour_file, hour_of, packed
+from unidle_collector.accounts.ledger import KEEP_NS
 from unidle_collector.engine import Engine
-from unidle_collector.hours import GIVEN, Gpus, Hour, codes_of, hour_file, hour_of, packed
 from unidle_collector.inventory import Tenure
 from unidle_collector.layout import clocks, copied, layout, put, set_clocks
-from unidle_collector.ledger import KEEP_NS
 from unidle_collector.model import GpuRef
 from unidle_collector.pergpu import SECOND_NS, Array
 from unidle_collector.store import Store, StoreFull

@@ -17,10 +17,10 @@ import numpy as np
 
 from unidle_agent.fields import BY_NAME, UNKNOWN_U8, Field
 from unidle_agent.wire import Batch, GpuFacts
-from unidle_collector.buckets import HOUR_NS
+from unidle_collector.accounts.buckets import HOUR_NS
+from unidle_collector.accounts.hours import Gpus, Hour
+from unidle_collector.accounts.keeping import booked_hours, fill_in
 from unidle_collector.engine import Engine
-from unidle_collector.hours import Gpus, Hour
-from unidle_collector.keeping import booked_hours, fill_in
 from unidle_collector.model import GpuRef
 from unidle_collector.pergpu import SECOND_NS, Array, Floats
 from unidle_collector.recorded.grid import to_grid

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from unidle_agent.wire import Owner
-from unidle_collector.buckets import HOUR_NS, Packed
-from unidle_collector.dimensions import Dimensions, first_of
+from unidle_collector.accounts.buckets import HOUR_NS, Packed
+from unidle_collector.accounts.dimensions import Dimensions, first_of
 from unidle_collector.engine import Engine
 from unidle_collector.inventory import Inventory, Tenure
 from unidle_collector.model import GpuRef

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from unidle_collector.jobmates import Compared
 from unidle_collector.pergpu import Floats, Positions, known_or
 from unidle_collector.signals import View
+from unidle_collector.signs.jobmates import Compared
 
 UNDETERMINED = "undetermined"
 ORDER = ("communication", "storage", "host_to_device", "cpu_preprocessing", "small_kernels")

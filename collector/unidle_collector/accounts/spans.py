@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from unidle_collector.ledger import NOT_BOOKED, WHOLE, Ledger
+from unidle_collector.accounts.ledger import NOT_BOOKED, WHOLE, Ledger
 
 
 @dataclass(frozen=True, slots=True)
