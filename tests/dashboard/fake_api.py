@@ -71,7 +71,7 @@ GROUPS = (
     Group(9, "productive", "", "vision-tower-12", 0.0, 0.95, 0.72, 830, 61),
     Group(4, "starved", "storage", "whisper-finetune", 0.55, 0.71, 0.31, 410, 47),
     Group(8, "productive", "", "moe-router-3", 0.0, 0.97, 0.77, 870, 62),
-    Group(2, "throttled", "thermal", "protein-fold-21", 0.22, 0.99, 0.79, 960, 88),
+    Group(2, "throttled", "software_thermal", "protein-fold-21", 0.22, 0.99, 0.79, 960, 88),
     Group(7, "productive", "", "rlhf-policy-5", 0.0, 0.93, 0.66, 780, 59),
     Group(1, "idle", "held", "notebook-eval", 1.0, 0.0, 0.0, 145, 36),
     Group(2, "idle", "no_process", "sweep-0412", 1.0, 0.0, 0.0, 120, 34),
@@ -79,7 +79,7 @@ GROUPS = (
     Group(8, "productive", "", "diffusion-xl-9", 0.0, 0.96, 0.74, 850, 62),
     Group(6, "unallocated", "", "", 0.0, 0.0, 0.0, 110, 33),
     Group(1, "unknown", "", "rlhf-policy-5", 0.0, math.nan, math.nan, math.nan, math.nan),
-    Group(1, "failed", "xid", "diffusion-xl-9", 1.0, math.nan, math.nan, math.nan, math.nan),
+    Group(1, "failed", "reboot", "diffusion-xl-9", 1.0, math.nan, math.nan, math.nan, math.nan),
 )
 assert sum(group.nodes for group in GROUPS) == 64
 
@@ -216,7 +216,7 @@ class FakeApi:
             gpus=gpus,
             seconds=seconds,
             causes=lost,
-            cause_costs={key: cost for key, cost in costs.items() if key != "failed.xid"},
+            cause_costs={key: cost for key, cost in costs.items() if key != "failed.reboot"},
             lost=Cost(lost_h, self._eur(lost_h), lost_h * 0.38),
             unallocated=Cost(free_h, self._eur(free_h), free_h * 0.11),
             allocated_ratio=_known(1 - seconds["unallocated"] * per_known),
@@ -456,10 +456,10 @@ def _title(group: Group, gpus: int) -> str:
     words = {
         "storage": "wait for storage: SM activity 31 %, 55 % of their time is lost",
         "cpu_preprocessing": "wait for CPU preprocessing: 38 % of their time is lost",
-        "thermal": "run 22 % slower because of heat (88 °C)",
+        "software_thermal": "run 22 % slower because of heat (88 °C)",
         "held": "hold memory and have run nothing for 4 h",
         "no_process": "have had no process for 5 h",
-        "xid": "failed: XID 79, fallen off the bus",
+        "reboot": "failed: XID 79, fallen off the bus",
     }
     return f"{gpus} GPUs of job {group.job} {words[group.cause]}"
 

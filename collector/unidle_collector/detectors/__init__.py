@@ -2,7 +2,7 @@
 
 A detector looks at each step of the whole fleet (a `View`) and answers a `Verdict`: where its
 condition is on, since when, with which cause and loss. Its module docstring is its documentation
-page. Adding one edits no other file.
+page. Adding one edits no other file but `spoken.py`, where its ids get words for people.
 """
 
 from __future__ import annotations
