@@ -42,6 +42,8 @@ USUAL_S = 300.0
 """Time constant of the mean of what a node writes between pauses."""
 FLUSH_NS = 60 * SECOND_NS
 """The kernel writes what it holds of a checkpoint within about this time."""
+STARVED_ON_S = 30.0
+"""How long `starvation` goes on once its mean is over a pause."""
 AIM = 0.01
 """Share of the time that a checkpoint may well take."""
 
@@ -102,7 +104,7 @@ class CheckpointStall(Detector):
         self._follow(view, paused)
         self._learn(view, started & ~paused)
         self._judge(step.end_ns)
-        after_ns = np.int64((view.means.window_s + 30.0) * SECOND_NS)  # until starvation's mean is over it
+        after_ns = np.int64((view.means.window_s + STARVED_ON_S) * SECOND_NS)
         account = Verdict(a["known"].copy(), a["begun_ns"], a["cause"], np.ones(paused.shape))
         explains = a["known"] | (step.end_ns - a["ended_ns"] < after_ns)
         return Verdict(a["on"], a["first_ns"], a["cause"], a["share"], account, explains)

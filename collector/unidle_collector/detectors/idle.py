@@ -66,6 +66,7 @@ from unidle_collector.signs.lasting import where
 from unidle_collector.signs.smaller import slice_for
 
 NO_PROCESS, HELD, INTERACTIVE = range(3)
+TOLD_AFTER_S = {"no_process": 900.0, "interactive": 3600.0}
 
 SESSION = (
     "End it when nobody uses it: start sessions with a time limit (sbatch --time=04:00:00), let Jupyter "
@@ -225,8 +226,8 @@ class Idle(Detector):
         return np.where(view.step.sampled, cause, self._a["cause"]).astype(np.int16)
 
     def delay_s(self, cause: str) -> float:
-        """30 min; 15 min without any process; 60 min in an interactive session."""
-        return {"no_process": 900.0, "interactive": 3600.0}.get(cause, self.finding_delay_s)
+        """A session rests more often, and what has no process will hardly begin."""
+        return TOLD_AFTER_S.get(cause, self.finding_delay_s)
 
     def about(self, view: View, gpus: Positions, cause: str, lasted_s: float) -> About:
         """What a colleague would say."""

@@ -15,10 +15,11 @@ How it decides
     job's name, and to have been there when it began; interactive sessions are `idle`.
     `large_gpu`: over its life, 5 min at least, 95 % of the samples below 40 % activity and never half of
     the memory used, but something runs (5 % and more in some samples, or 1 % in half of them); over at 45 %
-    and 55 %. All GPUs of a job have to be like that, else it is uneven and not too large. Where in a fifth
-    of the minutes the host or the PCIe link was busy as `starvation` asks, it may be fed too slowly; where
-    nobody knows the host's CPU and I/O waits, that cannot be told: then nothing is said. Nor where 15 % more
-    energy was drawn than the power at the samples would have: they fell into pauses, and missed work.
+    and 55 %. All GPUs of a job have to be like that, else it is uneven and not too large. It may be fed too
+    slowly where in a fifth of the minutes the host was busy (CPU 85 %, I/O waits 10 %, I/O pressure 20 %, or
+    the job's CPU quota held it back for 0.5 s per second) or PCIe moved 1 GB/s; where nobody knows the host's
+    CPU and I/O waits, that cannot be told: then nothing is said. Nor where 15 % more energy was drawn than
+    the power at the samples would have: they fell into pauses, and missed work.
     A person is told after 60 min: a stage that starts within the hour is none. While it is on, `idle` and
     `starvation` are not told of the same GPUs, and the account stays theirs. `large_gpu` is advice,
     severity info.
