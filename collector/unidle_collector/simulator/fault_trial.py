@@ -33,7 +33,7 @@ from unidle_collector.simulator.mechanisms.faults import (
     Xid,
     Zeros,
 )
-from unidle_collector.simulator.mechanisms.variant import HEALTHY, NONE, Cycle, Levels, Range, Variant
+from unidle_collector.simulator.mechanisms.variant import HEALTHY, NONE, Cycle, Levels, Range, Variant, draw
 from unidle_collector.simulator.recordings import EXPORTER, SECOND_NS, START_NS
 from unidle_collector.simulator.trial import CARDS, EMPTY_POWER, trial
 
@@ -163,9 +163,9 @@ def fault_trial(variant: FaultVariant, seconds: int, gpus: int, rng: np.random.G
     }
     columns |= {name: np.full((seconds, gpus), value) for name, value in SLOW.items()}
     columns["last_xid"] = np.zeros((seconds, gpus))
-    onset_s = round(_draw(variant.onset_s, rng))
-    lasts_s = NEVER_ENDS_S if variant.lasts_s == NONE else round(_draw(variant.lasts_s, rng))
-    count = max(1, round(_draw(variant.affected, rng) * gpus))
+    onset_s = round(draw(variant.onset_s, rng))
+    lasts_s = NEVER_ENDS_S if variant.lasts_s == NONE else round(draw(variant.lasts_s, rng))
+    count = max(1, round(draw(variant.affected, rng) * gpus))
     out = FaultTrial(
         variant=variant,
         model=base.model,
@@ -201,12 +201,12 @@ def _apply(effect: Effect, out: FaultTrial, rng: np.random.Generator) -> None:
             columns[name][place] = values[int(rng.integers(len(values)))]
         case Grows(name, by, each_s):
             for second in _times(out, each_s, rng):
-                columns[name][second:, out.affected] += round(_draw(by, rng))
+                columns[name][second:, out.affected] += round(draw(by, rng))
         case Rests():
             rests = columns["gpu_util_ratio"][place] < 0.05
             columns["pcie_generation"][place] = np.where(rests, 1.0, columns["pcie_generation"][place])
         case Clock(ahead_s):
-            out.ahead_s[rows] = _draw(ahead_s, rng)
+            out.ahead_s[rows] = draw(ahead_s, rng)
         case Silent():
             out.pushes[rows] = False
         case Zeros():
@@ -216,7 +216,7 @@ def _apply(effect: Effect, out: FaultTrial, rng: np.random.Generator) -> None:
 
 def _log(effect: Xid, out: FaultTrial, rng: np.random.Generator) -> None:
     code = effect.codes[int(rng.integers(len(effect.codes)))]
-    lines = round(_draw(effect.lines, rng))
+    lines = round(draw(effect.lines, rng))
     for second in _times(out, effect.again_s, rng):
         out.columns["last_xid"][second:, out.affected] = code
         if not effect.sticky:
@@ -244,7 +244,7 @@ def _write(effect: Logged, out: FaultTrial, rng: np.random.Generator) -> None:
 def _times(out: FaultTrial, each_s: Range, rng: np.random.Generator) -> list[int]:
     """Seconds at which it comes, the onset first."""
     times = [out.onset_s]
-    while each_s != NONE and (then := times[-1] + max(1, round(_draw(each_s, rng)))) < out.end_s:
+    while each_s != NONE and (then := times[-1] + max(1, round(draw(each_s, rng)))) < out.end_s:
         times.append(then)
     return times
 
@@ -337,7 +337,3 @@ def _shown_s(one: FaultTrial, rows: NDArray[np.int64], phase: int, slow: frozens
                 shows[:] = True
     here = np.flatnonzero((rows >= one.onset_s) & shows)
     return int(rows[here[0]]) + 1 if here.size else len(one.pushes)
-
-
-def _draw(ends: Range, rng: np.random.Generator) -> float:
-    return float(rng.uniform(*ends))

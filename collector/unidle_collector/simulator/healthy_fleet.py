@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unidle_agent.sample import SW_POWER_CAP
 from unidle_agent.wire import Owner
 from unidle_collector.model import GpuRef
 from unidle_collector.signals import Happened
@@ -30,7 +31,6 @@ from unidle_collector.simulator.trial import (
     INLET_C,
     POWER_EXPONENT,
     RESISTANCE_C,
-    SW_POWER_CAP,
     TIME_CONSTANT_S,
 )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from unidle_agent.sample import SW_POWER_CAP
 from unidle_collector.simulator.mechanisms.variant import (
     EVEN_SHARE,
     HEALTHY,
@@ -20,9 +21,9 @@ from unidle_collector.simulator.mechanisms.variant import (
     Cycle,
     Host,
     Levels,
-    Range,
     Slow,
     Variant,
+    draw,
 )
 
 Floats = NDArray[np.float64]
@@ -32,7 +33,6 @@ POWER_EXPONENT = 2.5
 """Dynamic power over SM clock: assumption, between linear and voltage-cubed."""
 HOLD_RATIO = 0.985
 """Of its limit at which a GPU is held: 689 of 700 W (8xH100, compute bound)."""
-SW_POWER_CAP = 0x4
 EMPTY_POWER = 0.10
 """Of the limit, with no process: 70 of 700 W."""
 INLET_C, RESISTANCE_C = 24.0, 42.0
@@ -89,10 +89,10 @@ class Trial:
 def trial(variant: Variant, seconds: int, gpus: int, rng: np.random.Generator) -> Trial:
     """Draw from the ranges of `variant` and play it."""
     model = variant.models[int(rng.integers(len(variant.models)))]
-    loaded_s = LEAD_S + (round(_draw(variant.load_s, rng)) if variant.process else 0)
-    onset_s = loaded_s + round(_draw(variant.before, rng))
+    loaded_s = LEAD_S + (round(draw(variant.load_s, rng)) if variant.process else 0)
+    onset_s = loaded_s + round(draw(variant.before, rng))
     affected = np.zeros(gpus, dtype=np.bool_)
-    affected[rng.permutation(gpus)[: max(1, round(_draw(variant.affected, rng) * gpus))]] = True
+    affected[rng.permutation(gpus)[: max(1, round(draw(variant.affected, rng) * gpus))]] = True
     second = np.arange(seconds)[:, None]
     on = (second >= onset_s) & affected[None, :]
     loads = (second >= LEAD_S) & (second < loaded_s) & np.ones_like(on)
@@ -129,10 +129,6 @@ def trial(variant: Variant, seconds: int, gpus: int, rng: np.random.Generator) -
     )
 
 
-def _draw(ends: Range, rng: np.random.Generator) -> float:
-    return float(rng.uniform(*ends))
-
-
 def _busy(
     variant: Variant, seconds: int, gpus: int, onset_s: int, rng: np.random.Generator
 ) -> tuple[Floats, Bools]:
@@ -150,7 +146,7 @@ def _busy(
 
 def _step_share(variant: Variant, gpus: int, rng: np.random.Generator) -> Floats:
     """[G] share of each step in which a GPU works."""
-    drawn = {ends: _draw(ends, rng) for ends in dict.fromkeys(variant.step_share)}
+    drawn = {ends: draw(ends, rng) for ends in dict.fromkeys(variant.step_share)}
     blocks = np.array([drawn[ends] for ends in variant.step_share])
     if variant.shuffled:
         blocks = rng.permutation(blocks)
@@ -161,7 +157,7 @@ def _in_steps(variant: Variant, seconds: int, share: Floats, rng: np.random.Gene
     """[T, G] or [G] share of each second in which a GPU works that works `share` [G] of each step."""
     if variant.step_s == NONE:
         return share
-    usual_s = _draw(variant.step_s, rng)
+    usual_s = draw(variant.step_s, rng)
     lengths_s = usual_s * (1.0 + WAVERS * rng.standard_normal(int(seconds / usual_s) + 4))
     begins = np.cumsum(lengths_s) - lengths_s - rng.uniform() * usual_s
     out = np.empty((seconds, share.size))
@@ -176,7 +172,7 @@ def cycle_pieces(cycle: Cycle, count: int, rng: np.random.Generator) -> Floats:
     """[count, 2] seconds of work and of waiting in turn."""
     if not cycle.steady:
         return np.stack((rng.uniform(*cycle.busy_s, count), rng.uniform(*cycle.wait_s, count)), axis=1)
-    usual = np.array([_draw(cycle.busy_s, rng), _draw(cycle.wait_s, rng)])
+    usual = np.array([draw(cycle.busy_s, rng), draw(cycle.wait_s, rng)])
     out: Floats = usual * (1.0 + WAVERS * rng.standard_normal((count, 2)))
     return out
 
@@ -226,10 +222,10 @@ def _activity(
     steady = variant.slow is not None or variant.gpu_state > 0 or bool(variant.step_share)
     out = {}
     for name in Levels.__dataclass_fields__:
-        work = _draw(getattr(variant.work, name), rng)
-        wait = _draw(getattr(variant.wait, name), rng)
-        before = work if steady or variant.truth == HEALTHY else _draw(getattr(healthy, name), rng)
-        load = _draw(getattr(START_UP, name), rng)
+        work = draw(getattr(variant.work, name), rng)
+        wait = draw(getattr(variant.wait, name), rng)
+        before = work if steady or variant.truth == HEALTHY else draw(getattr(healthy, name), rng)
+        load = draw(getattr(START_UP, name), rng)
         level = np.where(on, wait + (work - wait) * busy, before)
         level = np.where(loads, load * blips if name in BLIPS else load, level)
         level[:LEAD_S] = EMPTY_POWER if name == "power" else 0.0
@@ -248,7 +244,7 @@ def _slowed(slow: Slow | None, on: Bools, rng: np.random.Generator) -> Floats:
     first = int(np.argmax(on.any(axis=1)))
     seized = on & (_cycle(slow.cycle, seconds, gpus, first, rng) > 0.5) if slow.cycle else on
     clock = rng.uniform(slow.clock[0], slow.clock[1], (1, gpus))
-    ramp = np.clip((np.arange(seconds)[:, None] - first + 1) / _draw(slow.ramp_s, rng), 0.0, 1.0)
+    ramp = np.clip((np.arange(seconds)[:, None] - first + 1) / draw(slow.ramp_s, rng), 0.0, 1.0)
     return np.where(seized, 1.0 - (1.0 - clock) * ramp, 1.0)
 
 
@@ -279,7 +275,7 @@ def _gpu_columns(
         if variant.slow.bits == SW_POWER_CAP:
             limit = np.where(throttled, card.limit_w * (power / HOLD_RATIO), limit)
     temperature = _temperature(power, throttled, variant.slow, rng)
-    memory = _draw(variant.memory, rng) * (1.0 + 0.002 * rng.standard_normal((1, shape[1])))
+    memory = draw(variant.memory, rng) * (1.0 + 0.002 * rng.standard_normal((1, shape[1])))
     rises = np.cumsum(loads, axis=0) / np.maximum(loads.sum(axis=0), 1)
     memory = np.where(loads, memory * rises, memory) * np.ones(shape)
     memory[:LEAD_S] = 0.0
@@ -320,7 +316,7 @@ def _pipe_columns(variant: Variant, shown: dict[str, Floats], rng: np.random.Gen
     full = max(variant.work.sm[1], 0.01)
     out = {}
     for name in ("fp32", "fp64"):
-        level = _draw(getattr(variant.pipes, name), rng)
+        level = draw(getattr(variant.pipes, name), rng)
         noise = 1.0 + 0.03 * rng.standard_normal(shape)
         out[f"{name}_active_ratio"] = np.clip(level * shown["sm"] / full * noise, 0.0, 1.0)
     out["dtype_code"] = np.full(shape, variant.pipes.dtype_code)
@@ -349,20 +345,20 @@ def _host_columns(
     second = np.arange(seconds)
     values = {}
     for name in Host.__dataclass_fields__:
-        level = _draw(getattr(variant.host, name), rng)
-        before = level if variant.truth == HEALTHY else _draw(getattr(Host(), name), rng)
-        load = _draw(getattr(START_UP_HOST, name), rng)
-        waiting = level if variant.wait_host is None else _draw(getattr(variant.wait_host, name), rng)
+        level = draw(getattr(variant.host, name), rng)
+        before = level if variant.truth == HEALTHY else draw(getattr(Host(), name), rng)
+        load = draw(getattr(START_UP_HOST, name), rng)
+        waiting = level if variant.wait_host is None else draw(getattr(variant.wait_host, name), rng)
         during = level + (waiting - level) * in_wait
         path = np.where(second < loaded_s, load, np.where(second < onset_s, before, during))
         wave = 1.0 + 0.08 * _drift(seconds, 1, rng)[:, 0] + 0.1 * rng.standard_normal(seconds)
         values[name] = np.maximum(path * wave, 0.0)
     cpu = np.minimum(values["cpu"], 0.995)
-    ports = _draw(variant.host.ib_ports, rng)
+    ports = draw(variant.host.ib_ports, rng)
     received, sent = values["ethernet"] + values["nfs_read"], values["ethernet_sent"]
     fabric = (values["infiniband"],) * 2
     if variant.ipoib != NONE:
-        share = _draw(variant.ipoib, rng)
+        share = draw(variant.ipoib, rng)
         fabric = received * share, sent * share
     ib_received, ib_sent = (np.where(ports < 0, np.nan, megabytes * 1e6) for megabytes in fabric)
     return {

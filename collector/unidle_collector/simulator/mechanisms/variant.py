@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 Set = Literal["tuning", "held_out"]
 Range = tuple[float, float]
 """Lowest and highest value; drawn uniformly."""
@@ -15,6 +17,11 @@ WEIGHT_OF_IDLE_S = 120.0
 """A gap without any work longer than this is idle, a shorter one is not (accounts: grace of a held GPU)."""
 WEIGHT_OF_SESSION_S = 900.0
 """The same in an interactive session."""
+
+
+def draw(ends: Range, rng: np.random.Generator) -> float:
+    """A value of the range."""
+    return float(rng.uniform(*ends))
 
 
 @dataclass(frozen=True, slots=True)
