@@ -57,13 +57,10 @@ def figures_of(seen: dict[str, Seen], among: Alarms) -> dict[str, Any]:
     """The keys of the JSON document that come from scored runs; `among` is what the healthy ones gave."""
     minutes = seen["full"].minutes
     truths = [name for n, name in enumerate(minutes.labels) if (minutes.truth == n).any()]
-    per_kind: dict[str, Any] = {}
-    for name in sorted(truths):
-        per_kind[name] = _kind(minutes, name)
     sure = [said for one in seen.values() for said in one.sure]
     return {
         "macro_f1": scoring.macro_f1(minutes, SILENT),
-        "per_kind": per_kind,
+        "per_kind": {name: _kind(minutes, name) for name in sorted(truths)},
         "confusion": scoring.confusion(minutes),
         "healthy_runs": {"gpu_hours": among.gpu_hours, "false_findings": sorted(among.told)},
         "delay_s_p95": {kind: scoring.p95(values) for kind, values in sorted(seen["full"].delays_s.items())},
@@ -81,6 +78,18 @@ def figures_of(seen: dict[str, Seen], among: Alarms) -> dict[str, Any]:
         "wrong_cause_ratio": scoring.wrong_cause_ratio(minutes, SILENT),
         "certainty": scoring.certainty([pair for said in sure for pair in said]),
         "certainty_loss": scoring.losses(sure),
+    }
+
+
+def delays(full: Seen) -> dict[str, Any]:
+    """Kind and `kind.cause` -> seconds until it was found, from when it is in the data and from its onset."""
+    return {
+        name: {
+            "p95": scoring.p95(values),
+            "from_onset_p95": scoring.p95(full.onset_delays_s.get(name, values)),
+            "n": len(values),
+        }
+        for name, values in full.delays_s.items()
     }
 
 
@@ -177,15 +186,7 @@ def main() -> int:
     which: Set = args.set
     if args.only:
         full = score_runs(which, sizes.repeats, ("full",), args.seed, args.only)[0]["full"]
-        p95 = {
-            name: {
-                "p95": scoring.p95(values),
-                "from_onset_p95": scoring.p95(full.onset_delays_s.get(name, values)),
-                "n": len(values),
-            }
-            for name, values in full.delays_s.items()
-        }
-        print(json.dumps({"SIMULATED": args.set, "delay_s": rounded(p95)}, indent=2))
+        print(json.dumps({"SIMULATED": args.set, "delay_s": rounded(delays(full))}, indent=2))
         return 0
     say(
         f"SIMULATED. {args.set}: {len(variants(which))} variants x {sizes.repeats} runs x {GPUS_PER_RUN} "
