@@ -181,6 +181,15 @@ def _own(shards: Shards, tokens: Tokens, asking: Asking) -> FastAPI:
         shards.settings.series,
         lambda: own_problems(shards),
     )
+    _of_collector(app, shards, site)
+    _federated(app, shards, site)
+    app.include_router(routes(site))
+    complete(app, pushes=False)
+    return app
+
+
+def _of_collector(app: FastAPI, shards: Shards, site: Site) -> None:
+    """What this collector says of itself, and the page of metrics of its site."""
 
     @app.get("/api/v1/shards")
     def all_shards() -> list[ShardNow]:
@@ -201,6 +210,10 @@ def _own(shards: Shards, tokens: Tokens, asking: Asking) -> FastAPI:
     async def metrics_of_site(request: Request) -> PlainTextResponse:
         return PlainTextResponse(await page_of(site, reader_of(request)), media_type=TEXT)
 
+
+def _federated(app: FastAPI, shards: Shards, site: Site) -> None:
+    """The whole site as a part of a fleet of several."""
+
     def count(what: str) -> None:
         shards.counters[what] += 1
 
@@ -208,9 +221,6 @@ def _own(shards: Shards, tokens: Tokens, asking: Asking) -> FastAPI:
     whole = OfShards(site, site_id, shards.settings.read_token)
     gate = Gate(shards.settings, whole, shards.state, site.clock_ns, count)
     mount_gate(app, gate, shards.state, ERRORS)
-    app.include_router(routes(site))
-    complete(app, pushes=False)
-    return app
 
 
 def status(shards: Shards) -> list[ShardNow]:
