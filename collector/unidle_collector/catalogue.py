@@ -25,7 +25,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceActivity:
-    """Default e_ref (accounting.md) by grade, ratios 0-1."""
+    """Default e_ref (docs/accounting.md) by grade, ratios 0-1."""
 
     sm: float
     util: float

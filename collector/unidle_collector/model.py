@@ -185,7 +185,7 @@ class FlightRecording:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Where the time of a set of GPUs went within a window (accounting.md)."""
+    """Where the time of a set of GPUs went within a window (docs/accounting.md)."""
 
     key: str
     """What the set is: `fleet`, a node, a GPU, a job, a user pseudonym or a model."""

@@ -271,7 +271,7 @@ class Signals:
         return out
 
     def _allocation(self, step: Step, activity: Floats) -> tuple[Bools, Bools]:
-        """accounting.md: said by a scheduler or label, else a process, memory held or activity says so."""
+        """Who is held (docs/accounting.md): by a scheduler's or label's word, else by its use."""
         said = self._inventory.a["said"]
         used, total, processes = (
             step.get("memory_used_bytes"),

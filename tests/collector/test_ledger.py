@@ -1,4 +1,4 @@
-"""The account of every instant: accounting.md, held by properties."""
+"""The account of every instant: docs/accounting.md, held by properties."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The account of every GPU instant (accounting.md): seconds by state and cause, and what was lost.
+"""The account of every GPU instant (docs/accounting.md): seconds by state and cause, and what was lost.
 
 Each step of each GPU is booked at once, on its tenure and its bucket of time. A state that needs
 evidence is booked back to its begin once it is known: a ring of the last steps says what was booked.
@@ -212,7 +212,7 @@ class Ledger:
     def _classify(
         self, view: View, verdicts: list[tuple[Detector, Verdict]]
     ) -> tuple[NDArray[np.int8], Floats]:
-        """The one state of each GPU at this step, by the order of accounting.md."""
+        """The one state of each GPU at this step, by the order of docs/accounting.md."""
         index = self._index
         code = np.where(view.allocated, index["productive", ""], index["unallocated", ""])
         loss = np.where(view.allocated, 0.0, 1.0)

@@ -26,7 +26,7 @@ class Count:
 
     gpu_s: float = 0.0
     lost_gpu_s: float = 0.0
-    """By loss weight (accounting.md)."""
+    """By loss weight (docs/accounting.md)."""
     lost_j: float = 0.0
 
 

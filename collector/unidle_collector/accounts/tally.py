@@ -184,7 +184,7 @@ def _ratio(part: float, whole: float) -> float | None:
 
 
 def funnel(seconds: dict[str, float], lost_s: float) -> tuple[float | None, float | None, float | None]:
-    """Allocated, active and effective as shares of the known time (accounting.md)."""
+    """Allocated, active and effective as shares of the known time (docs/accounting.md)."""
     known = sum(seconds.values()) - seconds["unknown"]
     service = known - seconds["failed"]
     allocated = service - seconds["unallocated"]

@@ -74,7 +74,7 @@ class Detector(ABC):
     kind: ClassVar[str]
     """Stable id, never reused."""
     state: ClassVar[State | None]
-    """The state of accounting.md that it explains; None for a risk, which loses nothing yet."""
+    """The state of docs/accounting.md that it explains; None for a risk, which loses nothing yet."""
     causes: ClassVar[tuple[str, ...]]
     groups_by: ClassVar[Literal["job", "node"]]
     """Findings on GPUs of one job (else node), or of one node, are one finding."""

@@ -38,7 +38,7 @@ How it decides
     the GPUs and the life of the finding (docs/diagnosis.md); a sign that is not measured speaks neither for
     nor against, and no cause is told as surer than 95 %.
     A GPU on which kernels run a tenth of the time at most while next to nothing is copied (PCIe below
-    0.1 GB/s) is `starved` like any other, by accounting.md; its finding says "hardly used", because rare
+    0.1 GB/s) is `starved` like any other, by docs/accounting.md; its finding says "hardly used", because rare
     requests are as likely as a wait, and what the other GPUs of its node do meanwhile.
     Accounted within 90 s; a person is told after 10 min, and of GPUs sampled more rarely than each 40 s
     after 15 samples.

@@ -1,4 +1,4 @@
-"""The reference e_ref of accounting.md: what useful activity could be.
+"""The reference e_ref of docs/accounting.md: what useful activity could be.
 
 The 90th percentile of the GPU's own productive minutes under its present job once there are 30,
 else the default of the GPU model from data/gpus.toml.
