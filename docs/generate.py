@@ -208,7 +208,7 @@ def _section(name: str, docstring: str) -> str:
         if line and not line.startswith(" "):
             out.append(f"**{line}**  ")
         else:
-            out.append(line.strip())
+            out.append(line.removeprefix("    "))
     return "\n".join(out) + "\n"
 
 

@@ -7,17 +7,18 @@ What it means
 
 Evidence
     row_remap_failed, row_remap_pending, bank_remap_pending, sram_threshold_exceeded, bank_groups_no_spares;
-    growth of ecc_uncorrected_volatile,
-    ecc_uncorrected_aggregate and rows_remapped_uncorrectable; events of the driver for double-bit errors,
-    poison and retired memory.
+    growth of ecc_uncorrected_volatile, ecc_uncorrected_aggregate and rows_remapped_uncorrectable; events of
+    the driver for double-bit errors, poison and retired memory.
 
 How it decides
-    `remap_failed`, `sram_threshold` and `remap_pending` for as long as the flag is set, `spares_used_up`
-    while a group of banks has no spare left: banks that were remapped with spares to go are no finding.
-    `retirement_failed` and
-    `uncorrectable` for 30 min after the last event or growth, `retired` likewise; what a counter showed
-    before the collector first saw it does not count. The worst of them is the cause. Corrected errors
-    never count, however many: correction is what ECC is for. On at once.
+    On at once; the worst of them is the cause.
+    - `remap_failed`, `sram_threshold`, `remap_pending`: for as long as the flag is set.
+    - `retirement_failed`, `uncorrectable`, `retired`: for 30 min after the last event or growth; what a
+      counter showed before the collector first saw it does not count.
+    - `spares_used_up`: while a group of banks has no spare left; banks that were remapped with spares to go
+      are no finding.
+
+    Corrected errors never count, however many: correction is what ECC is for.
 
 What to do
     remap_pending, retired: reset the GPU when it is next idle. uncorrectable: the same, and requeue what

@@ -14,20 +14,24 @@ Evidence
     its time in which something ran, and its CPU time (job_cpu_s).
 
 How it decides
-    Activity is the largest of the three that is known. Below 1 % it is nothing (profilers have a noise
-    floor, so exactly 0 would miss idle GPUs); up to 5 % for at most 10 s is a probe of some tool and
-    changes nothing; anything else means that something ran and the clock starts anew, and so does PCIe
-    traffic of 0.1 GB/s or more: offloaded work moves data while no kernel runs. Samples far apart
-    can all fall between two pieces of work: where the energy since the sample before, however long ago
-    that was, is 5 % and 10 W more than the power at the sample would have drawn in that time and 2 s more
-    (samples come late), something ran; in a session, whose cells take seconds, 5 % and 5 W more than in its
-    quietest sample (of a MIG instance: its part of those W). Accounted after 2 min and 8 samples without
-    activity (interactive: 15 min, and 60 samples where the energy is not known), back to the first idle
-    second. Of a recording with fewer samples all of them count, 3 at least, where power has kept within 2 %
-    meanwhile (a loaded H100 that nobody asks spreads 0.3 W around 120 W): one that works between samples
-    does not draw the same at each. A job on which nothing has run yet gets 10 min to start. A person is told
-    after 30 min (no process: 15 min, interactive: 60 min and 480 samples). GPUs that nobody owns are not
-    idle but unallocated.
+    Activity is the largest of the three that is known.
+    - Below 1 % it is nothing: profilers have a noise floor, so exactly 0 would miss idle GPUs.
+    - Up to 5 % for at most 10 s it is a probe of some tool and changes nothing.
+    - Anything else means that something ran and the clock starts anew, and so does PCIe traffic of 0.1 GB/s
+      or more: offloaded work moves data while no kernel runs.
+
+    Samples far apart can all fall between two pieces of work. Something ran where the energy since the sample
+    before, however long ago that was, is 5 % and 10 W more than the power at the sample would have drawn in
+    that time and 2 s more (samples come late); in a session, whose cells take seconds, 5 % and 5 W more than
+    in its quietest sample (of a MIG instance: its part of those W).
+
+    - Accounted after 2 min and 8 samples without activity (interactive: 15 min, and 60 samples where the
+      energy is not known), back to the first idle second. Of a recording with fewer samples all of them
+      count, 3 at least, where power has kept within 2 % meanwhile (a loaded H100 that nobody asks spreads
+      0.3 W around 120 W): one that works between samples does not draw the same at each.
+    - A job on which nothing has run yet gets 10 min to start.
+    - A person is told after 30 min (no process: 15 min, interactive: 60 min and 480 samples).
+    - GPUs that nobody owns are not idle but unallocated.
 
 How sure
     Which sub-kind it is: 95 % where the number of processes is known, memory is held, or the owner is known

@@ -8,13 +8,14 @@ Evidence
     ib_ports_active, ib_ports_inactive, ib_ports_slow and the growth of ib_link_errors, of the node.
 
 How it decides
-    `port_down`: fewer ports active than the node had since the collector knows it: ports that never were
-    active may have no cable. `slow_port`: more slow ports than the median of at least 3 nodes with as
-    many ports and the same GPUs; where there are no such nodes, than it had before. A slower card for
-    storage is thereby no fault. `errors`: at least 60 errors in at least 3 answers 8 s or more apart, no
-    more than 2 min, as many as 10 a minute; or, where the agent looks again at once, at least 600 in 3
-    answers that span 5 s. Both flags have to be seen for 15 s, or 5 s where the agent looks again at once,
-    and in two answers; over after 60 s without, errors 10 min after the last.
+    Flags have to be seen for 15 s, or 5 s where the agent looks again at once, and in two answers; over after
+    60 s without, errors 10 min after the last.
+    - `port_down`: fewer ports active than the node had since the collector knows it: ports that never were
+      active may have no cable.
+    - `slow_port`: more slow ports than the median of at least 3 nodes with as many ports and the same GPUs;
+      where there are no such nodes, than it had before. A slower card for storage is thereby no fault.
+    - `errors`: at least 60 errors in at least 3 answers 8 s or more apart, no more than 2 min, as many as 10
+      a minute; or, where the agent looks again at once, at least 600 in 3 answers that span 5 s.
 
 What to do
     Read the port's counters, reseat or replace the cable or the transceiver, then the switch's port.

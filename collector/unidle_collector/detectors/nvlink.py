@@ -9,14 +9,14 @@ Evidence
     growth of nvlink_errors and nvlink_recoveries_failed; fabric_health.
 
 How it decides
-    `links_down`: fewer links up than its best sibling has, or than it had since its driver was loaded,
-    for 15 s (two answers), or 5 s where the agent looks again at once and the GPU was not reset in the last
-    minute, after which its links train one by one. Links that nobody on the node uses
-    are no fault. `recovery_failed`: a link did not recover.
-    `errors`: at least 10 in at least 3 answers 8 s or more apart, no more than 5 min, as many as 1 a
-    minute; or, where the agent looks again at once, at least 100 in 3 answers that span 5 s.
-    `fabric`: degraded bandwidth, an unhealthy route or an access timeout. The worst in this order is the
-    cause. Over after 60 s without (flags), 10 min without growth (counters).
+    The worst in this order is the cause; over after 60 s without (flags), 10 min without growth (counters).
+    - `links_down`: fewer links up than its best sibling has, or than it had since its driver was loaded, for
+      15 s (two answers), or 5 s where the agent looks again at once and the GPU was not reset in the last
+      minute, after which its links train one by one. Links that nobody on the node uses are no fault.
+    - `recovery_failed`: a link did not recover.
+    - `fabric`: degraded bandwidth, an unhealthy route or an access timeout.
+    - `errors`: at least 10 in at least 3 answers 8 s or more apart, no more than 5 min, as many as 1 a
+      minute; or, where the agent looks again at once, at least 100 in 3 answers that span 5 s.
 
 What to do
     Drain the node; reset all its GPUs together; where it comes again, bridge, baseboard or switch.

@@ -10,19 +10,22 @@ Evidence
     another way: cpu_busy_ratio, cpu_iowait_ratio, psi_io_some_s, job_cpu_throttled_s, PCIe traffic.
 
 How it decides
-    Start-up is left out. `fewer_gpus`: no sample of 5 % activity or more since the job got the GPU and
-    minutes below 1 % for 5 min, while another of its GPUs has worked within the last 30 min. Needs the
-    job's name, and to have been there when it began; interactive sessions are `idle`.
-    `large_gpu`: over its life, 5 min at least, 95 % of the samples below 40 % activity and never half of
-    the memory used, but something runs (5 % and more in some samples, or 1 % in half of them); over at 45 %
-    and 55 %. All GPUs of a job have to be like that, else it is uneven and not too large. It may be fed too
-    slowly where in a fifth of the minutes the host was busy (CPU 85 %, I/O waits 10 %, I/O pressure 20 %, or
-    the job's CPU quota held it back for 0.5 s per second) or PCIe moved 1 GB/s; where nobody knows the host's
-    CPU and I/O waits, that cannot be told: then nothing is said. Nor where 15 % more energy was drawn than
-    the power at the samples would have: they fell into pauses, and missed work.
+    Start-up is left out.
+    - `fewer_gpus`: no sample of 5 % activity or more since the job got the GPU and minutes below 1 % for
+      5 min, while another of its GPUs has worked within the last 30 min. Needs the job's name, and to have
+      been there when it began; interactive sessions are `idle`.
+    - `large_gpu`: over its life, 5 min at least, 95 % of the samples below 40 % activity and never half of
+      the memory used, but something runs (5 % and more in some samples, or 1 % in half of them); over at 45 %
+      and 55 %. It is advice, severity info.
+
+    For `large_gpu` all GPUs of a job have to be like that, else it is uneven and not too large. It may be fed
+    too slowly where in a fifth of the minutes the host was busy (CPU 85 %, I/O waits 10 %, I/O pressure 20 %,
+    or the job's CPU quota held it back for 0.5 s per second) or PCIe moved 1 GB/s; where nobody knows the
+    host's CPU and I/O waits, that cannot be told: then nothing is said. Nor where 15 % more energy was drawn
+    than the power at the samples would have: they fell into pauses, and missed work.
+
     A person is told after 60 min: a stage that starts within the hour is none. While it is on, `idle` and
-    `starvation` are not told of the same GPUs, and the account stays theirs. `large_gpu` is advice,
-    severity info.
+    `starvation` are not told of the same GPUs, and the account stays theirs.
 
 What to do
     Ask for the GPUs that are used, for a MIG instance that fits, or for a cheaper model; the finding names

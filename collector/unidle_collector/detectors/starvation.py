@@ -10,38 +10,47 @@ Evidence
     activity, and the share of seconds without activity.
 
 How it decides
-    Useful activity e is the 60 s mean of SM activity, or of GPU utilization where the SM counter is
-    not there (the finding says which). The reference is the 90th percentile of the job's own productive
-    minutes once there are 30, else the default of the GPU model (SM 0.80: NVIDIA's guide calls less
-    than that not sufficient; utilization 0.95). Starved when e is below 0.625 of the reference for 45 s,
-    over when it is above 0.69 for 30 s. Memory-bandwidth bound work (DRAM active 60 % or more) is not
-    starved. Of an interactive session nothing is said: a person sets its pace. Where a process lets go of
-    its memory (80 % of it), the next one starts as a job does: its load is not held against it. Where 5 %
-    more energy was drawn in the window than the power at its samples would have, and 40 % of the limit or
-    more (where that is known), the samples fell into pauses and missed the work between (long steps, rare
-    samples): that is not held against it.
-    One more case looks busy: utilization 90 % or more while tensor activity is below 20 %,
-    SM activity between 30 and 65 %, NVLink above 20 GB/s (or the node's InfiniBand above 5 GB/s, half of
-    what a tensor-parallel job on two nodes sends) and power below 75 % of the limit is a wait in
-    collective communication.
-    Cause, first that fits: `communication` (as above, and none where it does less than 87 % of what another
-    GPU of its job does, which works at a tensor activity above 20 %: it may wait for that one);
-    `storage` (iowait at least 10 % or I/O pressure at least 20 % of the time);
-    `host_to_device` (PCIe at least 0.3 GB/s and at least 6 GB/s for a fully
-    used GPU, kernels resident for less than 90 % of the time, SM activity at least half of that: samples
-    that are fed move about 2 GB/s, offloaded parameters 16 to 25, and small kernels do not fill the GPU);
-    `cpu_preprocessing` (host CPU at least 85 % busy, CPU pressure at least 20 % of the time, or the job's
-    CPU quota holds it back for 0.2 s per second or more); `small_kernels` (kernels resident at least 50 %
-    of the time, SM below half of that, tensor below 10 % and DRAM below 20 %, or power below 45 % of the
-    limit where those are unknown; not where it may wait for another); else `undetermined`.
-    The probability of each cause comes from how far its signs are beyond their thresholds, averaged over
-    the GPUs and the life of the finding (docs/diagnosis.md); a sign that is not measured speaks neither for
-    nor against, and no cause is told as surer than 95 %.
+    Useful activity e is the 60 s mean of SM activity, or of GPU utilization where the SM counter is not there
+    (the finding says which). The reference is the 90th percentile of the job's own productive minutes once
+    there are 30, else the default of the GPU model (SM 0.80: NVIDIA's guide calls less than that not
+    sufficient; utilization 0.95). Starved when e is below 0.625 of the reference for 45 s, over when it is
+    above 0.69 for 30 s. One more case looks busy, a wait in collective communication: utilization 90 % or
+    more while tensor activity is below 20 %, SM activity between 30 and 65 %, NVLink above 20 GB/s (or the
+    node's InfiniBand above 5 GB/s, half of what a tensor-parallel job on two nodes sends) and power below
+    75 % of the limit.
+
+    Not starved is:
+    - work bound by memory bandwidth (DRAM active 60 % or more);
+    - an interactive session: a person sets its pace;
+    - the load of a process that follows one which let go of its memory (80 % of it): it starts as a job does;
+    - work between the samples (long steps, rare samples): where 5 % more energy was drawn in the window than
+      the power at its samples would have, and 40 % of the limit or more (where that is known), those fell
+      into pauses.
+
+    Cause, the first that fits:
+    - `communication`: as above, and none where it does less than 87 % of what another GPU of its job does,
+      which works at a tensor activity above 20 %: it may wait for that one.
+    - `storage`: iowait at least 10 % or I/O pressure at least 20 % of the time.
+    - `host_to_device`: PCIe at least 0.3 GB/s and at least 6 GB/s for a fully used GPU, kernels resident for
+      less than 90 % of the time, SM activity at least half of that: samples that are fed move about 2 GB/s,
+      offloaded parameters 16 to 25, and small kernels do not fill the GPU.
+    - `cpu_preprocessing`: host CPU at least 85 % busy, CPU pressure at least 20 % of the time, or the job's
+      CPU quota holds it back for 0.2 s per second or more.
+    - `small_kernels`: kernels resident at least 50 % of the time, SM below half of that, tensor below 10 %
+      and DRAM below 20 %, or power below 45 % of the limit where those are unknown; not where it may wait for
+      another.
+    - `undetermined`: else.
+
+    The probability of each cause comes from how far its signs are beyond their thresholds, averaged over the
+    GPUs and the life of the finding (docs/diagnosis.md); a sign that is not measured speaks neither for nor
+    against, and no cause is told as surer than 95 %.
+
     A GPU on which kernels run a tenth of the time at most while next to nothing is copied (PCIe below
     0.1 GB/s) is `starved` like any other, by docs/accounting.md; its finding says "hardly used", because rare
     requests are as likely as a wait, and what the other GPUs of its node do meanwhile.
-    Accounted within 90 s; a person is told after 10 min, and of GPUs sampled more rarely than each 40 s
-    after 15 samples.
+
+    Accounted within 90 s; a person is told after 10 min, and of GPUs sampled more rarely than each 40 s after
+    15 samples.
 
 What to do
     storage: more loader workers and prefetching, stage the data set on local disk, larger shards.

@@ -13,19 +13,27 @@ Evidence
 How it decides
     Jobs known by name, of four GPUs or more, by means over 60 s. The others work 80 % of the slow one's time
     or less, alike within a fifth; the slow ones are one GPU, up to a quarter of them, or all of one node.
-    Those that wait show it, and do at that time: utilization 90 % or more, SM activity fallen less than
-    tensor activity (all that wait taken together), DRAM activity fallen with it within 15 points, 5 % less
-    energy drawn (where that is not known nodes are not
-    compared with each other at periods beyond 5 s), at least 0.2 GB/s of traffic each (between nodes both
-    ways); who works less than a fifth is not in step but does something else (a rank that evaluates alone).
-    More slow GPUs than one have to have been even with the others before, or be slowed down: the driver says
-    so (bits 0x8, 0x20, 0x40 or 0x80), or the clock is 20 % below that of the others; a smaller loss is what
-    its power limit costs who works more. Else it is a heavier stage of a pipeline (pipeline_imbalance).
+
+    Those that wait show it, and do at that time:
+    - utilization 90 % or more;
+    - SM activity fallen less than tensor activity (all that wait taken together), DRAM activity fallen with
+      it within 15 points;
+    - 5 % less energy drawn (where that is not known nodes are not compared with each other at periods beyond
+      5 s);
+    - at least 0.2 GB/s of traffic each, between nodes both ways.
+
+    Who works less than a fifth is not in step but does something else (a rank that evaluates alone). More
+    slow GPUs than one have to have been even with the others before, or be slowed down: the driver says so
+    (bits 0x8, 0x20, 0x40 or 0x80), or the clock is 20 % below that of the others; a smaller loss is what its
+    power limit costs who works more. Else it is a heavier stage of a pipeline (pipeline_imbalance).
+
     Held for 35 s and 6 samples; over after 60 s. What the others lose is booked as `straggler` within 90 s:
     1 - their tensor activity over the slow one's. A person is told after 10 min.
+
     How sure: 90 % where the job was even before or the slow GPU's clocks are low; 65 % where one GPU is slow
     from the first step on and is the first or the last of its job, as a stage of its own that embeds or holds
     the loss would be; 80 % where it is another one.
+
     Where SM, tensor or DRAM activity of one of its GPUs is unknown nothing is said of a job. Where it has
     GPUs that this collector does not see, the title says how many were compared. A job whose slow rank waits
     for its own host shows equal tensor activity everywhere, and is not found.
