@@ -44,6 +44,7 @@ MAX_BLAME_S = 600.0
 UNRUNG_SHARE = 0.45
 """Of the deadline: how long to wait for a child that rings no bell before hearing what it said. Less than
 half, so that one that hangs from then on was silent for half of it in the end, on a busy machine too."""
+STILL_OPENING = "the NVIDIA driver is still opening"
 MAX_STUCK = 4
 """Most killed children that may still sit in the driver before no other is started."""
 
@@ -353,7 +354,7 @@ class PolledNvml:
             did_not = "opened in" if child.opens else "answered for"
             self._give_up(child, f"the NVIDIA driver has not {did_not} {silent_s:.1f} s")
         elif child.opens:
-            self._problems.append("the NVIDIA driver is still opening")
+            self._problems.append(STILL_OPENING)
             child.patient = False
         else:
             self._problems.append(f"the NVIDIA driver is slow: one pass takes over {self._deadline_s:g} s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import signal
@@ -307,6 +308,21 @@ def test_a_driver_that_hangs_at_opening_is_given_its_time_then_replaced(
     assert "the NVIDIA driver has not opened in 3" in source.read().problems[0]
     nvml.write(gpu())
     assert read_until(source, all_answer)
+
+
+def test_one_sample_waits_for_a_driver_that_opens_slowly_and_shows_what_is_counted_between_two(
+    nvml: FakeNvml,
+) -> None:
+    nvml.write(gpu(gpm__2=71.25), faults={("driver", "nvmlInitWithFlags"): "delay_ms:2500"})
+    done = subprocess.run(
+        [sys.executable, "-m", "unidle_agent.cli", "agent", "--once", "--gpm", "on", "--period-s", "0.5"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "still opening" in done.stderr, "otherwise this shows nothing"
+    assert json.loads(done.stdout)["gpus"][0]["values"]["sm_active_ratio"] == 0.7125
 
 
 def test_slow_gpus_are_slow_not_hung(nvml: FakeNvml, polled: Poll) -> None:

@@ -44,6 +44,7 @@ from unidle_agent.errors import SourceError, UnidleError, UsageError
 from unidle_agent.exporter import in_base_units
 from unidle_agent.fields import COLUMNS
 from unidle_agent.owners.watch import watch
+from unidle_agent.poller import STILL_OPENING
 from unidle_agent.privacy import pseudonymiser
 from unidle_agent.release import ask
 from unidle_agent.runtime import Agent, sources
@@ -166,9 +167,7 @@ def _once(settings: AgentSettings) -> int:
     sampler = Sampler(sources(settings, dcgm_scrape_s=settings.period_s), settings.period_s, [])
     owners = watch(settings, pseudonymiser(settings, keep=False))
     try:
-        sampler.tick(ONCE_DEADLINE_S)
-        threading.Event().wait(settings.period_s)
-        tick = sampler.tick(ONCE_DEADLINE_S)
+        tick = _second_look(sampler, settings.period_s)
         owners.refresh(tick.gpus)
         tick = owners.complete(tick)
     finally:
@@ -176,6 +175,22 @@ def _once(settings: AgentSettings) -> int:
         owners.close()
     print(json.dumps(_document(settings.node_name, tick), indent=2))
     return 0 if tick.gpus or tick.host else 1
+
+
+def _second_look(sampler: Sampler, period_s: float) -> Tick:
+    """The tick after the first to which every source came: what is counted between two is in it.
+
+    A driver that nobody keeps loaded opens for seconds; after `ONCE_DEADLINE_S` it is as it is.
+    """
+    until_s = time.monotonic() + ONCE_DEADLINE_S
+    before = sampler.tick(ONCE_DEADLINE_S)
+    while True:
+        threading.Event().wait(period_s)
+        tick = sampler.tick(ONCE_DEADLINE_S)
+        opened = not any(STILL_OPENING in text for text in before.problems)
+        if opened or time.monotonic() >= until_s:
+            return tick
+        before = tick
 
 
 def _document(node: str, tick: Tick) -> dict[str, object]:
