@@ -14,7 +14,8 @@ from unidle_collector.model import GpuRef
 class Recording:
     """Samples on a regular grid: T instants x G GPUs.
 
-    Instants at which a GPU has no sample hold NaN in every column: unknown, never zero.
+    Instants at which a GPU has no sample hold NaN in every column: unknown, never zero. Of long holes, as
+    between runs of different days, most instants are left out.
     """
 
     start_ns: int
@@ -36,8 +37,25 @@ class Recording:
     simulated: bool = False
     cannot_tell: tuple[str, ...] = ()
     """What its source cannot say at all, in words: open questions, and what would answer them."""
+    kept: NDArray[np.int64] | None = None
+    """[T]: which step of the grid each instant is, from 0 up; None: each is kept."""
 
     @property
     def instants(self) -> int:
         """T."""
         return int(self.sampled.shape[0])
+
+    @property
+    def steps(self) -> NDArray[np.int64]:
+        """[T]: which step of the grid each instant is."""
+        return np.arange(self.instants, dtype=np.int64) if self.kept is None else self.kept
+
+    @property
+    def ends_ns(self) -> NDArray[np.int64]:
+        """[T]: time of each instant."""
+        return self.start_ns + self.steps * round(self.period_s * 1e9)
+
+    @property
+    def lasts_s(self) -> float:
+        """From a period before the first instant to the last."""
+        return float(self.steps[-1] + 1) * self.period_s if self.instants else 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,11 +65,11 @@ class Result:
 
 def replay(recording: Recording, progress: Callable[[float], None] | None = None) -> Result:
     """Run all detectors and accounts over a recording; `progress` is told the share done, 0-1."""
-    engine = Engine(recording.period_s, keep_accounts_ns=None, steps=recording.instants)
+    engine = Engine(recording.period_s, keep_accounts_ns=None, steps=int(recording.steps[-1]) + 1)
     positions = enter(recording, engine)
     ended: dict[str, Finding] = {}
     period_ns = round(recording.period_s * SECOND_NS)
-    booked = Booked(engine.ledger, positions, recording.start_ns, period_ns, recording.instants)
+    booked = Booked(engine.ledger, positions, recording.ends_ns, period_ns)
     report_each = max(1, recording.instants // 100)
     for instant, changes in enumerate(play(recording, engine, positions)):
         for change in changes:
@@ -99,12 +99,15 @@ def play(
     """
     covering, columns = _covering(recording), _spread(recording)
     previous = np.full(len(positions), -2, dtype=np.int64)
+    ends_ns, period_ns = recording.ends_ns, round(recording.period_s * SECOND_NS)
+    lasted_ns = np.diff(ends_ns, prepend=ends_ns[:1] - period_ns)
     for instant in range(recording.instants):
         row = covering[instant]
         present = np.flatnonzero(row >= 0)
         _own(engine, recording, positions, previous, row, present)
-        step = _step(recording, columns, engine, positions, instant, row, present)
-        yield engine.step(replace(step, events=meanwhile(instant)))
+        values, sampled = _values(columns, engine, positions, row, present)
+        step = Step(int(ends_ns[instant]), int(lasted_ns[instant]), values, sampled, meanwhile(instant))
+        yield engine.step(step)
 
 
 def _covering(recording: Recording) -> NDArray[np.int64]:
@@ -121,7 +124,7 @@ def _spread(recording: Recording) -> dict[str, NDArray[np.float64]]:
     """The columns, a counter's increase shared by the periods since the sample before, and that of energy by
     those since it grew before: one that stands still has not been read anew."""
     columns = dict(recording.columns)
-    periods = _since(recording.sampled)
+    periods = _since(recording.sampled, recording.steps)
     if (recording.sampled & (periods > 1)).any():
         counters = [name for name in columns if name in BY_NAME and BY_NAME[name].kind == "counter"]
         columns |= {name: columns[name] / periods for name in counters}
@@ -129,26 +132,25 @@ def _spread(recording: Recording) -> dict[str, NDArray[np.float64]]:
         energy = recording.columns[ENERGY]
         grew, stood = energy > 0, np.logical_or.accumulate(energy == 0, axis=0)
         first = grew & (np.cumsum(grew, axis=0) == 1)  # of how long that is, is not known
-        columns[ENERGY] = np.where(grew & ~(first & stood), energy, np.nan) / _since(grew)
+        columns[ENERGY] = np.where(grew & ~(first & stood), energy, np.nan) / _since(grew, recording.steps)
     return columns
 
 
-def _since(there: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _since(there: NDArray[np.bool_], steps: NDArray[np.int64]) -> NDArray[np.int64]:
     """[T, G] periods since the instant before that is `there`, 1 where there was none."""
-    at = np.where(there, np.arange(len(there))[:, None], -1)
+    at = np.where(there, steps[:, None], -1)
     before = np.concatenate((np.full((1, at.shape[1]), -1), np.maximum.accumulate(at, axis=0)[:-1]))
-    return np.where((before >= 0) & there, np.arange(len(there))[:, None] - before, 1)
+    return np.where((before >= 0) & there, steps[:, None] - before, 1)
 
 
-def _step(
-    recording: Recording,
+def _values(
     values_of: dict[str, NDArray[np.float64]],
     engine: Engine,
     positions: Positions,
-    instant: int,
     row: np.ndarray[tuple[int], np.dtype[np.int64]],
     present: Positions,
-) -> Step:
+) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.bool_]]:
+    """The columns of a step, and which GPUs have a sample."""
     size = engine.inventory.capacity
     sampled = np.zeros(size, dtype=np.bool_)
     sampled[positions[present]] = True
@@ -157,8 +159,7 @@ def _step(
         column = np.full(size, np.nan)
         column[positions[present]] = values[row[present], present]
         columns[name] = column
-    period_ns = round(recording.period_s * SECOND_NS)
-    return Step(recording.start_ns + instant * period_ns, period_ns, columns, sampled)
+    return columns, sampled
 
 
 def _own(
@@ -205,7 +206,7 @@ def _result(
                 ref.node, ref.gpu, ref.index, states, causes, ids, spans, inactive_s[place], held_s[place]
             )
         )
-    end_ns = recording.start_ns + round((recording.instants - 1) * recording.period_s * SECOND_NS)
+    end_ns = int(recording.ends_ns[-1])
     start_ns = recording.start_ns - round(recording.period_s * SECOND_NS)
     whole = engine.ledger.accounts(lambda _: "all", start_ns, end_ns)
     jobs = engine.ledger.accounts(_job, start_ns, end_ns)
@@ -222,7 +223,7 @@ def _result(
 
 def too_young(recording: Recording, engine: Engine, findings: list[Finding]) -> list[str]:
     """Which findings nobody was told of because the recording ends before their delay is over, in words."""
-    lasted_s = recording.instants * recording.period_s
+    lasted_s = recording.lasts_s
     waits = {f.kind: engine.finding_delay_s(f.kind, f.cause) for f in findings if f.told_ns is None}
     late = {kind: delay_s for kind, delay_s in sorted(waits.items()) if delay_s > lasted_s}
     if not late:
@@ -237,7 +238,7 @@ def too_young(recording: Recording, engine: Engine, findings: list[Finding]) -> 
 
 def too_short(recording: Recording, gpus: list[GpuResult]) -> list[str]:
     """What the recording is too short to tell."""
-    lasted_s, grace_s = recording.instants * recording.period_s, idle.grace_s(recording.period_s)
+    lasted_s, grace_s = recording.lasts_s, idle.grace_s(recording.period_s)
     if grace_s <= lasted_s:
         return []
     quiet = _did_nothing(recording)

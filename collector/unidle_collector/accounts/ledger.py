@@ -142,7 +142,7 @@ class Ledger:
         """Steps that were left out (time jumped) must not be taken for those of a ring ago."""
         a, last = self._a, self._a.at["last_end_ns"]
         self._a.at["last_end_ns"] = step.end_ns
-        missing = round((step.start_ns - last) / self._period_ns)
+        missing = round((step.end_ns - last) / self._period_ns) - 1
         for back in range(1, min(missing, self._slots - 1) + 1):
             a["code"][self._slot(step.end_ns - back * self._period_ns)] = NOT_BOOKED
 
@@ -267,7 +267,7 @@ class Ledger:
         a, index = self._a, self._index
         since = np.maximum(verdict.since[gpus], a["tenure_from"][gpus])
         steps = min(self._slots - 1, max(0, round((step.start_ns - int(since.min())) / self._period_ns)))
-        ends = step.end_ns - step.period_ns * np.arange(1, steps + 1)
+        ends = step.end_ns - self._period_ns * np.arange(1, steps + 1)
         slots = np.array([self._slot(int(end)) for end in ends], dtype=np.intp)
         mine = np.array([index[detector.state or "unknown", cause] for cause in detector.causes])
         mine = mine[verdict.cause[gpus]]
@@ -275,7 +275,7 @@ class Ledger:
         allowed = self._rank[:, None] > self._rank[mine][None, :]  # [code before, GPU]
         allowed[self._yields[detector.kind]] = True
         allowed[index["unknown", ""]] = False
-        wrong = (ends[:, None] - step.period_ns >= since) & (old >= 0)
+        wrong = (ends[:, None] - self._period_ns >= since) & (old >= 0)
         wrong &= allowed[old, np.arange(gpus.size)[None, :]]
         at, which = np.nonzero(wrong)
         if not at.size:
@@ -285,7 +285,7 @@ class Ledger:
         loss = np.rint(verdict.loss[gpu] * WHOLE).astype(np.uint16)
         after = Entries(before.end_ns, gpu, mine[which].astype(np.int8), loss, before.power)
         a["code"][slot, gpu], a["loss"][slot, gpu] = after.code, after.loss
-        seconds = step.period_ns / SECOND_NS
+        seconds = self._period_ns / SECOND_NS
         self._change(before, -seconds)
         self._change(after, seconds)
 

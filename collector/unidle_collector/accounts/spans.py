@@ -27,22 +27,24 @@ class Booked:
     """Copies what a ledger has booked before it forgets it; what it corrects until then is corrected here."""
 
     def __init__(
-        self, ledger: Ledger, gpus: NDArray[np.intp], start_ns: int, period_ns: int, steps: int
+        self, ledger: Ledger, gpus: NDArray[np.intp], ends_ns: NDArray[np.int64], period_ns: int
     ) -> None:
-        """`start_ns` is the end of the first of `steps` steps; `gpus` are their positions."""
-        self._ledger, self._gpus = ledger, gpus
-        self._ends = start_ns + period_ns * np.arange(steps, dtype=np.int64)
+        """`ends_ns` are the ends of the steps, each as long as it is since the one before, the first as long
+        as a period; `gpus` are their positions."""
+        self._ledger, self._gpus, self._ends = ledger, gpus, ends_ns
+        self._begins = np.append(ends_ns[:1] - period_ns, ends_ns[:-1])
         self._period_ns = period_ns
-        self._code = np.full((steps, gpus.size), NOT_BOOKED, dtype=np.int8)
-        self._loss = np.zeros((steps, gpus.size), dtype=np.uint16)
+        self._code = np.full((ends_ns.size, gpus.size), NOT_BOOKED, dtype=np.int8)
+        self._loss = np.zeros((ends_ns.size, gpus.size), dtype=np.uint16)
         self._each = max(1, ledger.remembered // 2)
 
     def follow(self, step: int) -> None:
         """The ledger has booked the step of this number."""
-        last = step + 1 == self._ends.size
-        if not last and (step + 1) % self._each:
+        ahead_ns = self._ends[step + 1 : step + 2] - self._ends[step]
+        if (step + 1) % self._each and ahead_ns.size and ahead_ns[0] <= self._period_ns:
             return
-        first = max(0, step + 1 - self._ledger.remembered)
+        past_ns = self._ends[step] - self._ledger.remembered * self._period_ns
+        first = int(np.searchsorted(self._ends, past_ns, side="right"))
         code, loss = self._ledger.booked_steps(self._ends[first : step + 1])
         self._code[first : step + 1], self._loss[first : step + 1] = code[:, self._gpus], loss[:, self._gpus]
 
@@ -53,10 +55,12 @@ class Booked:
             return ()
         begins = np.concatenate(([0], np.flatnonzero(np.diff(code)) + 1))
         ends = np.append(begins[1:], code.size)
-        lost = np.add.reduceat(self._loss[:, gpu].astype(np.float64), begins) / (ends - begins) / WHOLE
+        lengths = self._ends - self._begins
+        lost = np.add.reduceat(self._loss[:, gpu] * lengths.astype(np.float64), begins) / WHOLE
+        lost /= np.add.reduceat(lengths, begins)
         return tuple(
             Span(
-                int(self._ends[begin]) - self._period_ns,
+                int(self._begins[begin]),
                 int(self._ends[end - 1]),
                 self._ledger.codes[code[begin]].state,
                 self._ledger.codes[code[begin]].cause,

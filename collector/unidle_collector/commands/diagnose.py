@@ -217,13 +217,12 @@ def document(recording: Recording, result: Result) -> dict[str, Any]:
 
 def sampling(recording: Recording) -> dict[str, Any]:
     """How the recording was sampled: the period found, and the share of instants that have a sample."""
-    end_ns = recording.start_ns + round((recording.instants - 1) * recording.period_s * 1e9)
     return {
         "period_s": recording.period_s,
-        "coverage_ratio": float(recording.sampled.mean()),
-        "instants": recording.instants,
+        "coverage_ratio": float(recording.sampled.sum()) / ((recording.steps[-1] + 1) * len(recording.gpus)),
+        "instants": int(recording.steps[-1]) + 1,
         "start": _iso(recording.start_ns),
-        "end": _iso(end_ns),
+        "end": _iso(int(recording.ends_ns[-1])),
         "fields": _fields(recording),
     }
 
@@ -301,7 +300,7 @@ def verdict(recording: Recording, result: Result) -> str:
     nodes = len({gpu.node for gpu in recording.gpus})
     when = f"from {facts['start'][:19]} to {facts['end'][:19]} UTC"
     if recording.start_ns < A_YEAR_NS:  # it counts from its own begin
-        when = f"over {duration(recording.instants * recording.period_s)}"
+        when = f"over {duration(recording.lasts_s)}"
     head = (
         f"{_count(len(recording.gpus), 'GPU')} on {_count(nodes, 'node')} {when}, "
         f"sampled every {recording.period_s:g} s ({facts['coverage_ratio']:.1%} of instants have a sample)."
@@ -331,7 +330,7 @@ def verdict(recording: Recording, result: Result) -> str:
 
 def _unit(recording: Recording) -> tuple[float, str]:
     """Seconds and name of the unit in which the time of a GPU is told: a recording of minutes in minutes."""
-    return (3600.0, "hours") if recording.instants * recording.period_s >= 7200 else (60.0, "minutes")
+    return (3600.0, "hours") if recording.lasts_s >= 7200 else (60.0, "minutes")
 
 
 def _where(result: Result, unit_s: float) -> Table:

@@ -2,7 +2,8 @@
 
 The grid's step is the sampling period, found from the data: the usual distance between two samples of
 a GPU, never below one second (faster samples are averaged, so none is lost). Each GPU keeps its own
-phase: its samples land in the slots that they are nearest to. What was not sampled stays unknown.
+phase: its samples land in the slots that they are nearest to. What was not sampled stays unknown; of a
+hole of hours an instant an hour is kept, so that runs of several days can lie in one recording.
 """
 
 from __future__ import annotations
@@ -22,6 +23,16 @@ MAX_CELLS = 200_000_000
 """Most values that a grid may have, over all its columns: 1.6 GB."""
 
 MIN_PERIOD_S = 1.0
+
+HOLE_S = 2000.0
+"""After this long without a sample, when what was seen is forgotten, an instant is kept per hour only ..."""
+LEAST_IN_HOLE = 10
+"""... and not before this many."""
+BEFORE_NEXT = 4
+"""As many before the next sample, which may speak for them."""
+HOUR_NS = 3_600_000_000_000
+STRAY_NS = 366 * 24 * HOUR_NS
+"""A time further than this from all others is no run of another day."""
 
 MAX_BOARD_W = 5_000.0
 """No GPU board draws as much (GB300: 1,400 W): an energy counter that rises faster has jumped."""
@@ -52,7 +63,7 @@ def to_grid(rows: Rows, period_s: float | None = None) -> Recording:
     finer = spacing_s is not None and spacing_s < 0.75 * period_s
     if finer:
         notes.append(f"sampled every {spacing_s:g} s: averaged to a grid of {period_s:g} s")
-    grid = _windows(rows, period_s) if finer else _slots(rows, period_s)
+    grid = _without_holes(_windows(rows, period_s) if finer else _slots(rows, period_s), period_s)
     _check_size(rows, grid, period_s)
     if grid.merged and not finer:
         notes.append(f"{grid.merged} samples share a slot of {period_s:g} s with another: averaged")
@@ -73,6 +84,7 @@ def to_grid(rows: Rows, period_s: float | None = None) -> Recording:
         job=_in_order(job, order),
         notes=tuple(dict.fromkeys(notes)),
         simulated=rows.simulated,
+        kept=grid.kept,
     )
 
 
@@ -210,6 +222,8 @@ class _Grid:
     """[N]"""
     merged: int
     """Samples that share their slot with an earlier one."""
+    kept: Ints | None = None
+    """[instants] which step of the whole grid each is, where some are left out."""
 
 
 def _windows(rows: Rows, period_s: float) -> _Grid:
@@ -234,6 +248,29 @@ def _slots(rows: Rows, period_s: float) -> _Grid:
     same = (np.diff(slot) == 0) & (np.diff(rows.gpu) == 0)
     shape = (int(slot.max()) + 1, len(rows.gpus))
     return _Grid(anchor_ns + least * period_ns, shape, slot, int(np.count_nonzero(same)))
+
+
+def _without_holes(grid: _Grid, period_s: float) -> _Grid:
+    """`grid` without most instants of long holes, in which no GPU has a sample."""
+    period_ns = round(period_s * 1e9)
+    lead = max(round(HOLE_S / period_s), LEAST_IN_HOLE)
+    taken = np.unique(grid.slot)
+    after = np.flatnonzero(np.diff(taken) > lead + BEFORE_NEXT + HOUR_NS // period_ns)
+    if not after.size or int(np.diff(taken)[after].max()) * period_ns > STRAY_NS:
+        return grid
+    parts, begin = [], 0
+    for before, following in zip(taken[after].tolist(), taken[after + 1].tolist(), strict=True):
+        first, last = before + lead + 1, following - BEFORE_NEXT
+        parts.append(np.arange(begin, first))
+        hours = np.arange(
+            (grid.start_ns + first * period_ns) // HOUR_NS + 1,
+            (grid.start_ns + last * period_ns) // HOUR_NS + 1,
+        )
+        parts.append((hours * HOUR_NS - grid.start_ns) // period_ns)
+        begin = last
+    kept = np.unique(np.concatenate([*parts, np.arange(begin, grid.shape[0])]))
+    shape = (len(kept), grid.shape[1])
+    return replace(grid, shape=shape, slot=np.searchsorted(kept, grid.slot), kept=kept)
 
 
 def _anchor(rows: Rows, period_ns: int) -> int:
