@@ -410,6 +410,37 @@ def tracker(of: Run, folder: Path) -> list[Path]:
     return csv_file(folder, records)
 
 
+def nvitop(of: Run, folder: Path) -> list[Path]:
+    """As nvitop's ResourceMetricCollector writes to a frame."""
+    records = []
+    for at, s in enumerate(of.time_s.tolist()):
+        row: Row = {"metrics-daemon/host/cpu_percent (%)/mean": 12.5}
+        for g in range(of.gpus):
+            util = round(float(of.columns["util"][at, g]) * 100)
+            start = f"metrics-daemon/cuda:{g} (gpu:{g})"
+            for way, share in (("mean", 1.0), ("min", 0.0), ("max", 1.2)):
+                row[f"{start}/gpu_utilization (%)/{way}"] = util * share
+                row[f"{start}/memory_used (MiB)/{way}"] = round(float(of.columns["used"][at, g]))
+                row[f"{start}/power_usage (W)/{way}"] = float(of.columns["power"][at, g])
+        records.append(row | {"metrics-daemon/duration (s)": s, "metrics-daemon/timestamp": START_S + s})
+    return csv_file(folder, records)
+
+
+def mlflow(of: Run, folder: Path) -> list[Path]:
+    """MLflow's system metrics as its store keeps them: a row per value, the GPU in the key."""
+    records: list[Row] = []
+    for s, g, sample in rows(of):
+        for name, value in (
+            ("utilization_percentage", round(sample["util"] * 100)),
+            ("memory_usage_megabytes", sample["used"] * MIB / 1e6),
+            ("power_usage_watts", sample["power"]),
+        ):
+            time_ms = round((START_S + s) * 1000)
+            key = f"system/gpu_{g}_{name}"
+            records.append({"key": key, "value": value, "timestamp": time_ms, "step": 0, "run_id": "9f1c"})
+    return csv_file(folder, records)
+
+
 def grafana(of: Run, folder: Path) -> list[Path]:
     """Series joined by time: a column per series, named with its labels."""
     records = []
@@ -595,6 +626,8 @@ FORMATS: dict[str, Writer] = {
         pandas_parquet,
         per_gpu,
         tracker,
+        nvitop,
+        mlflow,
         grafana,
         file_per_gpu,
         file_per_metric,
@@ -606,5 +639,5 @@ FORMATS: dict[str, Writer] = {
         exporter_pages,
     )
 }
-UTIL_ONLY = frozenset({"smi_query", "smi_query_nounits", "tracker", "smi_dmon"})
+UTIL_ONLY = frozenset({"smi_query", "smi_query_nounits", "tracker", "nvitop", "mlflow", "smi_dmon"})
 """These tools know nothing of SM activity."""

@@ -22,11 +22,14 @@ from unidle_collector.recorded.names import (
     ROLES,
     SHARE_IDS,
     SHARES,
+    TOTALS,
     UNITS,
     Role,
 )
 
 _NUMBERED = re.compile(r"(?:dcgm|field|fid)?[_ -]?(\d{3,4})", re.IGNORECASE)
+_AVERAGED = re.compile(r"(?:mean|avg|average)[_ ](?=.)|[_ /](?:mean|avg|average)(?=[_ ]|$)", re.IGNORECASE)
+_OF_GPU = re.compile(r"(?:gpu|device)[_ ](.+)")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 """Where words meet in powerWatts."""
 
@@ -41,6 +44,8 @@ class Meaning:
     """False when neither the field's own name nor the column's says the unit: the values must."""
     own: bool = False
     """It bears our own name for the field."""
+    total: bool = False
+    """The field is a rate, and the column by its name the total of it so far."""
 
 
 def normal(name: str) -> str:
@@ -67,8 +72,20 @@ def factor_of(spec: Field, unit: str) -> float | None:
 
 
 def meaning(name: str) -> Meaning | None:
-    """The field that a column of this name carries, or None."""
+    """The field that a column of this name carries, or None. The mean of a field is that field
+    (`sm_active_avg`), and what a GPU does is said with `gpu_` before it or without."""
     text = name.strip()
+    if (total := TOTALS.get(text.lower())) is not None:
+        return Meaning(BY_NAME[total], 1.0, unit_told=True, total=True)
+    if (found := _named(text)) is not None:
+        return found
+    if (averaged := _AVERAGED.sub("", text, count=1)) != text:
+        return meaning(averaged)
+    bare = _OF_GPU.fullmatch(normal(text))
+    return _by_alias(bare[1], unit_in_brackets(text)) if bare else None
+
+
+def _named(text: str) -> Meaning | None:
     own = BY_NAME.get(text.lower())
     if own is not None:
         return Meaning(own, 1.0, unit_told=True, own=True)

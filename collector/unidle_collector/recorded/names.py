@@ -41,7 +41,7 @@ ROLES: dict[Role, tuple[str, ...]] = {
     "namespace": ("exported_namespace", "namespace", "pod_namespace"),
     "metric": (
         *("metric", "metric_name", "__name__", "field_name", "field_id", "fieldid", "fieldname", "field"),
-        *("counter", "counter_name", "measurement", "name"),
+        *("counter", "counter_name", "measurement", "name", "key", "tag"),
     ),
     "value": ("value", "metric_value", "field_value", "val"),
     "simulated": ("simulated",),
@@ -267,6 +267,20 @@ ALIASES: dict[str, str] = {
     "sm_utilization": "sm_active_ratio",
     "sm_usage": "sm_active_ratio",
     "smutil": "sm_active_ratio",
+    "pipe_tensor": "tensor_active_ratio",
+    "memory_usage": "memory_used_bytes",
+}
+
+# What totals of a link are called: their rise by the time is the rate.
+TOTALS: dict[str, str] = {
+    f"{before}{link}_{way}_bytes_total": f"{link}_{way}_bytes_per_s"
+    for link in ("nvlink", "pcie")
+    for way in ("tx", "rx")
+    for before in ("", "dcgm_fi_dev_")
+} | {
+    f"{before}nvlink_count_{way}_bytes": f"nvlink_{way}_bytes_per_s"
+    for way in ("tx", "rx")
+    for before in ("", "dcgm_fi_dev_")
 }
 
 # "SM" alone is SM activity beside GPU utilization or other profiling counters, and GPU utilization where it
@@ -338,13 +352,14 @@ FIELD_IDS: dict[int, str] = {
 # multiples under "MB" too, so for memory MB and GB are read as MiB and GiB.
 UNITS: dict[str, dict[str, float]] = {
     "1": (
-        dict.fromkeys(("%", "pct", "percent", "perc"), 0.01)
+        dict.fromkeys(("%", "pct", "percent", "perc", "percentage"), 0.01)
         | dict.fromkeys(("ratio", "fraction", "frac"), 1.0)
     ),
     "By": (
         dict.fromkeys(("b", "byte", "bytes"), 1.0)
         | dict.fromkeys(("kib", "kb"), 1024.0)
         | dict.fromkeys(("mib", "mb"), MIB)
+        | {"megabytes": 1e6, "gigabytes": 1e9}
         | dict.fromkeys(("gib", "gb"), 1024 * MIB)
     ),
     "W": {"w": 1.0, "watt": 1.0, "watts": 1.0, "mw": 1e-3, "milliwatts": 1e-3, "kw": 1e3},
@@ -356,9 +371,9 @@ UNITS: dict[str, dict[str, float]] = {
         dict.fromkeys(("b/s", "bytes/s", "bytes_per_s", "bytes_per_sec"), 1.0)
         | dict.fromkeys(("kb/s", "kb_s", "kbps"), 1e3)
         | dict.fromkeys(("kib/s", "kib_s"), 1024.0)
-        | dict.fromkeys(("mb/s", "mb_s", "mbps", "mb_per_s"), 1e6)
+        | dict.fromkeys(("mb/s", "mb_s", "mbs", "mbps", "mb_per_s"), 1e6)
         | dict.fromkeys(("mib/s", "mib_s", "mib_per_s"), MIB)
-        | dict.fromkeys(("gb/s", "gb_s", "gbps", "gb_per_s"), 1e9)
+        | dict.fromkeys(("gb/s", "gb_s", "gbs", "gbps", "gb_per_s"), 1e9)
         | dict.fromkeys(("gib/s", "gib_s", "gib_per_s"), 1024 * MIB)
     ),
 }  # fmt: skip

@@ -24,9 +24,10 @@ from unidle_collector.recorded.columns import (
     without_unit,
 )
 from unidle_collector.recorded.identity import Roles, Texts, gpus_of, nodes_of, text_column
-from unidle_collector.recorded.names import MEMORY_SHARE, SM_OR_UTIL
+from unidle_collector.recorded.names import MEMORY_SHARE, ROLES, SM_OR_UTIL
 from unidle_collector.recorded.rows import NOBODY, NOT_SAID, RecordingError, Rows
 from unidle_collector.recorded.times import NOT_A_TIME, of_day, times
+from unidle_collector.recorded.totals import rates_of_totals
 from unidle_collector.recorded.unpivot import by_gpu
 
 ASSUMED_MEMORY_BYTES = 80.0 * 2**30
@@ -71,12 +72,14 @@ def _rows(table: pa.Table, where: str, node: str) -> Rows:
         notes += [f"{lost} rows that name no GPU were left out"] if lost else []
         keep &= known
     job, jobs = _jobs(table, roles, notes)
+    totals: set[str] = set()
     if roles["metric"] and roles["value"]:
-        values, keep = _long_values(table, roles, keep, gpu, time_ns, notes)
+        values, keep = _long_values(table, roles, keep, gpu, time_ns, notes, totals)
     else:
-        wide = _wide_values(table.drop_columns([time_column]), roles, notes)
+        wide = _wide_values(table.drop_columns([time_column]), roles, notes, totals)
         values = wide if keep.all() else {name: wide.pop(name)[keep] for name in list(wide)}
     _bytes_of_share(values, notes)
+    rates_of_totals(values, gpu[keep], time_ns[keep], totals, notes)
     if not values:
         raise RecordingError(
             "expected at least one column with a known field (gpu_util_ratio, power_w, DCGM_FI_DEV_GPU_UTIL, "
@@ -101,7 +104,8 @@ def _times(table: pa.Table, roles: Roles, notes: list[str]) -> tuple[str, NDArra
     if {"date", "time"} <= by_name.keys() and of_day(table[by_name["time"]]):
         day, clock = (table[by_name[name]].cast(pa.string()) for name in ("date", "time"))
         return by_name["time"], times(pc.binary_join_element_wise(day, clock, " "), by_name["time"], notes)
-    for name in roles["time"]:
+    below = [name for role in ROLES["time"] for name in table.column_names if name.endswith(f"/{role}")]
+    for name in (*roles["time"], *below):
         try:
             return name, times(table[name], name, notes)
         except RecordingError as error:
@@ -162,9 +166,11 @@ def _pods(
     return np.asarray(place, dtype=np.int32)[inverse.reshape(-1)], tuple(jobs)
 
 
-def _wide_values(table: pa.Table, roles: Roles, notes: list[str]) -> dict[str, NDArray[np.float64]]:
+def _wide_values(
+    table: pa.Table, roles: Roles, notes: list[str], totals: set[str]
+) -> dict[str, NDArray[np.float64]]:
     """Field -> column in base units. A field that several columns give is taken from the best, which
-    fills from the others what it does not know."""
+    fills from the others what it does not know. `totals` takes the rates of which the total is given."""
     used = {names[0] for role, names in roles.items() if names and role not in ("metric", "value")}
     named = {name for names in roles.values() for name in names}
     found: dict[str, list[tuple[int, str, NDArray[np.float64]]]] = {}
@@ -180,12 +186,16 @@ def _wide_values(table: pa.Table, roles: Roles, notes: list[str]) -> dict[str, N
             continue
         column = numbers(table[name], name, means, notes)
         if column is not None:
-            rank = 0 if means.own else 1 if means.unit_told else 2
+            rank = 3 if means.total else 0 if means.own else 1 if means.unit_told else 2
             found.setdefault(means.field.name, []).append((rank, name, column))
     out = {}
     for field, columns in found.items():
         columns.sort(key=lambda item: item[0])
         best = columns[0][2]
+        if columns[0][0] == 3:
+            totals.add(field)
+        elif columns[-1][0] == 3:
+            columns = [column for column in columns if column[0] < 3]
         if len(columns) > 1:
             notes.append(f"{field} is given by {', '.join(item[1] for item in columns)}: the first counts")
             for _, _, other in columns[1:]:
@@ -239,6 +249,7 @@ def _long_values(
     gpu: NDArray[np.int32],
     time_ns: NDArray[np.int64],
     notes: list[str],
+    totals: set[str],
 ) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.bool_]]:
     """Field -> values per GPU and instant, and the one row of each that stands for it."""
     metric, value = roles["metric"][0], roles["value"][0]
@@ -252,6 +263,7 @@ def _long_values(
         column = numbers(table[value].filter(pa.array(mine)), name, means, notes)
         if column is not None:
             pieces.append((means.field.name, mine, column))
+            totals |= {means.field.name} if means.total else set()
     useful = np.any([mine for _, mine, _ in pieces], axis=0) if pieces else np.zeros_like(keep)
     rows = np.flatnonzero(useful)
     keys = np.stack([gpu[rows].astype(np.int64), time_ns[rows]], axis=1)

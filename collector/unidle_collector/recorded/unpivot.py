@@ -23,6 +23,8 @@ _AFTER = re.compile(
 _NUMBER_AFTER = re.compile(r"(\S.*?[^\d])(?:[ _.:/-]+(\d{1,3})|\[(\d{1,3})\])")
 _NUMBER_BEFORE = re.compile(r"(\d{1,3})[ _.:/-]+([a-zA-Z].*)")
 _FRAME_COLUMN = re.compile(r"""\(\s*['"]?([^'",]+)['"]?\s*,\s*['"]?([^'",]+)['"]?\s*\)""")
+_STATISTIC = re.compile(r"(\S.*)/(mean|min|max|last)")
+"""What nvitop's collector writes behind each quantity."""
 _TRACKERS = {"gpu": "gpu_util_pct", "memory": "memory_util_pct", "memoryAllocated": "memory_used_pct"}
 """What experiment trackers (Weights & Biases) call what names elsewhere say in full."""
 _PREFERRED = ("gpu", "uuid", "hostname", "node", "instance", "modelname", "gpu_i_id")
@@ -43,10 +45,13 @@ def by_gpu(table: pa.Table) -> pa.Table:
     are no GPU's repeated."""
     cells = _cells(table.column_names)
     if not cells:
-        return table
+        return _long_by_gpu(table)
     mine = {cell.column for cell in cells}
     roles = role_columns([name for name in table.column_names if name not in mine])
-    of_gpu = {*mine, *roles["gpu"], *roles["uuid"]}
+    least_and_most = {
+        f"{cell.column.removesuffix('/mean')}/{way}" for cell in cells for way in ("min", "max")
+    }
+    of_gpu = {*mine, *roles["gpu"], *roles["uuid"], *least_and_most}
     shared = [name for name in table.column_names if name not in of_gpu]
     gpus: dict[tuple[tuple[str, str], ...], list[_Cell]] = {}
     for cell in cells:
@@ -60,6 +65,26 @@ def by_gpu(table: pa.Table) -> pa.Table:
             part.setdefault(cell.quantity, table[cell.column])
         parts.append(pa.table(part))
     return pa.concat_tables(parts, promote_options="permissive").unify_dictionaries()
+
+
+def _long_by_gpu(table: pa.Table) -> pa.Table:
+    """A row per value whose metric says the GPU (`system/gpu_0_power_usage_watts`, as MLflow names it), with
+    a column for that GPU; `table` itself where it is no such table."""
+    roles = role_columns(table.column_names)
+    if not (roles["metric"] and roles["value"]) or roles["gpu"] or roles["uuid"]:
+        return table
+    at = table.column_names.index(roles["metric"][0])
+    coded = table.column(at).cast(pa.string()).combine_chunks().dictionary_encode()
+    coded = coded if isinstance(coded, pa.DictionaryArray) else coded.unify_dictionaries().chunk(0)
+    names = coded.dictionary.to_pylist()
+    cells = [_worded(name) for name in names]
+    if not any(cells):
+        return table
+    quantities = [cell.quantity if cell else name for cell, name in zip(cells, names, strict=True)]
+    gpus = [cell.labels[0][1] if cell else None for cell in cells]
+    metric, gpu = (pa.array(words, pa.string()).take(coded.indices) for words in (quantities, gpus))
+    table = table.set_column(at, roles["metric"][0], pa.chunked_array([metric]))
+    return table.append_column("gpu", pa.chunked_array([gpu]))
 
 
 def _zeros(count: int) -> pa.Array:
@@ -97,6 +122,8 @@ def _worded(name: str) -> _Cell | None:
         quantity, gpu = found.group(3), found.group(2)
         if (found.group(1) or "").lower().startswith("system"):
             quantity = _TRACKERS.get(quantity, quantity)
+        if statistic := _STATISTIC.fullmatch(quantity):
+            quantity = statistic[1] if statistic[2] == "mean" else ""
     elif found := _AFTER.fullmatch(text):
         quantity, gpu = found.group(1) + (found.group(3) or ""), found.group(2)
     else:

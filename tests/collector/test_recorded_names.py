@@ -1,0 +1,137 @@
+"""Names and totals of trackers, exporters and people's own frames: what they mean, and what they do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+
+from unidle_agent.fields import MIB
+from unidle_collector.recorded import load
+from unidle_collector.recorded.columns import meaning
+from unidle_collector.recording import Recording
+
+START_S = 1_760_000_000
+SAMPLES = 40
+
+
+def of_text(folder: Path, *lines: str) -> Recording:
+    path = folder / "telemetry.csv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return load([path])
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "factor"),
+    [
+        ("sm_active_mean", "sm_active_ratio", 1.0),
+        ("DCGM_FI_PROF_SM_ACTIVE_avg", "sm_active_ratio", 1.0),
+        ("avg_sm_active_pct", "sm_active_ratio", 0.01),
+        ("gpu_util_mean_pct", "gpu_util_ratio", 0.01),
+        ("power_w_mean", "power_w", 1.0),
+        ("gpu_tensor_active", "tensor_active_ratio", 1.0),
+        ("gpu_dram_active_pct", "dram_active_ratio", 0.01),
+        ("utilization_percentage", "gpu_util_ratio", 0.01),
+        ("memory_usage_megabytes", "memory_used_bytes", 1e6),
+        ("nvlink_tx_gbs", "nvlink_tx_bytes_per_s", 1e9),
+    ],
+)
+def test_a_mean_and_a_word_for_the_gpu_change_nothing(name: str, field: str, factor: float) -> None:
+    means = meaning(name)
+    assert means is not None
+    assert (means.field.name, means.factor) == (field, factor)
+
+
+@pytest.mark.parametrize(
+    "name", ["gpu_util_max", "power_w_min", "sm_active_std", "gpu_util_p95", "mean", "gpu"]
+)
+def test_the_least_the_most_and_the_spread_of_a_field_are_not_the_field(name: str) -> None:
+    assert meaning(name) is None
+
+
+def test_the_means_of_nvitops_collector_are_read_and_its_least_and_most_are_not(tmp_path: Path) -> None:
+    of = {"metrics-daemon/timestamp": [str(START_S + 5 * at) for at in range(SAMPLES)]}
+    for gpu, util in (("cuda:0 (gpu:2)", 0), ("gpu:3", 40)):
+        for way, value in (("mean", util), ("min", 0), ("max", 100)):
+            of[f"metrics-daemon/{gpu}/gpu_utilization (%)/{way}"] = [str(value)] * SAMPLES
+        of[f"metrics-daemon/{gpu}/memory_used (MiB)/mean"] = ["16000"] * SAMPLES
+    recording = of_text(tmp_path, ",".join(of), *(",".join(row) for row in zip(*of.values(), strict=True)))
+    assert [ref.index for ref in recording.gpus] == [2, 3]
+    assert (recording.columns["gpu_util_ratio"] == [0.0, 0.4]).all()
+    assert (recording.columns["memory_used_bytes"] == 16_000 * MIB).all()
+    assert recording.period_s == 5.0
+    assert not any("/max" in note for note in recording.notes)
+
+
+def test_a_long_table_whose_metric_says_the_gpu_is_read_and_the_rest_named(tmp_path: Path) -> None:
+    """As MLflow keeps system metrics; the times are in milliseconds."""
+    lines = ["key,value,timestamp,step,run_id"]
+    for at in range(SAMPLES):
+        for gpu in (0, 1):
+            for name, value in (
+                ("utilization_percentage", 40 * gpu),
+                ("memory_usage_megabytes", 17_000),
+                ("power_usage_watts", 120 + gpu),
+                ("power_usage_percentage", 17),
+            ):
+                lines.append(f"system/gpu_{gpu}_{name},{value},{(START_S + 10 * at) * 1000},{at},9f1c")
+        lines.append(f"system/disk_usage_percentage,41,{(START_S + 10 * at) * 1000},{at},9f1c")
+    recording = of_text(tmp_path, *lines)
+    assert [ref.index for ref in recording.gpus] == [0, 1]
+    assert (recording.columns["gpu_util_ratio"] == [0.0, 0.4]).all()
+    assert (recording.columns["memory_used_bytes"] == 17e9).all()
+    assert (recording.columns["power_w"] == [120.0, 121.0]).all()
+    for unused in ("system/gpu_0_power_usage_percentage", "system/disk_usage_percentage"):
+        assert any(unused in note and "not used" in note for note in recording.notes)
+
+
+def sent(folder: Path, column: str, values: NDArray[np.float64]) -> Recording:
+    """Two GPUs, 5 s between samples, the second GPU's rows first."""
+    seconds = np.tile(START_S + 5 * np.arange(SAMPLES), 2)
+    gpus = np.repeat([1, 0], SAMPLES)
+    pq.write_table(
+        pa.table({"timestamp": seconds, "gpu": gpus, "gpu_util_pct": np.full(80, 98), column: values}),
+        folder / "telemetry.parquet",
+    )
+    return load([folder / "telemetry.parquet"])
+
+
+RATE = np.repeat([3e9, 5e10], SAMPLES)
+TOTAL = 8e13 + np.concatenate([rate * 5.0 * np.arange(SAMPLES) for rate in (3e9, 5e10)])
+
+
+@pytest.mark.parametrize(
+    "column", ["nvlink_tx_bytes_total", "DCGM_FI_DEV_NVLINK_COUNT_TX_BYTES", "nvlink_tx_bytes"]
+)
+def test_a_total_in_the_place_of_a_rate_is_differenced_and_said(tmp_path: Path, column: str) -> None:
+    """The last one bears the name of a rate: no link moves as much in a second."""
+    recording = sent(tmp_path, column, TOTAL)
+    found = recording.columns["nvlink_tx_bytes_per_s"]
+    assert np.isnan(found[0]).all()
+    assert found[1:] == pytest.approx(np.tile([5e10, 3e9], (SAMPLES - 1, 1)))
+    assert any("the column counts bytes" in note for note in recording.notes)
+
+
+@pytest.mark.parametrize("column", ["nvlink_tx_bytes", "nvlink_tx_bytes_total"])
+def test_a_rate_stays_as_it_is_whatever_its_name(tmp_path: Path, column: str) -> None:
+    wave = RATE * (1 + 0.1 * np.sin(np.arange(RATE.size)))
+    found = sent(tmp_path, column, wave).columns["nvlink_tx_bytes_per_s"]
+    assert found == pytest.approx(np.stack([wave[SAMPLES:], wave[:SAMPLES]], axis=1))
+    assert found.mean() == pytest.approx(2.65e10, rel=0.02)
+
+
+def test_a_total_that_begins_anew_is_unknown_there(tmp_path: Path) -> None:
+    at = np.arange(400.0)
+    again = np.where(at < 200, at, at - 200) * 5 * 5e10
+    times = START_S + 5 * at
+    pq.write_table(
+        pa.table({"timestamp": times, "gpu_util_pct": np.full(400, 98), "nvlink_tx_bytes_total": again}),
+        tmp_path / "telemetry.parquet",
+    )
+    found = load([tmp_path / "telemetry.parquet"]).columns["nvlink_tx_bytes_per_s"][:, 0]
+    assert np.flatnonzero(np.isnan(found)).tolist() == [0, 200]
+    assert found[~np.isnan(found)] == pytest.approx(5e10)
