@@ -29,6 +29,9 @@ HELD_RATIO = 0.008
 """Memory above both is held by somebody: an empty GPU shows a few hundred MiB of the driver's own."""
 LET_GO = 0.2
 """Memory that falls below this part of what was used has been let go by a process that ended."""
+LOADS = 1.2
+"""Memory that has grown by this factor, and by HELD_BYTES, since a GPU was seen for the first time, without
+work meanwhile: its job is only starting, though it held memory before."""
 START_GRACE_S = 600.0
 """Longest start-up (imports, model load, compilation) in which nothing is held against a job."""
 STARTED_RATIO = 0.10
@@ -185,6 +188,7 @@ class Signals:
         self._a.make("drawn_ns", np.int64, NEVER)
         self._a.make("drawn_w", np.float64, np.nan)
         self._a.make("used_bytes", np.float64, np.nan)
+        self._a.make("first_bytes", np.float64, np.nan)  # of a job that had begun before, until it works
 
     def resize(self, size: int) -> None:
         """Grow to `size` GPUs."""
@@ -303,6 +307,13 @@ class Signals:
             already[begins], NEVER, step.start_ns + int(START_GRACE_S * SECOND_NS)
         )
         a["never_ran"][begins & already] = False
+        a["first_bytes"][begins] = np.where(already, used, np.nan)[begins]
+        first = a["first_bytes"]
+        loads = alive & ~begins & (used >= LOADS * first) & (used - first >= HELD_BYTES)
+        if loads.any():  # it had only just begun
+            first[loads] = np.nan
+            a["never_ran"][loads] = True
+            a["grace_until"][loads] = a["held_since"][loads] + int(START_GRACE_S * SECOND_NS)
         again = allocated & alive & ~begins & (used < LET_GO * a["used_bytes"])
         if again.any():  # a process has gone: the next one starts as a job does, whoever holds the GPU
             self._means.forget(again)
@@ -314,6 +325,7 @@ class Signals:
         ran = alive & (activity >= BLIP)
         a["never_ran"][ran] = False
         started = self._started.mean("activity") >= STARTED_RATIO
+        first[started | ends] = np.nan
         settle = step.end_ns + int(SETTLE_S * SECOND_NS)
         a["grace_until"][started] = np.minimum(a["grace_until"][started], settle)
         a["was_allocated"][alive] = allocated[alive]

@@ -299,3 +299,88 @@ def test_a_job_that_is_started_again_in_its_allocation_loads_as_a_new_one_does()
 
     assert told(lets_go=True) == set()
     assert told(lets_go=False) == {"starvation"}
+
+
+def loading(until_min: float, memory_bytes: float, first_bytes: float) -> Column:
+    """Memory that fills until this minute."""
+
+    def build(instants: int, gpus: int) -> Floats:
+        filled = np.minimum(np.arange(instants) / (until_min * 60), 1.0)
+        return (first_bytes + filled * (memory_bytes - first_bytes))[:, None] * np.ones((1, gpus))
+
+    return build
+
+
+@pytest.mark.parametrize(("first_bytes", "productive_s"), [(2e9, 240), (35e9, 0)])
+def test_a_load_with_which_a_recording_begins_is_no_starvation(
+    first_bytes: float, productive_s: float
+) -> None:
+    """Three minutes of copies to the GPU, then work that is starved: of a load only memory tells."""
+    quiet = {"gpu_util_ratio": 0.02, "sm_active_ratio": 0.002, "tensor_active_ratio": 0.0, "power_w": 130.0}
+    work = {"gpu_util_ratio": 0.3, "sm_active_ratio": 0.2, "tensor_active_ratio": 0.1, "power_w": 250.0}
+    columns = {name: between(quiet[name], work[name], 0, 3) for name in quiet}
+    seen = BASE | COPIES | columns | {"memory_used_bytes": loading(3, 35e9, first_bytes)}
+    for gpu in replay(recording(seen, minutes=10, gpus=2)).gpus:
+        assert gpu.states["productive"] == pytest.approx(productive_s, abs=25)
+        assert gpu.states["starved"] == pytest.approx(600 - productive_s, abs=25)
+
+
+def test_memory_that_grows_in_a_job_that_works_is_no_load() -> None:
+    seen = WAITS | COPIES | {"memory_used_bytes": loading(4, 35e9, 10e9)}
+    (gpu, _) = replay(recording(seen, minutes=4, gpus=2)).gpus
+    assert gpu.causes == {"starved.host_to_device": 240.0}
+
+
+HANGS: dict[str, Column] = BASE | {
+    "gpu_util_ratio": 1.0,
+    "sm_active_ratio": noisy(0.12, 0.002),
+    "tensor_active_ratio": 0.0,
+    "dram_active_ratio": noisy(0.0003, 0.0001),
+    "power_w": 175.0,
+    "memory_used_bytes": 60e9,
+}
+
+
+@pytest.mark.parametrize(("dram", "cause"), [(0.0003, UNDETERMINED), (0.02, "small_kernels")])
+def test_kernels_that_touch_nothing_are_no_small_kernels(dram: float, cause: str) -> None:
+    """All ranks spin in a collective that hangs."""
+    told = found(HANGS | {"dram_active_ratio": noisy(dram, dram / 10)})
+    assert told.cause == cause
+    assert ("a collective that hangs" in told.advice) is (cause == UNDETERMINED)
+
+
+def test_data_is_not_waited_for_by_a_gpu_that_has_kernels_all_the_time() -> None:
+    """Nothing is known of the host: where kernels rest it may be storage or the CPU, else not."""
+    spins, rests = (starving.likely(starving.margins(signs(resident=share), AT)) for share in (0.99, 0.3))
+    assert spins["storage"] + spins["cpu_preprocessing"] < 0.01
+    assert rests["storage"] == rests["cpu_preprocessing"] > 0.2
+
+
+def ranks(slow: float, waiting: float) -> Column:
+    """GPU 0 at `slow`, the others, which wait for it, at `waiting`."""
+    random = np.random.default_rng(6)
+    return lambda instants, gpus: (
+        np.where(np.arange(gpus) == 0, slow, waiting) * random.normal(1.0, 0.01, (instants, gpus))
+    )
+
+
+@pytest.mark.parametrize(
+    ("link", "cause"),
+    [(ranks(4e9, 4e9), UNDETERMINED), (ranks(4e9, 4e8), "small_kernels"), (ranks(0.0, 0.0), "small_kernels")],
+    ids=["at one rate on NVLink", "at another rate", "without NVLink"],
+)
+def test_who_may_wait_for_a_slow_rank_that_nobody_names_has_no_small_kernels(
+    link: Column, cause: str
+) -> None:
+    columns: dict[str, Column] = {
+        "gpu_util_ratio": ranks(0.99, 0.99),
+        "sm_active_ratio": ranks(0.85, 0.45),
+        "tensor_active_ratio": ranks(0.46, 0.08),
+        "dram_active_ratio": ranks(0.36, 0.12),
+        "power_w": ranks(600.0, 300.0),
+        "nvlink_tx_bytes_per_s": link,
+    }
+    (told,) = replay(recording(BASE | columns, minutes=12)).findings
+    assert told.cause == cause
+    assert [ref.index for ref in told.gpus] == [1, 2, 3, 4, 5, 6, 7]
+    assert ("GPUs of the node that are linked to them do more" in told.advice) is (cause == UNDETERMINED)

@@ -23,6 +23,7 @@ How it decides
     - work bound by memory bandwidth (DRAM active 60 % or more);
     - an interactive session: a person sets its pace;
     - the load of a process that follows one which let go of its memory (80 % of it): it starts as a job does;
+    - the load with which a recording begins: memory grows by a fifth, and 1 GiB, before anything works;
     - work between the samples (long steps, rare samples): where 5 % more energy was drawn in the window than
       the power at its samples would have, and 40 % of the limit or more (where that is known), those fell
       into pauses.
@@ -38,7 +39,8 @@ How it decides
       CPU quota holds it back for 0.2 s per second or more.
     - `small_kernels`: kernels resident at least 50 % of the time, SM below half of that, tensor below 10 %
       and DRAM below 20 %, or power below 45 % of the limit where those are unknown; not where it may wait for
-      another.
+      another, whose job or, where nobody names that, rate on its node's NVLink is the same, nor where kernels
+      are there 90 % of the time and DRAM activity is below 0.5 %: those only wait.
     - `undetermined`: else.
 
     The probability of each cause comes from how far its signs are beyond their thresholds, averaged over the

@@ -38,6 +38,8 @@ SAME_WORK = 0.15
 """DRAM activity, over that of the slowest, is within this of tensor activity over that of the slowest."""
 LINK_BYTES_PER_S = 2e8
 """By NVLink, or both ways by InfiniBand or Ethernet between nodes: who waits for each other talks."""
+SAME_LINK = 2.0
+"""Ranks of one collective send alike: neither more than this many times what the other does."""
 LESS_POWER = 0.95
 """Energy does not depend on when a sample falls: who waits draws less than this share of who works."""
 OFTEN_S = 5.0
@@ -69,6 +71,11 @@ class Compared:
     """Tensor activity of the GPU of its job that works most; NaN where nothing compares."""
     uneven: list[Pace]
     """The jobs whose GPUs wait for each other."""
+    near: Floats
+    """Where nobody names the job: tensor activity over the most on its node among those of the same rate on
+    NVLink, which may be of one job; NaN where there is no such GPU."""
+    near_most: Floats
+    """Tensor activity of that one."""
 
 
 def compare(view: View) -> Compared:
@@ -78,7 +85,7 @@ def compare(view: View) -> Compared:
     blank = np.isnan(m.mean("sm_active_ratio")) | np.isnan(m.mean("tensor_active_ratio"))
     known = held & ~np.isin(job, np.unique(job[held & blank]))
     beside, most = np.full((2, *known.shape), np.nan)
-    out = Compared(known, np.zeros(known.shape, dtype=np.bool_), beside, most, [])
+    out = Compared(known, np.zeros(known.shape, dtype=np.bool_), beside, most, [], *_near(view))
     gpus = np.flatnonzero(known & _works(view))
     if not gpus.size:
         return out
@@ -100,6 +107,24 @@ def compare(view: View) -> Compared:
         if _draws_less(view, pace.gpus[light], pace.gpus[~light]) and linked(view, pace.gpus):
             out.uneven.append(pace)
     return out
+
+
+def _near(view: View) -> tuple[Floats, Floats]:
+    """`near` and `near_most` of Compared."""
+    m, node, job = view.means, view.inventory.a["node"], view.inventory.a["job"]
+    near, most = np.full((2, *job.shape), np.nan)
+    link = np.fmax(m.mean("nvlink_tx_bytes_per_s"), m.mean("nvlink_bytes_per_s"))
+    gpus = np.flatnonzero(view.allocated & (job <= 0) & _works(view) & (link >= LINK_BYTES_PER_S))
+    if not gpus.size:
+        return near, most
+    tensor = m.mean("tensor_active_ratio")
+    gpus = gpus[np.lexsort((tensor[gpus], node[gpus]))]
+    lasts = np.flatnonzero(np.diff(node[gpus], append=-1))
+    first = np.repeat(gpus[lasts], np.diff(lasts, prepend=-1))  # of its node the one that works most
+    alike = np.maximum(link[gpus], link[first]) <= SAME_LINK * np.minimum(link[gpus], link[first])
+    most[gpus] = np.where(alike, tensor[first], np.nan)
+    near[gpus] = tensor[gpus] / most[gpus]
+    return near, most
 
 
 def _works(view: View) -> Bools:

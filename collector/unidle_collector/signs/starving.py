@@ -69,6 +69,8 @@ class Thresholds:
     dram_bound: float = 0.60
     alike: float = 0.87
     """Over the most that a GPU of its job does."""
+    touched: float = 0.005
+    """DRAM activity; a kernel that spins on a flag, as in a collective that hangs, touches less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,9 @@ class Signs:
     """What it does over the most that a GPU of its job does."""
     most: Floats
     """Tensor activity of that one."""
+    near: Floats
+    """The same as `beside` where nobody names its job, by those that may be of one with it."""
+    near_most: Floats
 
 
 def signs(view: View, gpus: Positions, mates: Compared | None = None) -> Signs:
@@ -128,6 +133,8 @@ def signs(view: View, gpus: Positions, mates: Compared | None = None) -> Signs:
         ib_bytes_per_s=mean("ib_bytes_per_s"),
         beside=nothing if mates is None else mates.beside[gpus],
         most=nothing if mates is None else mates.most[gpus],
+        near=nothing if mates is None else mates.near[gpus],
+        near_most=nothing if mates is None else mates.near_most[gpus],
     )
 
 
@@ -149,8 +156,24 @@ def communication(found: Signs, at: Thresholds) -> Floats:
 def behind(found: Signs, at: Thresholds) -> Floats:
     """[n] margin, below 0 where it has kernels all the time and does less than another of its job that works:
     it may wait for that one, and has no cause of its own; NaN where that cannot be said."""
-    waits = (_fuller(found.resident, at.resident) >= 0) & (found.most > at.spinning_tensor)
-    return np.where(waits, _over(found.beside, at.alike), np.nan)
+    return _behind(found, at, found.beside, found.most)
+
+
+def may_be_behind(found: Signs, at: Thresholds) -> Floats:
+    """[n] the same, of those that may be of one job where nobody names it."""
+    return _behind(found, at, found.near, found.near_most)
+
+
+def _behind(found: Signs, at: Thresholds, beside: Floats, most: Floats) -> Floats:
+    waits = (_fuller(found.resident, at.resident) >= 0) & (most > at.spinning_tensor)
+    return np.where(waits, _over(beside, at.alike), np.nan)
+
+
+def touches(found: Signs, at: Thresholds) -> Floats:
+    """[n] margin, below 0 where kernels are there all the time and touch nothing: they wait."""
+    busy = _fuller(found.resident, at.resident) >= 0
+    out: Floats = np.where(busy, _over(found.dram, at.touched), np.nan)
+    return out
 
 
 def margins(found: Signs, at: Thresholds) -> Floats:
@@ -171,18 +194,23 @@ def margins(found: Signs, at: Thresholds) -> Floats:
     return np.stack(
         (
             _unless(communication(found, at), alike),
-            _any(_over(found.iowait, at.iowait), _over(found.io_stalled, at.stalled)),
+            _else(_any(_over(found.iowait, at.iowait), _over(found.io_stalled, at.stalled)), waits),
             _unless(copies, -_under(found.sm, at.small_sm * found.resident)),
-            _any(
-                _fuller(found.cpu_busy, at.cpu_busy),
-                _over(found.cpu_stalled, at.stalled),
-                _over(found.quota_held, at.stalled),
+            _else(
+                _any(
+                    _fuller(found.cpu_busy, at.cpu_busy),
+                    _over(found.cpu_stalled, at.stalled),
+                    _over(found.quota_held, at.stalled),
+                ),
+                waits,
             ),
             _unless(
                 small,
                 _under(found.tensor, at.small_tensor),
                 _under(found.dram, at.small_dram),
                 alike,
+                may_be_behind(found, at),
+                touches(found, at),
             ),
         )
     )
@@ -234,6 +262,11 @@ def _all(*signs: Floats) -> Floats:
     unknown = np.isnan(signs).any(axis=0)
     out: Floats = np.where(unknown & ~(least < 0), np.nan, least)
     return out
+
+
+def _else(margin: Floats, against: Floats) -> Floats:
+    """`margin`, and where it is unknown a sign that speaks against it: who waits for data rests meanwhile."""
+    return np.where(np.isnan(margin) & (against < 0), against, margin)
 
 
 def _unless(margin: Floats, *against: Floats) -> Floats:

@@ -10,7 +10,15 @@ from unidle_collector.detectors import percent
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import Floats, known_or
 from unidle_collector.signals import MOVES_BYTES_PER_S
-from unidle_collector.signs.starving import ORDER, WIDEST, Signs, Thresholds, behind
+from unidle_collector.signs.starving import (
+    ORDER,
+    WIDEST,
+    Signs,
+    Thresholds,
+    behind,
+    may_be_behind,
+    touches,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +143,23 @@ SOURCES: tuple[tuple[str, tuple[str, ...], str], ...] = (
 def cannot_tell(found: Signs, margins: Floats, at: Thresholds) -> str:
     """Why no cause is named: it may wait for others of its job; or what is missing and how to get it; or
     which cause is nearest by its `margins` [causes of ORDER, n]."""
-    if bool((behind(found, at) < 0).all()):
+    for waits, beside, whose in (
+        (behind(found, at), found.beside, "of the job"),
+        (may_be_behind(found, at), found.near, "of the node that are linked to them"),
+    ):
+        if bool((waits < 0).all()):
+            return (
+                f"Cannot tell the cause, because other GPUs {whose} do more (these "
+                f"{percent(float(beside.mean()))} of the most): they may wait for a slow rank or a heavier "
+                "stage. The step's time by rank (Megatron-LM --timing-log-level 2) or unidle diagnose "
+                "--timeline FILE tells."
+            )
+    if bool((touches(found, at) < 0).all()):
         return (
-            "Cannot tell the cause, because other GPUs of the job do more (these "
-            f"{percent(float(found.beside.mean()))} of the most): they may wait for a slow rank or a heavier "
-            "stage. The step's time by rank (Megatron-LM --timing-log-level 2) or unidle diagnose --timeline "
-            "FILE tells."
+            "Cannot tell the cause, because kernels are there all the time and touch hardly any memory (DRAM "
+            f"activity {percent(float(found.dram.mean()))}): they may wait in a collective that hangs. "
+            "py-spy dump --pid PID on each rank shows where, and so does TORCH_NCCL_TRACE_BUFFER_SIZE=2000 "
+            "with TORCH_NCCL_DUMP_ON_TIMEOUT=1."
         )
     light = HARDLY_USED if hardly_used(found) else ""
     missing = [
