@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from unidle_agent.fields import MIB
-from unidle_collector.recorded import load
+from unidle_collector.recorded import RecordingError, load
 from unidle_collector.recorded.columns import meaning
 from unidle_collector.recording import Recording
 
@@ -135,3 +135,46 @@ def test_a_total_that_begins_anew_is_unknown_there(tmp_path: Path) -> None:
     found = load([tmp_path / "telemetry.parquet"]).columns["nvlink_tx_bytes_per_s"][:, 0]
     assert np.flatnonzero(np.isnan(found)).tolist() == [0, 200]
     assert found[~np.isnan(found)] == pytest.approx(5e10)
+
+
+def of_pods(folder: Path, columns: str, *rows: str) -> Recording:
+    return of_text(
+        folder, f"timestamp,{columns}", *(f"{START_S + 60 * at},{row}" for at in range(5) for row in rows)
+    )
+
+
+def test_a_trace_of_pods_that_names_no_gpu_has_one_for_each(tmp_path: Path) -> None:
+    recording = of_pods(
+        tmp_path, "pod_name,gpu_util_pct,memory_used_mib", "chat-1,0,30000", "code-2,40,60000"
+    )
+    assert [(ref.gpu, ref.index) for ref in recording.gpus] == [("chat-1", None), ("code-2", None)]
+    assert (recording.columns["gpu_util_ratio"] == [0.0, 0.4]).all()
+    assert [recording.jobs[number] for number in recording.job[0]] == ["chat-1", "code-2"]
+    assert "no column names the GPU: each 'pod_name' is taken as one" in recording.notes
+
+
+def test_the_same_as_a_row_per_value(tmp_path: Path) -> None:
+    recording = of_pods(
+        tmp_path,
+        "pod,metric,value",
+        *("chat-1,gpu_util_pct,0", "chat-1,memory_used_mib,30000"),
+        *("code-2,gpu_util_pct,40", "code-2,memory_used_mib,60000"),
+    )
+    assert [ref.gpu for ref in recording.gpus] == ["chat-1", "code-2"]
+    assert (recording.columns["gpu_util_ratio"] == [0.0, 0.4]).all()
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows"),
+    [
+        ("pod,gpu_util_pct", ("chat-1,0", "chat-1,40", "code-2,0")),
+        ("pod,metric,value", ("chat-1,gpu_util_pct,0", "chat-1,gpu_util_pct,40")),
+        ("metric,value", ("gpu_util_pct,0", "gpu_util_pct,40")),
+    ],
+    ids=["a pod with two GPUs", "the same as a row per value", "a row per value, and no pod"],
+)
+def test_rows_that_nothing_tells_apart_are_an_error(
+    tmp_path: Path, columns: str, rows: tuple[str, ...]
+) -> None:
+    with pytest.raises(RecordingError, match="expected a column that names the GPU"):
+        of_pods(tmp_path, columns, *rows)

@@ -51,10 +51,13 @@ def gpus_of(
         nodes, node_names, index = _hosts(index)
     if uuid is not None and index is not None and len(index[1]) > MAX_INDICES:
         index = None  # a counter of rows, not of GPUs
-    if uuid is None and index is None:
-        return _only_gpu(roles, where, nodes, node_names, time_ns, notes)
-    instance = text_column(table, roles["instance"])
     metric = roles["metric"][:1] if roles["value"] else []
+    if uuid is None and index is None:
+        instant = [nodes, time_ns, *(texts(table[name])[0] for name in metric)]
+        uuid = None if _tells_apart(instant) else _one_each(table, roles, instant, notes)
+        if uuid is None:
+            return _only_gpu(where, nodes, node_names, instant, notes)
+    instance = text_column(table, roles["instance"])
     model = text_column(table, [name for name in roles["model"] if name not in metric])
     parts = [nodes, *(codes for codes, _ in (part for part in (uuid, index, instance, model) if part))]
     # Identity by whole combinations: far fewer than rows.
@@ -122,21 +125,36 @@ def gpu_in_name(where: str) -> str:
     return found.group(1) if found else ""
 
 
+def _tells_apart(keys: list[NDArray[np.int64]]) -> bool:
+    """Do these columns together tell all rows apart, but for a tenth that was written twice."""
+    return len(np.unique(np.stack(keys, axis=1), axis=0)) >= 0.9 * len(keys[0])
+
+
+def _one_each(
+    table: pa.Table, roles: Roles, instant: list[NDArray[np.int64]], notes: list[str]
+) -> Texts | None:
+    """The column of jobs or pods that tells rows of one instant apart, as what is recorded of them has it."""
+    for name in roles["job"]:
+        found = text_column(table, [name])
+        if found is not None and _tells_apart([*instant, found[0]]):
+            notes.append(f"no column names the GPU: each {name!r} is taken as one")
+            return found
+    return None
+
+
 def _only_gpu(
-    roles: Roles,
     where: str,
     nodes: NDArray[np.int64],
     node_names: list[str],
-    time_ns: NDArray[np.int64],
+    instant: list[NDArray[np.int64]],
     notes: list[str],
 ) -> tuple[NDArray[np.int32], tuple[GpuRef, ...], NDArray[np.bool_]]:
     """No column names a GPU: right only if each node has one."""
-    keys = np.stack([nodes, time_ns], axis=1)
-    distinct = len(np.unique(keys, axis=0))
-    if distinct < 0.9 * len(keys) and not roles["value"]:
+    if not _tells_apart(instant):
+        distinct = len(np.unique(np.stack(instant, axis=1), axis=0))
         raise RecordingError(
             "expected a column that names the GPU (gpu_uuid, uuid, gpu, gpu_index), came none, and "
-            f"{len(keys)} rows have only {distinct} different times per node: several GPUs? "
+            f"{len(nodes)} rows have only {distinct} different times per node: several GPUs? "
             "nvidia-smi: add index or uuid to --query-gpu"
         )
     gpu = gpu_in_name(where)
