@@ -487,6 +487,17 @@ def file_per_metric(of: Run, folder: Path) -> list[Path]:
     return [folder]
 
 
+def panels(of: Run, folder: Path) -> list[Path]:
+    """Panels of Grafana saved one by one: a file per quantity, a column per GPU."""
+    for name, values in of.columns.items():
+        records: list[Row] = [
+            {"Time": iso(s)} | {f"GPU {g}": float(values[at, g]) * DCGM[name][2] for g in range(of.gpus)}
+            for at, s in enumerate(of.time_s.tolist())
+        ]
+        csv_file(folder, records, f"{DCGM[name][0]}-data-2026-10-09 08_40_00.csv")
+    return [folder]
+
+
 # Terminals
 
 
@@ -631,6 +642,7 @@ FORMATS: dict[str, Writer] = {
         grafana,
         file_per_gpu,
         file_per_metric,
+        panels,
         dcgmi_dmon,
         smi_dmon,
         prometheus_json,

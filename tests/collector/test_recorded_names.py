@@ -178,3 +178,40 @@ def test_rows_that_nothing_tells_apart_are_an_error(
 ) -> None:
     with pytest.raises(RecordingError, match="expected a column that names the GPU"):
         of_pods(tmp_path, columns, *rows)
+
+
+def test_a_file_named_after_a_quantity_has_a_column_for_each_gpu(tmp_path: Path) -> None:
+    """Panels of Grafana's dashboard 12239, saved one by one: the unit is in the cells."""
+    day = "data-2026-10-09 08_40_00.csv"
+    for title, cells in (
+        ("GPU Utilization", "0%,98%"),
+        ("GPU Power Usage", "120.5 W,655 W"),
+        ("GPU Framebuffer Mem Used", "16 GiB,70 GiB"),
+        ("Tensor Core Utilization", "0%,52.5%"),
+    ):
+        lines = [f"2026-10-09 08:0{at}:00,{cells}" for at in range(5)]
+        (tmp_path / f"{title}-{day}").write_text("\n".join(["Time,GPU 0,GPU 1", *lines, ""]))
+    recording = load([tmp_path])
+    assert [ref.index for ref in recording.gpus] == [0, 1]
+    assert {name: column[-1].tolist() for name, column in recording.columns.items()} == {
+        "gpu_util_ratio": [0.0, 0.98],
+        "power_w": [120.5, 655.0],
+        "memory_used_bytes": [16 * 2**30, 70 * 2**30],
+        "tensor_active_ratio": [0.0, 0.525],
+    }
+    assert any("each column is taken as 'GPU Utilization' of a GPU" in note for note in recording.notes)
+
+
+def test_a_file_named_after_nothing_or_with_columns_that_say_more_is_not_taken_apart(tmp_path: Path) -> None:
+    for name, header in (("export.csv", "time,svc-1,svc-2"), ("gpu_util_pct.csv", "time,pod,svc-1")):
+        (tmp_path / name).write_text(f"{header}\n{START_S},0,98\n{START_S + 60},0,98\n")
+        with pytest.raises(RecordingError, match="expected at least one column with a known field"):
+            load([tmp_path / name])
+
+
+def test_a_date_with_dots_has_the_day_first(tmp_path: Path) -> None:
+    lines = [f"0{day}.10.2026 08:00:00;37,5" for day in (3, 4)]
+    recording = of_text(tmp_path, "timestamp;gpu_util_pct", *lines)
+    assert recording.lasts_s == 86_400 + recording.period_s
+    assert recording.columns["gpu_util_ratio"][0, 0] == 0.375
+    assert recording.start_ns == 1_791_014_400 * 10**9

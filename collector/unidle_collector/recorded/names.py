@@ -267,6 +267,7 @@ ALIASES: dict[str, str] = {
     "sm_utilization": "sm_active_ratio",
     "sm_usage": "sm_active_ratio",
     "smutil": "sm_active_ratio",
+    "framebuffer_mem_used": "memory_used_bytes",
     "pipe_tensor": "tensor_active_ratio",
     "memory_usage": "memory_used_bytes",
 }

@@ -28,12 +28,10 @@ from unidle_collector.recorded.names import MEMORY_SHARE, ROLES, SM_OR_UTIL
 from unidle_collector.recorded.rows import NOBODY, NOT_SAID, RecordingError, Rows
 from unidle_collector.recorded.times import NOT_A_TIME, of_day, times
 from unidle_collector.recorded.totals import rates_of_totals
-from unidle_collector.recorded.unpivot import by_gpu
+from unidle_collector.recorded.unpivot import UNNAMED, by_gpu
 
 ASSUMED_MEMORY_BYTES = 80.0 * 2**30
 """Of a GPU of which only the share in use is known: it decides whether memory is held at all."""
-UNNAMED = ("", "Unnamed: 0", "__index_level_0__", "index")
-"""What the index of a frame is called in a file."""
 MAX_NAMED = 40
 """Columns that are named in a message."""
 
@@ -46,7 +44,7 @@ def rows_of_table(table: pa.Table, where: str, node: str) -> Rows:
     """
     table = _unique_names(table)
     try:
-        return _rows(by_gpu(table), where, node)
+        return _rows(table, where, node)
     except RecordingError as error:
         found = ", ".join(table.column_names[:MAX_NAMED]) or "none"
         found += (
@@ -59,6 +57,7 @@ def _rows(table: pa.Table, where: str, node: str) -> Rows:
     if table.num_rows == 0:
         raise RecordingError("expected samples, came a table without rows")
     notes: list[str] = []
+    table = by_gpu(table, where, notes)
     roles = role_columns(table.column_names)
     time_column, time_ns = _times(table, roles, notes)
     keep = time_ns != NOT_A_TIME

@@ -26,6 +26,9 @@ SCALES = {
 }
 """Unit at the end of a column's name -> nanoseconds; seconds and nothing are told by their size."""
 
+_DAY_FIRST = re.compile(r"^(\d\d)\.(\d\d)\.(\d{4})")
+"""With dots the day comes first; with slashes or dashes nobody knows."""
+
 NOT_A_TIME = np.iinfo(np.int64).min
 """What `times` gives for a cell that holds no time."""
 
@@ -153,11 +156,13 @@ def _written_times(texts: list[str]) -> tuple[NDArray[np.int64], bool]:
 
 
 def written_time(text: str) -> datetime | None:
-    """ISO 8601, nvidia-smi's `2026/10/16 12:00:00.123`, mail dates and `date`'s default; None otherwise."""
+    """ISO 8601, nvidia-smi's `2026/10/16 12:00:00.123`, mail dates, `date`'s default, `16.10.2026 12:00:00`;
+    None otherwise."""
     iso = text.strip().replace("/", "-")
     readers: tuple[Callable[[], Any], ...] = (
         lambda: datetime.fromisoformat(iso),
         lambda: parsedate_to_datetime(text),
+        lambda: datetime.fromisoformat(_DAY_FIRST.sub(r"\3-\2-\1", text.strip())),
         lambda: datetime.strptime(text.strip(), "%a %b %d %H:%M:%S UTC %Y").replace(tzinfo=UTC),
     )
     if not any(char.isdigit() for char in iso):

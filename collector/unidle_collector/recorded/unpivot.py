@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 
 from unidle_collector.recorded.columns import meaning, role_columns
 
+UNNAMED = ("", "Unnamed: 0", "__index_level_0__", "index")
+"""What the index of a frame is called in a file."""
 _LABELLED = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)?\{(.*)\}")
 _LABEL = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*=~?\s*"?((?:[^"\\,}]|\\.)*)"?\s*(?:,|$)')
 _WORD = r"(?:gpu|cuda|device|card|rank)"
@@ -27,6 +30,8 @@ _STATISTIC = re.compile(r"(\S.*)/(mean|min|max|last)")
 """What nvitop's collector writes behind each quantity."""
 _TRACKERS = {"gpu": "gpu_util_pct", "memory": "memory_util_pct", "memoryAllocated": "memory_used_pct"}
 """What experiment trackers (Weights & Biases) call what names elsewhere say in full."""
+_EXPORTED = re.compile(r"-data(?:-as-.*)?-\d{4}-.*")
+"""What Grafana writes behind the title of a panel."""
 _PREFERRED = ("gpu", "uuid", "hostname", "node", "instance", "modelname", "gpu_i_id")
 
 
@@ -40,10 +45,14 @@ class _Cell:
     """Role columns to be, with their values: `gpu`, and where it is labelled, UUID, node ..."""
 
 
-def by_gpu(table: pa.Table) -> pa.Table:
+def by_gpu(table: pa.Table, where: str, notes: list[str]) -> pa.Table:
     """`table` itself where no column names a GPU, else a row per GPU and instant with the columns that
-    are no GPU's repeated."""
+    are no GPU's repeated; `where` is the file that it is from."""
     cells = _cells(table.column_names)
+    if not cells and (cells := _named_by_file(table, where)):
+        notes.append(
+            f"{where}: each column is taken as {cells[0].quantity!r} of a GPU, as the file is called"
+        )
     if not cells:
         return _long_by_gpu(table)
     mine = {cell.column for cell in cells}
@@ -104,6 +113,19 @@ def _cells(names: list[str]) -> list[_Cell]:
     numbered = [cell for name in names if (cell := _numbered(name)) is not None]
     several = {cell.quantity for cell in numbered if cell.labels != numbered[0].labels}
     return [cell for cell in numbered if cell.quantity in several]
+
+
+def _named_by_file(table: pa.Table, where: str) -> list[_Cell]:
+    """A column per GPU or pod, whatever it is called, of the quantity that the file is named after, as panels
+    of Grafana and frames that were pivoted are written; none where the columns say anything themselves."""
+    quantity = _EXPORTED.sub("", Path(where).name.split(".")[0])
+    roles = role_columns(table.column_names)
+    said = any(roles[role] for role in ("gpu", "uuid", "job", "metric", "value"))
+    if meaning(quantity) is None or said or any(map(meaning, table.column_names)):
+        return []
+    times = {*roles["time"], *UNNAMED}
+    gpus = [name for name in table.column_names if name not in times]
+    return [_Cell(name, quantity, (("gpu", name),)) for name in gpus]
 
 
 def _labelled(name: str) -> _Cell | None:
