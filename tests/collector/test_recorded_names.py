@@ -14,6 +14,7 @@ from unidle_agent.fields import MIB
 from unidle_collector.recorded import RecordingError, load
 from unidle_collector.recorded.columns import meaning
 from unidle_collector.recording import Recording
+from unidle_collector.replay import replay
 
 START_S = 1_760_000_000
 SAMPLES = 40
@@ -215,3 +216,36 @@ def test_a_date_with_dots_has_the_day_first(tmp_path: Path) -> None:
     assert recording.lasts_s == 86_400 + recording.period_s
     assert recording.columns["gpu_util_ratio"][0, 0] == 0.375
     assert recording.start_ns == 1_791_014_400 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("cpu", "iowait", "cause"),
+    [(97.0, 0.3, "cpu_preprocessing"), (14.0, 38.0, "storage"), (14.0, 0.3, "undetermined")],
+)
+def test_what_a_host_did_is_read_by_its_common_names(
+    tmp_path: Path, cpu: float, iowait: float, cause: str
+) -> None:
+    """A loader that feeds its GPU 3 s of 10."""
+    lines = [
+        f"{START_S + at},0,{90 if at % 10 < 3 else 0},{0.75 if at % 10 < 3 else 0.0},30000,{cpu},{iowait}"
+        for at in range(240)
+    ]
+    columns = "timestamp,gpu,gpu_util_pct,sm_active_ratio,memory_used_mib,host_cpu_util,iowait_pct"
+    (gpu,) = replay(of_text(tmp_path, columns, *lines)).gpus
+    assert gpu.causes == {f"starved.{cause}": 240.0}
+
+
+def test_a_wait_for_io_that_may_be_percent_or_a_share_is_left_out(tmp_path: Path) -> None:
+    recording = of_text(
+        tmp_path, "timestamp,gpu_util_pct,iowait", f"{START_S},50,0.3", f"{START_S + 1},50,0.2"
+    )
+    assert "cpu_iowait_ratio" not in recording.columns
+    assert any("'iowait': left out, its unit cannot be told" in note for note in recording.notes)
+
+
+def test_a_cpu_column_that_sums_cores_is_left_out(tmp_path: Path) -> None:
+    """A process on eight cores of a hundred: nothing of the host."""
+    lines = [f"{START_S + at},50,{700 + at}" for at in range(10)]
+    recording = of_text(tmp_path, "timestamp,gpu_util_pct,cpu_percent", *lines)
+    assert "cpu_busy_ratio" not in recording.columns
+    assert any("'cpu_percent': left out, it sums cores" in note for note in recording.notes)

@@ -384,3 +384,14 @@ def test_who_may_wait_for_a_slow_rank_that_nobody_names_has_no_small_kernels(
     assert told.cause == cause
     assert [ref.index for ref in told.gpus] == [1, 2, 3, 4, 5, 6, 7]
     assert ("GPUs of the node that are linked to them do more" in told.advice) is (cause == UNDETERMINED)
+
+
+def test_evidence_above_its_threshold_says_until_where_it_counts() -> None:
+    """Starved at 30 %, then above where it begins and below where it ends."""
+    seen = WAITS | COPIES | {"gpu_util_ratio": 0.9, "sm_active_ratio": between(0.52, 0.3, 3, 99)}
+    (told,) = replay(recording(seen, minutes=8, gpus=1)).findings
+    assert told.evidence[0].text.startswith(
+        "SM activity 52 % over 60 s, starved below 50 % and until above 55 %"
+    )
+    (told,) = replay(recording(WAITS | COPIES, minutes=4, gpus=1)).findings
+    assert "until" not in told.evidence[0].text

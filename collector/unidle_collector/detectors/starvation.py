@@ -265,10 +265,11 @@ class Starvation(Detector):
         e, reference = mean_of(view.useful, gpus), mean_of(self._reference.of(view), gpus) or 0.0
         threshold = s.below * reference
         name = "SM activity" if graded == "sm_active_ratio" else "GPU utilization"
+        until = f" and until above {percent(s.above * reference)}" if (e or 0.0) >= threshold else ""
         facts = [
             Evidence(
                 graded, e, "1", threshold, m.window_s,
-                f"{name} {percent(e)} over {m.window_s:.0f} s, starved below {percent(threshold)} "
+                f"{name} {percent(e)} over {m.window_s:.0f} s, starved below {percent(threshold)}{until} "
                 f"({self._reference.source(gpus)})",
             )
         ]  # fmt: skip

@@ -26,6 +26,9 @@ ABSENT = frozenset(
 MOST_LINK_KB_PER_S = {"pcie": 2.6e8, "nvli": 1.8e9}
 """By the beginning of the field's name: more than the fastest link moves, in KB per second."""
 
+OF_ALL_CORES = frozenset({"cpu_busy_ratio", "cpu_iowait_ratio"})
+"""At most 1; and 0.3 may as well be 0.3 %, as a quiet host shows."""
+
 SCALED = 0.2
 """Utilization that reaches this and never exceeds 1 is a ratio: as percent nothing would ever have run."""
 
@@ -42,6 +45,9 @@ def numbers(
     raw, unit = _raw(column, name, notes)
     raw = np.where(_sentinel(raw, means), np.nan, raw)
     told = factor_of(means.field, unit) if unit else None
+    if means.field.name in OF_ALL_CORES and not means.own and bool((raw > 100.5).any()):
+        notes.append(f"column {name!r}: left out, it sums cores: {means.field.name} is of all, at most 100 %")
+        return None
     if told is not None:
         return raw * told
     if unit:
@@ -166,6 +172,8 @@ def _likely_unit(spec: Field, known: NDArray[np.float64]) -> tuple[float | None,
     if spec.unit == "1":
         if most > 1.5:
             return (0.01, "percent") if most <= 100.5 else (None, "")
+        if spec.name in OF_ALL_CORES:
+            return None, ""
         return (1.0, "ratio 0-1") if (known != np.floor(known)).any() else (None, "")
     if spec.unit == "W":
         return (1.0, "W") if most < 5_000 else (1e-3, "mW")
