@@ -246,6 +246,48 @@ def test_a_wait_for_io_that_may_be_percent_or_a_share_is_left_out(tmp_path: Path
 def test_a_cpu_column_that_sums_cores_is_left_out(tmp_path: Path) -> None:
     """A process on eight cores of a hundred: nothing of the host."""
     lines = [f"{START_S + at},50,{700 + at}" for at in range(10)]
-    recording = of_text(tmp_path, "timestamp,gpu_util_pct,cpu_percent", *lines)
+    recording = of_text(tmp_path, "timestamp,gpu_util_pct,cpu_util_pct", *lines)
     assert "cpu_busy_ratio" not in recording.columns
-    assert any("'cpu_percent': left out, it sums cores" in note for note in recording.notes)
+    assert any("'cpu_util_pct': left out, it sums cores" in note for note in recording.notes)
+
+
+def runs(folder: Path, begin_s: int, *utils: int) -> list[Path]:
+    """A file per run of the same GPU of the same node."""
+    paths = [folder / f"run_{number}.csv" for number in range(len(utils))]
+    for path, util in zip(paths, utils, strict=True):
+        lines = [f"{begin_s + at},n1,0,{util}" for at in range(5)]
+        path.write_text("\n".join(["timestamp,node,gpu,gpu_util_pct", *lines, ""]))
+    return paths
+
+
+@pytest.mark.parametrize("node", ["", "n9"])
+def test_runs_whose_times_begin_at_0_are_not_mixed(tmp_path: Path, node: str) -> None:
+    recording = load(runs(tmp_path, 0, 0, 98), node=node)
+    assert [ref.node for ref in recording.gpus] == ["n1/run_0", "n1/run_1"]
+    assert (recording.columns["gpu_util_ratio"] == [0.0, 0.98]).all()
+    assert sum("a run of its own" in note for note in recording.notes) == 2
+
+
+def test_files_of_one_gpu_with_dates_or_with_other_fields_stay_together(tmp_path: Path) -> None:
+    assert len(load(runs(tmp_path, START_S, 98, 98)).gpus) == 1
+    first, second = runs(tmp_path, 0, 98, 98)
+    second.write_text(second.read_text().replace("gpu_util_pct", "power_w"))
+    recording = load([first, second])
+    assert len(recording.gpus) == 1
+    assert set(recording.columns) == {"gpu_util_ratio", "power_w"}
+
+
+@pytest.mark.parametrize("column", ["run_id", "workload"])
+def test_runs_in_one_table_whose_times_begin_at_0_are_not_mixed(tmp_path: Path, column: str) -> None:
+    lines = [f"{at},0,{run},{util}" for run, util in (("held", 0), ("train", 98)) for at in range(5)]
+    recording = of_text(tmp_path, f"time_s,gpu,{column},gpu_util_pct", *lines)
+    assert [ref.node for ref in recording.gpus] == ["node/held", "node/train"]
+    assert (recording.columns["gpu_util_ratio"] == [0.0, 0.98]).all()
+    assert f"the times begin at 0 in each {column!r}: taken as runs of their own" in recording.notes
+
+
+def test_jobs_that_share_a_gpu_or_follow_each_other_are_no_runs_of_their_own(tmp_path: Path) -> None:
+    shared = [f"{START_S + at},0,{pod},98" for at in range(5) for pod in ("a", "b")]
+    assert len(of_text(tmp_path, "timestamp,gpu,pod,gpu_util_pct", *shared).gpus) == 1
+    after = [f"{at},0,{'a' if at < 5 else 'b'},98" for at in range(10)]
+    assert len(of_text(tmp_path, "time_s,gpu,job,gpu_util_pct", *after).gpus) == 1

@@ -46,7 +46,8 @@ from unidle_collector.model import STATES, Account, Finding
 from unidle_collector.prometheus import history
 from unidle_collector.prometheus.api import Api, token_of
 from unidle_collector.recorded import RecordingError, load
-from unidle_collector.recorded.times import A_YEAR_NS, to_ns, written_time
+from unidle_collector.recorded.rows import A_YEAR_NS
+from unidle_collector.recorded.times import to_ns, written_time
 from unidle_collector.recording import Recording
 from unidle_collector.replay import Result, replay
 from unidle_collector.story import cost, story

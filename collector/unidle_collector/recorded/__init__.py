@@ -16,7 +16,7 @@ from unidle_collector.recorded import csvs, jsons, pages, parquet, terminals
 from unidle_collector.recorded.cannot_tell import cannot_tell
 from unidle_collector.recorded.grid import to_grid
 from unidle_collector.recorded.packed import unpacked
-from unidle_collector.recorded.rows import RecordingError, Rows, joined, told_apart
+from unidle_collector.recorded.rows import RecordingError, Rows, joined, runs_apart, told_apart
 from unidle_collector.recording import Recording
 
 __all__ = ["RecordingError", "load"]
@@ -56,7 +56,9 @@ def load(
         else:
             scrapes += found[0]
             notes += found[1]
-    parts = told_apart(tables, "node") if not node else [rows for _, rows in tables]
+    if not node:
+        tables = told_apart(tables, "node")
+    parts = [rows for _, rows in runs_apart(tables)]
     if scrapes:
         parts.append(pages.rows_of_pages(scrapes, node, period_s, notes))
     if not parts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,9 @@ from numpy.typing import NDArray
 
 from unidle_collector.model import GpuRef
 from unidle_collector.recorded.cells import texts
-from unidle_collector.recorded.columns import meaning
-from unidle_collector.recorded.names import Role
-from unidle_collector.recorded.rows import RecordingError
+from unidle_collector.recorded.columns import meaning, normal
+from unidle_collector.recorded.names import RUNS, Role
+from unidle_collector.recorded.rows import A_YEAR_NS, RecordingError
 
 Roles = dict[Role, list[str]]
 Texts = tuple[NDArray[np.int64], list[str]]
@@ -78,6 +79,37 @@ def gpus_of(
         table_of_places.append(at)
     gpu = np.asarray(table_of_places, dtype=np.int32)[inverse.reshape(-1)]
     return gpu, tuple(refs), gpu >= 0
+
+
+def runs_within(
+    table: pa.Table,
+    roles: Roles,
+    gpu: NDArray[np.int32],
+    gpus: tuple[GpuRef, ...],
+    time_ns: NDArray[np.int64],
+    notes: list[str],
+) -> tuple[NDArray[np.int32], tuple[GpuRef, ...]]:
+    """Per row an index into the GPUs, and these: where times begin at 0 and a column names runs (or jobs)
+    that have the same GPU at the same time, each run has nodes of its own, named after node and run."""
+    metric = [texts(table[name])[0] for name in roles["metric"][:1] if roles["value"]]
+    instant = [gpu.astype(np.int64), time_ns, *metric]
+    if not len(gpu) or time_ns.max() >= A_YEAR_NS or _tells_apart(instant):
+        return gpu, gpus
+    named = [name for name in table.column_names if normal(name) in RUNS]
+    for name in (*named, *roles["job"]):
+        codes, runs = texts(table[name])
+        if len(runs) < 2 or not _tells_apart([*instant, codes]):
+            continue
+        pairs, place = np.unique(np.stack([codes, gpu], axis=1), axis=0, return_inverse=True)
+        refs = [
+            replace(gpus[at], node=f"{gpus[at].node}/{runs[run]}") if run >= 0 and at >= 0 else None
+            for run, at in pairs.tolist()
+        ]
+        known = [ref for ref in refs if ref is not None]
+        at_of = np.array([-1 if ref is None else known.index(ref) for ref in refs], dtype=np.int32)
+        notes.append(f"the times begin at 0 in each {name!r}: taken as runs of their own")
+        return at_of[place.reshape(-1)], tuple(known)
+    return gpu, gpus
 
 
 def text_column(table: pa.Table, names: list[str]) -> Texts | None:

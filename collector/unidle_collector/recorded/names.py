@@ -47,6 +47,20 @@ ROLES: dict[Role, tuple[str, ...]] = {
     "simulated": ("simulated",),
 }  # fmt: skip
 
+# What tells runs apart that were put into one table, besides jobs.
+RUNS = (
+    "run",
+    "run_id",
+    "run_name",
+    "runid",
+    "experiment",
+    "experiment_id",
+    "trial",
+    "scenario",
+    "file",
+    "source",
+)
+
 # Names of nvidia-smi queries and of common tools, without unit, as `normal` writes them.
 ALIASES: dict[str, str] = {
     "utilization_gpu": "gpu_util_ratio",
@@ -274,7 +288,6 @@ ALIASES: dict[str, str] = {
     "cpu_util": "cpu_busy_ratio",
     "cpu_utilization": "cpu_busy_ratio",
     "cpu_usage": "cpu_busy_ratio",
-    "cpu": "cpu_busy_ratio",
     "iowait": "cpu_iowait_ratio",
     "io_wait": "cpu_iowait_ratio",
     "cpu_io_wait": "cpu_iowait_ratio",

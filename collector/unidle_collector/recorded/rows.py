@@ -16,6 +16,8 @@ from unidle_collector.model import GpuRef
 
 LONG_ID = 12
 """Names of GPUs from this length on are UUIDs: no two GPUs have the same."""
+A_YEAR_NS = 366 * 86_400 * 10**9
+"""Times before this count from the begin of the recording, not from 1970."""
 NOT_SAID, NOBODY = -1, 0
 """Job indices with a meaning of their own, as in `Recording.job`."""
 
@@ -43,21 +45,43 @@ class Rows:
     simulated: bool = False
 
 
-def told_apart(parts: Sequence[tuple[Path, Rows]], unnamed: str) -> list[Rows]:
-    """The rows of each file. Where files that name no node say the same fields of GPUs with the same index at
-    the same time, they are of several nodes: each is then named after its file."""
+def told_apart(parts: Sequence[tuple[Path, Rows]], unnamed: str) -> list[tuple[Path, Rows]]:
+    """Each file with its rows. Where files that name no node say the same fields of GPUs with the same index
+    at the same time, they are of several nodes: each is then named after its file."""
     silent = [at for at, (_, rows) in enumerate(parts) if all(ref.node == unnamed for ref in rows.gpus)]
     clash = any(_clash(parts[one][1], parts[other][1]) for one, other in pairwise_of(silent))
-    out = [rows for _, rows in parts]
+    out = list(parts)
     if not clash:
         return out
     names = _names([parts[at][0] for at in silent])
     for at, name in zip(silent, names, strict=True):
-        rows = out[at]
+        path, rows = out[at]
         gpus = tuple(replace(ref, node=name) for ref in rows.gpus)
-        note = f"{parts[at][0]}: names no node, and others have the same GPUs: taken as node {name}"
-        out[at] = replace(rows, gpus=gpus, notes=(*rows.notes, note))
+        note = f"{path}: names no node, and others have the same GPUs: taken as node {name}"
+        out[at] = path, replace(rows, gpus=gpus, notes=(*rows.notes, note))
     return out
+
+
+def runs_apart(parts: Sequence[tuple[Path, Rows]]) -> list[tuple[Path, Rows]]:
+    """The same, where files whose times begin at 0 say the same fields of the same GPUs of one node: these
+    are runs of different hours, and each gets a node of its own, named after node and file."""
+    begun = [at for at, (_, rows) in enumerate(parts) if rows.time_ns.size and rows.time_ns.max() < A_YEAR_NS]
+    if not any(_same_gpus(parts[one][1], parts[other][1]) for one, other in pairwise_of(begun)):
+        return list(parts)
+    names = dict(zip(begun, _names([parts[at][0] for at in begun]), strict=True))
+    out = []
+    for at, (path, rows) in enumerate(parts):
+        if at in names:
+            gpus = tuple(replace(ref, node=f"{ref.node}/{names[at]}") for ref in rows.gpus)
+            note = f"{path}: its times begin at 0, as those of others with the same GPUs: a run of its own"
+            rows = replace(rows, gpus=gpus, notes=(*rows.notes, note))
+        out.append((path, rows))
+    return out
+
+
+def _same_gpus(one: Rows, other: Rows) -> bool:
+    here, there = ({(ref.node, ref.gpu) for ref in rows.gpus} for rows in (one, other))
+    return not here.isdisjoint(there) and _at_once(one, other)
 
 
 def pairwise_of(places: list[int]) -> Iterator[tuple[int, int]]:
@@ -68,9 +92,13 @@ def pairwise_of(places: list[int]) -> Iterator[tuple[int, int]]:
 
 def _clash(one: Rows, other: Rows) -> bool:
     short = {ref.gpu for ref in one.gpus if len(ref.gpu) < LONG_ID}
+    return not short.isdisjoint(ref.gpu for ref in other.gpus) and _at_once(one, other)
+
+
+def _at_once(one: Rows, other: Rows) -> bool:
+    """Do they say the same fields of the same time."""
     return (
-        not short.isdisjoint(ref.gpu for ref in other.gpus)
-        and not one.values.keys().isdisjoint(other.values)
+        not one.values.keys().isdisjoint(other.values)
         and bool(one.time_ns.size and other.time_ns.size)
         and int(max(one.time_ns.min(), other.time_ns.min()))
         < int(min(one.time_ns.max(), other.time_ns.max()))

@@ -23,7 +23,7 @@ from unidle_collector.recorded.columns import (
     role_columns,
     without_unit,
 )
-from unidle_collector.recorded.identity import Roles, Texts, gpus_of, nodes_of, text_column
+from unidle_collector.recorded.identity import Roles, Texts, gpus_of, nodes_of, runs_within, text_column
 from unidle_collector.recorded.names import MEMORY_SHARE, ROLES, SM_OR_UTIL
 from unidle_collector.recorded.rows import NOBODY, NOT_SAID, RecordingError, Rows
 from unidle_collector.recorded.times import NOT_A_TIME, of_day, times
@@ -66,6 +66,8 @@ def _rows(table: pa.Table, where: str, node: str) -> Rows:
     nodes, node_names = nodes_of(table, roles, node)
     keep &= nodes >= 0
     gpu, gpus, known = gpus_of(table, roles, where, nodes, node_names, time_ns, notes)
+    gpu, gpus = runs_within(table, roles, gpu, gpus, time_ns, notes)
+    known &= gpu >= 0
     if not (keep & known).all():
         lost = np.count_nonzero(keep & ~known)
         notes += [f"{lost} rows that name no GPU were left out"] if lost else []

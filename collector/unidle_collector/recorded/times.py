@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from unidle_collector.recorded.cells import distinct_texts
 from unidle_collector.recorded.columns import unit_in_brackets
-from unidle_collector.recorded.rows import RecordingError
+from unidle_collector.recorded.rows import A_YEAR_NS, RecordingError
 
-A_YEAR_NS = 366 * 86_400 * 10**9
 SCALES = {
     **dict.fromkeys(("ns", "nanoseconds"), 1),
     **dict.fromkeys(("us", "microseconds"), 1_000),
