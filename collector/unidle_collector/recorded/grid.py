@@ -24,13 +24,16 @@ MAX_CELLS = 200_000_000
 
 MIN_PERIOD_S = 1.0
 
-HOLE_S = 2000.0
-"""After this long without a sample, when what was seen is forgotten, an instant is kept per hour only ..."""
+HOLE_S = 200.0
+"""After this long without a sample, when no window holds one, an instant is kept per minute only ..."""
 LEAST_IN_HOLE = 10
-"""... and not before this many."""
+"""... and not before this many; ..."""
+FORGOTTEN_S = 2000.0
+"""... and after this long, when what was seen is forgotten, one per hour."""
 BEFORE_NEXT = 4
-"""As many before the next sample, which may speak for them."""
-HOUR_NS = 3_600_000_000_000
+"""As many are kept before the next sample, which may speak for them."""
+MINUTE_NS = 60_000_000_000
+HOUR_NS = 60 * MINUTE_NS
 STRAY_NS = 366 * 24 * HOUR_NS
 """A time further than this from all others is no run of another day."""
 
@@ -255,18 +258,18 @@ def _without_holes(grid: _Grid, period_s: float) -> _Grid:
     period_ns = round(period_s * 1e9)
     lead = max(round(HOLE_S / period_s), LEAST_IN_HOLE)
     taken = np.unique(grid.slot)
-    after = np.flatnonzero(np.diff(taken) > lead + BEFORE_NEXT + HOUR_NS // period_ns)
+    after = np.flatnonzero(np.diff(taken) * period_ns > lead * period_ns + HOUR_NS)
     if not after.size or int(np.diff(taken)[after].max()) * period_ns > STRAY_NS:
         return grid
     parts, begin = [], 0
     for before, following in zip(taken[after].tolist(), taken[after + 1].tolist(), strict=True):
         first, last = before + lead + 1, following - BEFORE_NEXT
         parts.append(np.arange(begin, first))
-        hours = np.arange(
-            (grid.start_ns + first * period_ns) // HOUR_NS + 1,
-            (grid.start_ns + last * period_ns) // HOUR_NS + 1,
-        )
-        parts.append((hours * HOUR_NS - grid.start_ns) // period_ns)
+        forgotten = max(first, before + round(FORGOTTEN_S / period_s))
+        for each_ns, since, until in ((MINUTE_NS, first, forgotten), (HOUR_NS, forgotten, last)):
+            edges = grid.start_ns + np.array([since, until]) * period_ns
+            full = np.arange(*(edges // each_ns + 1)) * each_ns
+            parts.append((full - grid.start_ns) // period_ns)
         begin = last
     kept = np.unique(np.concatenate([*parts, np.arange(begin, grid.shape[0])]))
     shape = (len(kept), grid.shape[1])
