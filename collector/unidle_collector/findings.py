@@ -243,6 +243,8 @@ class Book:
                 continue
             before = entry.finding
             entry.refreshed_ns = now
+            if not seen and before is not None and len(before.gpus) == len(entry.gpus):
+                continue  # what is only remembered stays as it was said: there is nothing new to say it by
             entry.finding = self._say(detector, verdict, view, entry)
             if entry.told_ns is None:
                 if silenced or not seen or not _is_due(entry, detector, now):

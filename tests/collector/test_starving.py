@@ -395,3 +395,28 @@ def test_evidence_above_its_threshold_says_until_where_it_counts() -> None:
     )
     (told,) = replay(recording(WAITS | COPIES, minutes=4, gpus=1)).findings
     assert "until" not in told.evidence[0].text
+
+
+def test_a_finding_keeps_its_evidence_when_the_job_ends_and_frees_its_memory_in_two_steps() -> None:
+    """As a mean over the second in which it is freed shows it, and a recording that ends 20 s later."""
+
+    def memory(instants: int, gpus: int) -> Floats:
+        left = np.arange(instants)[:, None] - (instants - 20)
+        return np.where(left < 0, 32e9, np.where(left == 0, 4e9, 5e8)) * np.ones((1, gpus))
+
+    def until_the_end(working: float, resting: float) -> Column:
+        return lambda instants, gpus: (
+            np.where(np.arange(instants)[:, None] < instants - 20, working, resting) * np.ones((1, gpus))
+        )
+
+    ends: dict[str, Column] = {
+        "gpu_util_ratio": until_the_end(0.16, 0.0),
+        "sm_active_ratio": until_the_end(0.1, 0.0),
+        "memory_used_bytes": memory,
+        "pcie_rx_bytes_per_s": until_the_end(1.4e9, 0.0),
+        "pcie_tx_bytes_per_s": until_the_end(0.8e9, 0.0),
+    }
+    (told,) = replay(recording(WAITS | ends, minutes=5, gpus=2)).findings
+    assert told.title.startswith("2 GPUs at 10 % SM activity for ")
+    assert told.cost_per_h.gpu_h > 1.7
+    assert all(piece.value is not None for piece in told.evidence)
