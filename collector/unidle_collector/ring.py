@@ -73,7 +73,9 @@ class Ring:
         self.sampled: Bools = np.zeros((steps, size), dtype=np.bool_)
         self.last_step: Numbers = np.full(size, -1, dtype=np.int64)
         self._energy_step: Numbers = np.full(size, -1, dtype=np.int64)
-        """Step of the last row that brought another energy."""
+        """Step of the last row that brought another energy, -1 where nobody knows when it was read."""
+        self._energy_begins: Bools = np.zeros(size, dtype=np.bool_)
+        """Is the last known energy the first one, or the first after a reset."""
         self._resets: list[tuple[int, int]] = []
 
     def take_resets(self) -> list[tuple[int, int]]:
@@ -111,6 +113,7 @@ class Ring:
             self._raw[name] = np.pad(raw, wider[1], constant_values=UNKNOWN_U8)
         self.last_step = np.pad(self.last_step, wider[1], constant_values=-1)
         self._energy_step = np.pad(self._energy_step, wider[1], constant_values=-1)
+        self._energy_begins = np.pad(self._energy_begins, wider[1])
         self._size = size
 
     def shorten(self, steps: int, first: int, last: int) -> None:
@@ -191,28 +194,34 @@ class Ring:
         values = np.empty(rows.count)
         values[rows.order] = result.values
         if spec.name == ENERGY:  # of a GPU that draws something: where it stands still nobody read it anew
-            anew = (read != UNKNOWN_U8) & (values != 0)
-            values[~anew] = np.nan
-            values[rows.order] /= self._since_read(anew[rows.order], rows)
+            known = (read != UNKNOWN_U8)[rows.order]
+            values[rows.order] = result.values / self._since_read(known, result.values, rows)
         else:
             values /= rows.span
         return values, np.bincount(rows.batch[rows.order][result.reset], minlength=rows.batches)
 
-    def _since_read(self, anew: Bools, rows: _Rows) -> Floats:
-        """[R] Steps since it was read before; `anew`, [R] too, says where it was. Both in the order of
-        `rows.order`.
+    def _since_read(self, known: Bools, grown: Floats, rows: _Rows) -> Floats:
+        """[R] Steps since it was read before, NaN where that or by how much it has `grown` is not known.
 
-        Energy is a rate to whoever reads it, whatever a row fills: a node may be away for longer, and an
-        exporter may show the same value several times.
+        All in the order of `rows.order`. Energy is a rate to whoever reads it, whatever a row fills: a node
+        may be away for longer, and an exporter may show the same value several times. If it does so with the
+        first one that came, nobody knows how long it had shown that before.
         """
-        step, thing, here = rows.step[rows.order], rows.thing_by_order, np.arange(rows.count)
-        latest = np.maximum.accumulate(np.where(anew, here, -1))
-        prior = np.concatenate((np.full(min(1, here.size), -1), latest[:-1]))
-        before = np.where(prior >= rows.series_begin, step[prior], self._energy_step[thing])
-        ends = rows.series_end
-        inside = latest[ends] >= rows.series_begin[ends]
-        self._energy_step[thing[ends]] = np.where(inside, step[latest[ends]], self._energy_step[thing[ends]])
-        out: Floats = np.where(before < 0, rows.span[rows.order], np.maximum(step - before, 1))
+        step, thing = rows.step[rows.order], rows.thing_by_order
+        begins, stands = known & np.isnan(grown), known & (grown == 0)
+        prior = rows.before(known)
+        shown_again = stands & np.where(prior >= 0, begins[prior], self._energy_begins[thing])
+        read = np.where(shown_again, -1, step)
+        tells = known & (~stands | shown_again)
+        prior = rows.before(tells)
+        before = np.where(prior >= 0, read[prior], self._energy_step[thing])
+        for kept, flags, values in (
+            (self._energy_step, tells, read),
+            (self._energy_begins, known, begins),
+        ):
+            last = rows.last(flags)
+            kept[thing[rows.series_end[last >= 0]]] = values[last[last >= 0]]
+        out: Floats = np.where(stands | (before < 0), np.nan, np.maximum(step - before, 1))
         return out
 
     def _column(self, spec: Field) -> Array:
@@ -261,6 +270,18 @@ class _Rows:
         self.series_begin = np.repeat(self.series_end - lengths + 1, lengths)
         """[R] In the order of `order`: where the series of the same thing begins."""
         self.thing_by_order = thing[self.order]
+
+    def before(self, flags: Bools) -> Places:
+        """[R] The row before each, of the same series, that is one of `flags`, -1 where there is none; all in
+        the order of `order`."""
+        latest = np.maximum.accumulate(np.where(flags, np.arange(self.count), -1))
+        prior = np.concatenate((np.full(min(1, latest.size), -1), latest[:-1]))
+        return np.where(prior >= self.series_begin, prior, -1)
+
+    def last(self, flags: Bools) -> Places:
+        """[series] The last row of each that is one of `flags`, -1 where there is none; the same."""
+        latest = np.maximum.accumulate(np.where(flags, np.arange(self.count), -1))[self.series_end]
+        return np.where(latest >= self.series_begin[self.series_end], latest, -1)
 
 
 def _spread(block: Block, batch_of: Numbers, before: Numbers, done: int) -> tuple[Numbers, Numbers]:

@@ -14,24 +14,27 @@ from tests.collector.prometheus_server import free_port, needs_prometheus, prome
 from tests.e2e.processes import answers, roles, wait_for
 
 GPUS = 8
+POWER_W = 650.5
+EACH_S = 5
+"""The exporter samples this often: what is scraped in between is its last sample."""
 
 
 def page(started_s: float) -> bytes:
-    """A dcgm-exporter of eight busy GPUs; one of them is throttled by heat."""
+    """A dcgm-exporter of eight GPUs, one of which does nothing."""
     lines = []
+    sample = int((time.time() - started_s) / EACH_S)
     for gpu in range(GPUS):
         labels = (
             f'gpu="{gpu}",UUID="GPU-{gpu}",modelName="NVIDIA H100",Hostname="n1",pod="train",namespace="ml"'
         )
-        elapsed_s = time.time() - started_s
         for name, value in (
             ("DCGM_FI_DEV_GPU_UTIL", 97 if gpu else 0),
             ("DCGM_FI_PROF_SM_ACTIVE", 0.5),
-            ("DCGM_FI_DEV_POWER_USAGE", 650.5),
+            ("DCGM_FI_DEV_POWER_USAGE", POWER_W + 0.1 * (sample % 2)),
             ("DCGM_FI_DEV_GPU_TEMP", 65),
             ("DCGM_FI_DEV_FB_USED", 70_000),
             ("DCGM_FI_DEV_FB_FREE", 11_000),
-            ("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", int(650_500 * elapsed_s)),
+            ("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", int(1000 * POWER_W * EACH_S * sample)),
             ("DCGM_FI_DEV_XID_ERRORS", 0),
         ):
             lines.append(f"{name}{{{labels}}} {value}")
@@ -77,10 +80,14 @@ remote_write:
             assert (first["node"], first["model"], first["job"]) == ("n1", "NVIDIA H100", "ml/train")
             assert first["values"]["gpu_util_ratio"] == 0.0, "protobuf leaves zeros out: they are values"
             assert first["values"]["sm_active_ratio"] == 0.5
-            wait_for(
-                lambda: get(f"{url}/api/v1/series?node=n1&gpu=GPU-1&field=energy_j")["values"][-1],
-                "an increase of energy",
-            )
+
+            def drawn() -> list[float]:
+                """W, where the energy is known."""
+                series = get(f"{url}/api/v1/series?node=n1&gpu=GPU-1&field=energy_j")
+                return [value for value in series["values"] if value is not None]
+
+            wait_for(lambda: len(drawn()) > 1, "two increases of energy")
+            assert drawn() == pytest.approx([POWER_W] * len(drawn()), rel=0.5), "they come in leaps of 5 s"
             counters = get(f"{url}/api/v1/health")["counters"]
             assert counters["remote_write_samples"] > 0
             assert counters.get("remote_write_refused", 0) == 0

@@ -111,6 +111,26 @@ def test_energy_after_a_hole_is_the_mean_of_the_hole_and_what_is_counted_is_all_
     assert sum(errors[12:]) == pytest.approx(6)
 
 
+@pytest.mark.parametrize(("begins", "at_once"), [([7, 7], False), ([7], True), ([None, 7, None, 7], False)])
+@pytest.mark.parametrize("in_one_batch", [True, False])
+def test_an_energy_that_was_shown_before_anybody_looked_says_no_power(
+    begins: list[int | None], at_once: bool, in_one_batch: bool
+) -> None:
+    """Of a first value that comes again nobody knows when it was read; else it was at its own row."""
+    window, positions = Window(1.0, SIZE), np.array([0, 1])
+    joules = [*begins, 107, 107, 307]
+    for first, rows in [(0, joules)] if in_one_batch else [(n, [value]) for n, value in enumerate(joules)]:
+        counts = [None if value is None else 1000 * value for value in rows]
+        item = batch(first, first, len(rows), {"power_w": 120.0}, counters={"energy_j": counts})
+        window.take_all([Arrival(item, positions, START_S * 10**9)])
+    node_of = np.full(SIZE, -1, dtype=np.int32)
+    node_of[:2] = 0
+    steps = [window.next(SIZE, node_of, ["n1"]) for _ in joules]
+    energy = [float(step.columns["energy_j"][0]) for step in steps]
+    expected = [*[np.nan] * len(begins), 100.0 if at_once else np.nan, np.nan, 100.0]
+    assert energy == pytest.approx(expected, nan_ok=True)
+
+
 @pytest.mark.parametrize("anew_each_s", [5, 30])
 def test_energy_that_is_shown_several_times_is_no_work_between(anew_each_s: int) -> None:
     """An exporter that samples each 30 s, scraped each 5 s: a GPU at rest, then one at work unseen."""
