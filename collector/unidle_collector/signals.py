@@ -13,6 +13,7 @@ import numpy as np
 
 from unidle_collector.inventory import NO, UNSAID, YES, Inventory
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, PerGpu, RunningMean, Times, known_or
+from unidle_collector.signs.sampling import Sampling
 from unidle_collector.signs.silence import believed, silent
 
 ACTIVITY = ("gpu_util_ratio", "sm_active_ratio", "graphics_active_ratio")
@@ -156,6 +157,12 @@ class View:
     """Nothing has run since the job got the GPU."""
     held_since: Times
     """Since when the owner holds it, NEVER where not known."""
+    row_s: Floats
+    """Seconds from row to row: in the live window one may speak for many steps."""
+    sampled_each_s: Floats
+    """Seconds from sample to sample: from row to row, or more where the source of the rows repeats itself."""
+    anew: Bools
+    """Begins a new sample at this step; where none is repeated each step is taken for one."""
     silent: Bools
     """The profiling counters say 0 while the GPU works: they are unknown in `step`."""
     made: dict[Callable[[View], Any], Any] = field(default_factory=dict, repr=False)
@@ -176,6 +183,7 @@ class Signals:
         size = inventory.capacity
         self._inventory = inventory
         self._means = RunningMean(MEANS, WINDOW_S, period_s, size, 0.5)
+        self._sampling = Sampling(size)
         self._started = RunningMean(("activity",), STARTED_WINDOW_S, period_s, size, 0.5)
         self._a = PerGpu(size)
         self._a.make("held_since", np.int64, NEVER)
@@ -192,7 +200,7 @@ class Signals:
 
     def resize(self, size: int) -> None:
         """Grow to `size` GPUs."""
-        for part in (self._means, self._started, self._a):
+        for part in (self._means, self._sampling, self._started, self._a):
             part.resize(size)
 
     def changed_owner(self, gpus: Bools) -> None:
@@ -204,6 +212,9 @@ class Signals:
 
     def view(self, step: Step) -> View:
         """Take one step and say what is to be seen."""
+        row_s = np.fmax(self._inventory.a["period_s"], step.period_ns / SECOND_NS)
+        anew = self._sampling.look(step.columns, step.end_ns, row_s, self._inventory.a["node"])
+        step = replace(step, columns=self._sampling.carried_on(step.columns, anew, row_s))
         quiet = silent(step.columns, step.sampled.size)
         step = replace(step, columns=believed(step.columns, quiet)) if quiet.any() else step
         activity = _most(*(step.get(name) for name in ACTIVITY))
@@ -229,6 +240,9 @@ class Signals:
             in_grace=allocated & (step.end_ns <= self._a["grace_until"]),
             never_ran=self._a["never_ran"],
             held_since=self._a["held_since"],
+            row_s=row_s,
+            sampled_each_s=np.fmax(row_s, self._sampling.each_s),
+            anew=anew | np.isnan(self._sampling.each_s),
             silent=quiet,
         )
 

@@ -22,12 +22,31 @@ from unidle_collector.prometheus.scraper import Scraper, wanted
 from unidle_collector.prometheus.targets import DiscoveryError, from_files, from_groups, named
 from unidle_collector.settings import CollectorSettings
 
+HOT = 0x20
+"""Software thermal slowdown (nvml.h)."""
+
 
 def page(host: str = "n1", gpus: int = 2, util: int = 97) -> bytes:
     lines = []
     for gpu in range(gpus):
         labels = f'gpu="{gpu}",UUID="GPU-{host}-{gpu}",modelName="NVIDIA H100",Hostname="{host}"'
         lines += [f"DCGM_FI_DEV_GPU_UTIL{{{labels}}} {util}", f"DCGM_FI_DEV_POWER_USAGE{{{labels}}} 600.5"]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def samples(host: str, shown: int, bits: int) -> bytes:
+    """Sample number `shown` of a page, on which the driver gives `bits` for lower clocks."""
+    lines = []
+    for gpu in range(4):
+        labels = f'gpu="{gpu}",UUID="GPU-{host}-{gpu}",modelName="NVIDIA H100",Hostname="{host}"'
+        for name, value in (
+            ("GPU_UTIL", 100),
+            ("POWER_USAGE", 650 + 0.1 * shown),
+            ("FB_USED", 70_000),
+            ("SM_CLOCK", 1200 if bits else 1980),
+            ("CLOCK_THROTTLE_REASONS", bits),
+        ):
+            lines.append(f"DCGM_FI_DEV_{name}{{{labels}}} {value}")
     return ("\n".join(lines) + "\n").encode()
 
 
@@ -95,6 +114,28 @@ def test_a_scraped_page_becomes_rows_by_the_door_of_pushed_ones(tmp_path: Path) 
             text = client.get("/metrics").text
             assert 'unidle_collector_scrape_targets{state="up"} 1' in text
             assert "unidle_collector_scrapes_total 4" in text
+
+
+def test_a_page_that_shows_its_sample_again_and_again_shows_one(tmp_path: Path) -> None:
+    """As of an exporter that samples each 30 s and is scraped each 5 s: one hot sample is none too many."""
+    each, hot, now = 6, {10, 15, 16, 17}, 0
+
+    def answer(_: Request) -> Reply:
+        return Reply(200, samples("n1", now // each, HOT if now // each in hot else 0))
+
+    with serving(answer) as exporter:
+        settings = {"scrape_targets": (exporter.url,), "scrape_interval_s": 5.0}
+        with scraping(tmp_path, **settings) as (here, scraper, steps, _):
+            told = []
+            for now in range(18 * each):
+                steps.now_s = 5.0 * now
+                here.clock.at_s = START_S + 5 * now
+                until(lambda n=now: here.live.counters["rows_ingested"] == 4 * (n + 1), scraper)
+                here.settle(5 * now)
+                if now % each == each - 1:
+                    told.append([(found["kind"], found["cause"]) for found in here.get("findings")])
+            assert told[:16] == [[]] * 16
+            assert told[17] == [("throttling_thermal", "software_thermal")]
 
 
 def test_targets_that_fail_are_named_in_health_and_harm_no_other(tmp_path: Path) -> None:

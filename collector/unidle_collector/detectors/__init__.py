@@ -164,15 +164,12 @@ def mean_of(values: Floats, gpus: Positions) -> float | None:
     return float(chosen.mean()) if chosen.size else None
 
 
-def sampled_each_s(view: View) -> Floats:
-    """[GPUs] seconds between two rows: in the live window one may speak for many steps."""
-    out: Floats = np.fmax(view.inventory.a["period_s"], view.step.period_ns / SECOND_NS)
-    return out
-
-
 def enough_ns(view: View, seconds: float, samples: int) -> Times:
-    """[GPUs] how long so many seconds last, and so many samples."""
-    out: Times = (np.maximum(seconds, samples * view.once(sampled_each_s)) * SECOND_NS).astype(np.int64)
+    """[GPUs] how long so many seconds last, and so many samples: of one that is repeated in the rows after it
+    the first row is enough, or the second, as it may be seen a row late."""
+    each_s = view.sampled_each_s
+    samples_s = np.minimum(samples * each_s, (samples - 1) * each_s + 2 * view.row_s)
+    out: Times = (np.maximum(seconds, samples_s) * SECOND_NS).astype(np.int64)
     return out
 
 

@@ -162,8 +162,11 @@ class CheckpointStall(Detector):
         seconds = step.period_ns / SECOND_NS
         written = _written(view)
         works = works & ~np.isnan(written) & (step.end_ns - a["ended_ns"] >= FLUSH_NS)
+        # An old sample says nothing of now, and a new one stands for all that is repeated of it.
+        works &= view.anew
+        stands_s = np.where(view.sampled_each_s > view.row_s, view.sampled_each_s, seconds)[works]
         usual = a["usual_bytes_per_s"]
-        usual[works] += (written[works] / seconds - usual[works]) * min(1.0, seconds / USUAL_S)
+        usual[works] += (written[works] / seconds - usual[works]) * np.minimum(1.0, stands_s / USUAL_S)
 
     def _judge(self, now_ns: int) -> None:
         """Are the pauses regular, and do they take enough of the time."""

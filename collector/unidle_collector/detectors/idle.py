@@ -61,7 +61,6 @@ from unidle_collector.detectors import (
     mean_of,
     percent,
     plural,
-    sampled_each_s,
 )
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Causes, Floats, Hold, PerGpu, Positions
@@ -172,7 +171,7 @@ class Idle(Detector):
     def _grace_s(self, view: View, quiet: Bools) -> Floats:
         """[GPUs] seconds that one may do nothing which has worked."""
         s = self._settings
-        grace_s = np.maximum(s.grace_s, s.least_samples * view.once(sampled_each_s))
+        grace_s = np.maximum(s.grace_s, s.least_samples * view.sampled_each_s)
         if self._steady_grace_s >= self._least_grace_s:
             return grace_s
         return np.where(self._steady(view, quiet), self._steady_grace_s, grace_s)
@@ -210,7 +209,7 @@ class Idle(Detector):
         """[GPUs] cells that take seconds fall between samples far apart; only the energy would tell."""
         s = self._settings
         unseen = np.isnan(view.step.get("energy_j") + view.step.get("power_w"))
-        longer_s = np.maximum(s.interactive_grace_s, s.session_samples * view.once(sampled_each_s))
+        longer_s = np.maximum(s.interactive_grace_s, s.session_samples * view.sampled_each_s)
         return np.where(unseen, longer_s, s.interactive_grace_s)
 
     def _is_probe(self, blip: Bools, start_ns: int, end_ns: int) -> Bools:
@@ -274,7 +273,7 @@ class Idle(Detector):
 
     def _told_after_s(self, view: View, gpus: Positions) -> float:
         """Cells of a few seconds mostly fall between samples that are far apart, and draw little."""
-        samples_s = self._settings.session_told_samples * float(sampled_each_s(view)[gpus].max())
+        samples_s = self._settings.session_told_samples * float(view.sampled_each_s[gpus].max())
         return max(self.delay_s("interactive"), samples_s)
 
     def _of_session(self, view: View, gpus: Positions) -> Iterator[Evidence]:

@@ -10,8 +10,8 @@ Evidence
 How it decides
     `width`: fewer lanes than the most, at any time: width is not managed. `generation`: lower than the
     most while the GPU works (activity at least 30 %, then and in the mean of the minute before): idle GPUs
-    lower it to save power. Each has to be seen in answers of the agent that span 15 s, or 5 s where it
-    looks again at once, without another between; over after 60 s without.
+    lower it to save power. Each has to be seen for 15 s and in two samples, or in answers of 5 s where the
+    agent looks again at once, without another between; over after 60 s without.
 
 What to do
     Reseat the card or its riser, look for AER errors in the kernel log, and check the slot's setting in

@@ -80,7 +80,6 @@ from unidle_collector.detectors import (
     mean_of,
     percent,
     plural,
-    sampled_each_s,
 )
 from unidle_collector.model import Evidence
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Causes, Hold, PerGpu, Positions, Times, known_or
@@ -293,7 +292,7 @@ class Starvation(Detector):
             advice=ADVICE[cause] if told else cannot_tell(found, of, s.causes),
             confirm=CONFIRM[cause].format(node=node, gpus=numbers),
             shares=shares,
-            told_after_s=max(self.delay_s(cause), TOLD_SAMPLES * float(sampled_each_s(view)[gpus].max())),
+            told_after_s=max(self.delay_s(cause), TOLD_SAMPLES * float(view.sampled_each_s[gpus].max())),
         )
 
     def _beside(self, view: View, gpus: Positions, field: str) -> Iterator[Evidence]:

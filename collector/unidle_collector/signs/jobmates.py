@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unidle_agent.sample import SLOWED_DOWN
-from unidle_collector.detectors import Detector, Verdict, enough_ns, mean_of, sampled_each_s
+from unidle_collector.detectors import Detector, Verdict, enough_ns, mean_of
 from unidle_collector.model import GpuRef
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu, Positions
 from unidle_collector.signals import NOTHING_RAN, View
@@ -182,7 +182,7 @@ def _draws_less(view: View, light: Positions, heavy: Positions) -> bool:
         return waits <= LESS_POWER * works
     gpus = np.concatenate((light, heavy))
     one_node = np.unique(view.inventory.a["node"][gpus]).size == 1
-    return one_node or bool((sampled_each_s(view)[gpus] <= OFTEN_S).all())
+    return one_node or bool((view.sampled_each_s[gpus] <= OFTEN_S).all())
 
 
 def linked(view: View, gpus: Positions) -> bool:

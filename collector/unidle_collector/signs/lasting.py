@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from unidle_collector.detectors import Detector, Verdict
+from unidle_collector.detectors import Detector, Verdict, enough_ns
 from unidle_collector.model import State
 from unidle_collector.pergpu import NEVER, SECOND_NS, Bools, Floats, Hold, PerGpu, Positions
 from unidle_collector.signals import View
@@ -66,8 +66,9 @@ class Lasting(Detector):
 
 
 def settles_s(view: View, otherwise_s: float) -> Floats:
-    """[GPUs] how long something bad has to be seen: AGREE_S where answers follow at once."""
-    return np.where(view.inventory.a["asks_again"], AGREE_S, otherwise_s)
+    """[GPUs] how long something bad has to be seen: AGREE_S where answers come at once, else two samples."""
+    two_s = enough_ns(view, otherwise_s, 2) / SECOND_NS
+    return np.where(view.inventory.a["asks_again"], AGREE_S, two_s)
 
 
 class Unanswered(Lasting):

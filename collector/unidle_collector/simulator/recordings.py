@@ -152,6 +152,37 @@ def _since(total: NDArray[np.float64], kept: NDArray[np.bool_]) -> NDArray[np.fl
     return total - prior
 
 
+def standing(recording: Recording, each_s: int, read_each_s: int, rng: np.random.Generator) -> Recording:
+    """A recording of each second as it is read each `read_each_s` of exporters that sample each `each_s`.
+
+    Between two samples, which those of each node take in a phase of their own, all stands still: counters,
+    too, which then leap by all that has come together. Before the first sample there is nothing, and by
+    what a counter grew before it nobody knows. What is of the host comes from elsewhere, anew each time.
+    """
+    nodes = [ref.node for ref in recording.gpus]
+    phase = {node: int(rng.integers(each_s)) for node in dict.fromkeys(nodes)}
+    begins = np.array([phase[node] for node in nodes])
+    second = np.arange(recording.instants)[:, None]
+    taken = (second - begins) // each_s * each_s + begins
+    shows, at = taken >= 0, np.maximum(taken, 0)
+    columns = {}
+    for name, values in recording.columns.items():
+        if BY_NAME[name].scope == "host":
+            picked = values
+        elif BY_NAME[name].kind == "counter":
+            total = np.take_along_axis(np.cumsum(np.nan_to_num(values), axis=0), at, axis=0)
+            grown = np.diff(total, axis=0, prepend=total[:1])
+            unknown = np.isnan(np.take_along_axis(values, at, axis=0)) | (second == begins)
+            picked = np.where(unknown, np.nan, grown)
+        else:
+            picked = np.take_along_axis(values, at, axis=0)
+        columns[name] = np.where(shows, picked, np.nan)
+    sampled = np.take_along_axis(recording.sampled, at, axis=0) & shows
+    stood = replace(recording, columns=columns, sampled=sampled)
+    # A page is read as it is at that moment: nothing of it lies between two seconds.
+    return every(stood, read_each_s, np.floor(lateness(stood, read_each_s, rng)))
+
+
 def with_missing(recording: Recording, share: float, rng: np.random.Generator) -> Recording:
     """Without `share` of the samples, each GPU apart: half of them one by one, half in gaps of 2 to 8.
 
