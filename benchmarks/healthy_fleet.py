@@ -7,7 +7,7 @@
 Thousands of GPUs in one engine (`unidle_collector.simulator.healthy_fleet`): whatever it tells there is
 wrong, but for XIDs of applications, which are put in to see that it listens. Bounds are Poisson's, 95 %. Each
 period has its own: hours at 60 s prove nothing of 1 s. `live15` are the 15 s of a scraper, seen by a
-collector that goes on each second.
+collector that goes on each second. `30read5` are exporters that sample each 30 s and are read each 5 s.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,9 +30,11 @@ from unidle_agent.fields import BY_NAME
 from unidle_collector.engine import Engine
 from unidle_collector.model import Finding
 from unidle_collector.pergpu import Floats
+from unidle_collector.ring import ENERGY
 from unidle_collector.signals import Happened, Step
 from unidle_collector.simulator.fault_trial import SLOW
 from unidle_collector.simulator.healthy_fleet import FAILS, HealthyFleet, Played
+from unidle_collector.simulator.healthy_jobs import PER_NODE
 from unidle_collector.simulator.mechanisms import variants
 from unidle_collector.simulator.mechanisms.variant import HEALTHY, Set
 from unidle_collector.simulator.recordings import SECOND_NS, START_NS
@@ -41,7 +43,7 @@ GPUS = 4096
 WEEK_H = 168
 RIGHT = "xid_application"
 """The one kind that this fleet has a reason for."""
-LIVE = "live"
+LIVE, READ = "live", "read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +54,30 @@ class Watch:
     gpu_hours: float
     live: bool = False
     """Rows are seen each second, as in the live window, and not one by one, as in a recording."""
+    read_s: float | None = None
+    """Exporters sample each period, each node's in a phase of its own, and are read so often: between two
+    samples all stands still."""
 
     @property
     def name(self) -> str:
-        """The period, `live` before it where it is live."""
-        return f"{LIVE if self.live else ''}{self.period_s:g}"
+        """The period, `live` before it where it is live, and how often it is read where that is not it."""
+        read = "" if self.read_s is None else f"{READ}{self.read_s:g}"
+        return f"{LIVE if self.live else ''}{self.period_s:g}{read}"
+
+    @property
+    def step_s(self) -> float:
+        """How often the engine is given something."""
+        return self.read_s or (1.0 if self.live else self.period_s)
 
 
 USUAL = (
     Watch(1.0, 2_000), Watch(5.0, 12_000), Watch(15.0, 50_000), Watch(30.0, 180_000), Watch(60.0, 300_000),
     Watch(15.0, 2_000, live=True), Watch(30.0, 8_000, live=True),
+    Watch(10.0, 2_000, read_s=1.0), Watch(30.0, 12_000, read_s=5.0),
 )  # fmt: skip
-SMALL = tuple(Watch(watch.period_s, watch.gpu_hours / 50, watch.live) for watch in USUAL)
+SMALL = tuple(replace(watch, gpu_hours=watch.gpu_hours / 50) for watch in USUAL)
 FULL = tuple(
-    Watch(watch.period_s, 20_000.0 if watch.live else max(watch.gpu_hours, 500_000.0), watch.live)
+    replace(watch, gpu_hours=20_000.0 if watch.step_s < watch.period_s else max(watch.gpu_hours, 500_000.0))
     for watch in USUAL
 )
 
@@ -103,14 +115,16 @@ class _Seat:
     """A fleet in front of an engine."""
 
     def __init__(self, fleet: HealthyFleet, watched: Watch) -> None:
-        step_s = 1.0 if watched.live else watched.period_s
+        step_s = watched.step_s
         self._fleet, self._each = fleet, round(watched.period_s / step_s)
+        rng = np.random.default_rng([fleet.gpus, self._each])
+        self._exporters = None if watched.read_s is None else _Exporters(fleet.gpus, self._each, rng)
         self._engine = Engine(step_s, keep_accounts_ns=2 * 3600 * SECOND_NS)
         self._step_ns = round(step_s * SECOND_NS)
         for ref, share in zip(fleet.refs, fleet.share.tolist(), strict=True):
             self._engine.add(ref, share=share, simulated=True)
         self._size = self._engine.inventory.capacity
-        self._engine.inventory.a["period_s"][: fleet.gpus] = watched.period_s
+        self._engine.inventory.a["period_s"][: fleet.gpus] = watched.read_s or watched.period_s
         self._end_ns = START_NS
 
     @property
@@ -160,14 +174,18 @@ class _Seat:
     def _step(
         self, columns: Mapping[str, Floats], sampled: Any, events: tuple[Happened, ...], out: Quiet
     ) -> None:
-        if self._each > 1:
+        if self._each > 1 and self._exporters is None:
             columns = {
                 name: values / self._each if BY_NAME[name].kind == "counter" else values
                 for name, values in columns.items()
             }
         for number in range(self._each):
             self._end_ns += self._step_ns
-            step = Step(self._end_ns, self._step_ns, columns, sampled, () if number else events)
+            now = columns, sampled
+            if self._exporters is not None:
+                now = self._exporters.read(number, columns, sampled)
+                self._engine.inventory.a["heard_ns"][: self._fleet.gpus] = self._end_ns
+            step = Step(self._end_ns, self._step_ns, *now, () if number else events)
             for change in self._engine.step(step):
                 if change.what == "told":
                     self._note(change.finding, out)
@@ -187,6 +205,44 @@ class _Seat:
         name = f"{finding.kind}.{finding.cause}"
         out.false[name] += 1
         out.titles.append(f"{name}: {finding.title} ({finding.subject})")
+
+
+class _Exporters:
+    """What is read of exporters `each` times in the period in which they sample once.
+
+    A sample is seen up to a period after it was taken, each node's in a phase of its own; who owns a GPU is
+    known at once, as from a scheduler. A counter leaps by all that has come together.
+    """
+
+    def __init__(self, gpus: int, each: int, rng: np.random.Generator) -> None:
+        self._each = each
+        self._phase = np.repeat(rng.integers(each, size=gpus // PER_NODE), PER_NODE)
+        self._shown: dict[str, Any] = {}
+        self._sampled: Any = None
+
+    def read(self, number: int, columns: Mapping[str, Floats], sampled: Any) -> tuple[dict[str, Floats], Any]:
+        """(columns, is there a row) of the reading `number` in this period; the samples are its last ones."""
+        if self._sampled is None:
+            self._sampled = np.zeros_like(sampled)
+        anew = np.flatnonzero(self._phase == number)
+        self._sampled[anew] = sampled[anew]
+        out = {}
+        for name, values in columns.items():
+            field = BY_NAME[name]
+            if field.scope == "host":  # not from an exporter
+                out[name] = values / self._each if field.kind == "counter" else values
+                continue
+            shown = self._shown.setdefault(name, np.full_like(values, np.nan))
+            shown[anew] = values[anew]
+            out[name] = shown.copy()
+            if field.kind == "counter":
+                out[name][~np.isnan(shown)] = 0.0
+                out[name][anew] = values[anew]
+        if ENERGY in out:  # as the collector takes it: a rate to whoever reads it anew, else unknown
+            rate = np.full_like(out[ENERGY], np.nan)
+            rate[anew] = out[ENERGY][anew] / self._each
+            out[ENERGY] = rate
+        return out, self._sampled.copy()
 
 
 def score(which: Sequence[Set], plan: Sequence[Watch], seed: int) -> dict[str, Quiet]:
@@ -237,7 +293,10 @@ def main() -> int:
     parser.add_argument("--set", choices=["tuning", "held_out"], default="held_out")
     parser.add_argument("--full", action="store_true", help="500,000 GPU-hours at every period")
     parser.add_argument(
-        "--hours", action="append", metavar="PERIOD=GPU_HOURS", help="only these: 1=2000, 30=1e5, live30=500"
+        "--hours",
+        action="append",
+        metavar="PERIOD=GPU_HOURS",
+        help="only these: 1=2000, 30=1e5, live30=500, 30read5=1e4",
     )
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
@@ -252,8 +311,9 @@ def main() -> int:
 
 
 def _watch(text: str) -> Watch:
-    period, _, hours = text.partition("=")
-    return Watch(float(period.removeprefix(LIVE)), float(hours), live=period.startswith(LIVE))
+    name, _, hours = text.partition("=")
+    period, _, read = name.removeprefix(LIVE).partition(READ)
+    return Watch(float(period), float(hours), name.startswith(LIVE), float(read) if read else None)
 
 
 if __name__ == "__main__":

@@ -105,6 +105,30 @@ def test_rows_that_the_live_window_spreads_over_seconds_give_the_same_hours() ->
     assert quiet.gpu_hours == pytest.approx(64.0, rel=0.15)
 
 
+def test_exporters_that_are_read_more_often_than_they_sample_give_the_same_hours_and_silence() -> None:
+    quiet = healthy_fleet.watch(["tuning"], Watch(30.0, 1.5 * GPUS, read_s=5.0), seed=21, gpus=GPUS)
+    assert quiet.titles == []
+    assert quiet.gpu_hours == pytest.approx(1.5 * GPUS, rel=0.15)
+
+
+def test_what_is_read_between_two_samples_of_an_exporter_stands_still() -> None:
+    exporters = healthy_fleet._Exporters(GPUS, 6, np.random.default_rng(1))
+    pages: list[dict[str, NDArray[np.float64]]] = []
+    for sample in range(3):
+        values = {name: np.full(GPUS, 100.0 + sample) for name in ("power_w", "energy_j", "pcie_replays")}
+        reads = (exporters.read(number, values, np.ones(GPUS, dtype=np.bool_)) for number in range(6))
+        pages += [columns for columns, _ in reads]
+    power, energy, replays = (
+        np.stack([page[name] for page in pages])[6:] for name in ("power_w", "energy_j", "pcie_replays")
+    )
+    changed = np.diff(power, axis=0) != 0
+    assert (changed.sum(axis=0) <= 2).all()
+    assert len(set(np.argmax(power == 102.0, axis=0).tolist())) > 3, "each node has a phase of its own"
+    assert ((replays[1:] > 0) == changed).all()
+    assert (~np.isnan(energy[1:]) == changed).all()
+    assert set(energy[~np.isnan(energy)] * 6) <= {101.0, 102.0}
+
+
 def test_bounds_are_of_each_period_and_of_all_together() -> None:
     quiet = {"1": Quiet(gpu_hours=1000.0), "60": Quiet(gpu_hours=9000.0)}
     quiet["60"].false["idle.held"] = 1
@@ -121,3 +145,5 @@ def test_bounds_are_of_each_period_and_of_all_together() -> None:
 def test_the_hours_to_run_are_named_by_period() -> None:
     assert healthy_fleet._watch("30=1e5") == Watch(30.0, 100_000.0)
     assert healthy_fleet._watch("live30=500") == Watch(30.0, 500.0, live=True)
+    assert healthy_fleet._watch("30read5=1e3") == Watch(30.0, 1000.0, read_s=5.0)
+    assert {each.name for each in healthy_fleet.USUAL} >= {"1", "live30", "30read5", "10read1"}
