@@ -66,7 +66,7 @@ VIEWS: dict[str, View] = {
     "sampling_30s": _each(30),
     "missing_30pct": lambda recording, rng: with_missing(_each(1)(recording, rng), 0.3, rng),
     "exporter_30s_read_5s": lambda recording, rng: standing(recording, 30, 5, rng),
-    "exporter_10s_read_1s": lambda recording, rng: standing(recording, 10, 1, rng),
+    "exporter_10s_read_5s": lambda recording, rng: standing(recording, 10, 5, rng),
     "gpu_util_only": lambda recording, rng: as_exporter(_each(1)(recording, rng)),
 }
 
