@@ -550,3 +550,19 @@ def test_an_unknown_model_has_no_price_rather_than_a_wrong_one() -> None:
 def test_the_same_recording_gives_the_same_ids() -> None:
     first, second = (replay(recording(STARVED, minutes=15)).findings for _ in range(2))
     assert [f.id for f in first] == [f.id for f in second]
+
+
+def test_the_evidence_of_throttling_is_of_when_it_was_not_of_when_its_finding_ends() -> None:
+    slowed = {
+        "clock_event_reasons": one_gpu(0x24, 0x4, 10, 10.5),
+        "sm_clock_hz": one_gpu(1.2e9, 1.75e9, 10, 10.5),
+        "temperature_c": one_gpu(87, 62, 10, 10.5),
+    }
+    result = replay(recording(HEALTHY | slowed, minutes=15))
+    finding = next(one for one in result.findings if one.kind == "throttling_thermal")
+    assert finding.ended_ns is not None
+    assert finding.ended_ns - finding.since_ns > 40e9, "it is said anew after the clock is back"
+    values = {item.field: (item.value, item.threshold) for item in finding.evidence}
+    assert values["sm_clock_hz"] == (pytest.approx(1.2e9), pytest.approx(1.75e9, rel=0.01))
+    assert values["clock_event_reasons"][0] == 0x24
+    assert values["temperature_c"][0] == 87

@@ -27,6 +27,11 @@ REASONS = {
 }
 """Bits of clock_event_reasons in words (nvml.h)."""
 LEAST_SAMPLES = 2
+SHOWN = (
+    *("sm_clock_hz", "clock_event_reasons", "temperature_c", "memory_temperature_c", "thermal_margin_c"),
+    *("power_w", "power_limit_w"),
+)
+"""The fields of the evidence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,8 @@ class Throttling(Detector):
         self._a = PerGpu(size)
         self._a.make("loss", np.float64, 0.0)
         self._a.make("cause", np.int16, 0)
+        for field in SHOWN:  # when it last held: a finding lasts a little longer than what it is about
+            self._a.make(field, np.float64, np.nan)
 
     def references(self, view: View, slowed: Bools, asked: Bools) -> tuple[Floats, Floats]:
         """The clocks of ReferenceClock.of."""
@@ -102,11 +109,14 @@ class Throttling(Detector):
         self._hold.update(yes, known & view.alive, step.start_ns, step.end_ns, enough)
         np.copyto(self._a["loss"], np.clip(loss, 0.0, 1.0), where=yes & ~np.isnan(loss))
         np.copyto(self._a["cause"], cause, where=yes)
+        if yes.any():
+            for field in SHOWN:
+                np.copyto(self._a[field], step.get(field), where=yes)
         return Verdict(self._hold.on, self._hold.since, self._a["cause"], self._a["loss"])
 
     def evidence(self, view: View, gpus: Positions, seconds: float) -> list[Evidence]:
-        """Clock loss, clocks, power and heat of the GPUs."""
-        loss, clock = mean_of(self._a["loss"], gpus), mean_of(view.step.get("sm_clock_hz"), gpus)
+        """Clock loss, clocks, power and heat of the GPUs, when they were last slowed down."""
+        loss, clock = mean_of(self._a["loss"], gpus), mean_of(self._a["sm_clock_hz"], gpus)
         out = []
         if clock is not None and loss:
             usual = clock / (1 - min(loss, 0.99))
@@ -115,7 +125,7 @@ class Throttling(Detector):
                 "siblings on the same work, or than itself before"
             )
             out.append(Evidence("sm_clock_hz", clock, "Hz", usual, seconds, text))
-        reasons = view.step.get("clock_event_reasons")[gpus]
+        reasons = self._a["clock_event_reasons"][gpus]
         reasons = reasons[~np.isnan(reasons)].astype(np.int64)
         if reasons.size:
             union = int(np.bitwise_or.reduce(reasons))
@@ -130,9 +140,9 @@ class Throttling(Detector):
                 "thermal_margin_c", "Cel", limits["slowdown_margin_c"],
                 "{:.0f} °C to the thermal limit", ", slowed below {:.0f} °C",
             ),
-            ("power_w", "W", view.step.get("power_limit_w"), "{:.0f} W drawn", ", limit {:.0f} W"),
+            ("power_w", "W", self._a["power_limit_w"], "{:.0f} W drawn", ", limit {:.0f} W"),
         ):  # fmt: skip
-            value = mean_of(view.step.get(field), gpus)
+            value = mean_of(self._a[field], gpus)
             if value is not None:
                 threshold = None if limit is None else mean_of(limit, gpus)
                 text = words.format(value) + ("" if threshold is None else beyond.format(threshold))
